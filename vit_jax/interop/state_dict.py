@@ -1,0 +1,126 @@
+"""The map between a model's arrays and the state dict of its PyTorch source.
+
+One rule: the attribute path is the key, joined by dots. A `kernel` is a `weight` whose axes go from
+(*spatial, in, out) to (out, in, *spatial); `scale` and `embedding` are a `weight` as they are. What
+does not follow from it stands in the model class's `torch_names`, a short table of substitutions.
+The layers of a `ScannedLayers` are named as if they stood in a list.
+
+Both directions come from the same list of entries, so they cannot disagree.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from vit_jax.layers.stack import ScannedLayers
+from vit_jax.layers.variables import Frozen
+
+_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """One array of a PyTorch state dict: a variable, or one layer of a stacked variable."""
+
+    name: str
+    variable: nnx.Variable
+    layer: int | None
+    is_kernel: bool
+
+    def _own_shape(self) -> tuple[int, ...]:
+        shape = tuple(self.variable.shape)
+        return shape if self.layer is None else shape[1:]
+
+    def torch_shape(self) -> tuple[int, ...]:
+        shape = self._own_shape()
+        return (shape[-1], shape[-2], *shape[:-2]) if self.is_kernel else shape
+
+    def read(self, arrays: dict[int, np.ndarray]) -> np.ndarray:
+        """The array in PyTorch layout; `arrays` caches the host copies of stacked variables."""
+        array = arrays.setdefault(id(self.variable), np.asarray(self.variable[...]))
+        array = array if self.layer is None else array[self.layer]
+        if self.is_kernel:
+            array = np.moveaxis(array, (-1, -2), (0, 1))
+        return np.ascontiguousarray(array)
+
+    def to_own_layout(self, array: np.ndarray) -> np.ndarray:
+        return np.moveaxis(array, (0, 1), (-1, -2)) if self.is_kernel else array
+
+
+def _entries(model: nnx.Module) -> list[_Entry]:
+    stacks = {
+        path: module.depth
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, ScannedLayers)
+    }
+    entries = []
+    for path, variable in nnx.to_flat_state(nnx.state(model, (nnx.Param, Frozen))):
+        *parents, leaf = map(str, path)
+        stack = next((p for p in stacks if path[: len(p)] == p), None)
+        for layer in range(stacks[stack]) if stack is not None else (None,):
+            if stack is not None:  # in place of the attribute `layer` of ScannedLayers
+                parents[len(stack)] = str(layer)
+            name = ".".join((*parents, _LEAVES.get(leaf, leaf)))
+            for pattern, replacement in getattr(type(model), "torch_names", ()):
+                name = re.sub(pattern, replacement, name)
+            entries.append(_Entry(name, variable, layer, leaf == "kernel"))
+    return entries
+
+
+def state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
+    """Returns the model's arrays under the names and in the layouts of its PyTorch source.
+
+    Parameters and frozen tables, each array once, with the dtype the model keeps it in. Gradients
+    are named the same way: `state_dict(nnx.merge(graphdef, gradients, rest))`.
+    """
+    arrays: dict[int, np.ndarray] = {}
+    return {entry.name: entry.read(arrays) for entry in _entries(model)}
+
+
+def _to_numpy(value: Any) -> np.ndarray:
+    if hasattr(value, "detach"):  # a torch tensor, which may want a gradient
+        value = value.detach().cpu()
+    return np.asarray(value)
+
+
+def load_state_dict(model: nnx.Module, mapping: Mapping[str, Any]) -> None:
+    """Loads a PyTorch state dict into the model, in place and strictly.
+
+    Args:
+      model: it keeps its dtypes: values are cast to `param_dtype`.
+      mapping: name to array (numpy, JAX or torch) in PyTorch layout.
+
+    Raises:
+      ValueError: names every missing, unexpected and misshapen entry; the model is unchanged.
+    """
+    entries = _entries(model)
+    known = {entry.name for entry in entries}
+    problems = [f"missing: {entry.name}" for entry in entries if entry.name not in mapping]
+    problems += [f"unexpected: {name}" for name in mapping if name not in known]
+    loaded: dict[str, np.ndarray] = {}
+    for entry in entries:
+        if entry.name not in mapping:
+            continue
+        array = loaded[entry.name] = _to_numpy(mapping[entry.name])
+        if array.shape != entry.torch_shape():
+            problems.append(
+                f"misshapen: {entry.name} wanted {entry.torch_shape()}, got {array.shape}"
+            )
+    if problems:
+        raise ValueError("the state dict does not fit the model:\n  " + "\n  ".join(problems))
+
+    layers: dict[int, list[np.ndarray]] = {}
+    for entry in entries:
+        array = entry.to_own_layout(loaded[entry.name])
+        if entry.layer is not None:  # the entries of one stacked variable come in order
+            stacked = layers.setdefault(id(entry.variable), [])
+            stacked.append(array)
+            if len(stacked) < entry.variable.shape[0]:
+                continue
+            array = np.stack(stacked)
+        entry.variable.set_value(jnp.asarray(array, entry.variable.dtype))

@@ -1,0 +1,1 @@
+"""Layers: plain arguments, no configuration, no names of models."""

@@ -1,0 +1,59 @@
+"""Dropout and stochastic depth, keyed by their caller: a key means training, `None` evaluation."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+
+def _keep(x: jax.Array, rate, key: jax.Array, mask_shape: tuple[int, ...]) -> jax.Array:
+    keep_prob = 1.0 - rate
+    mask = jax.random.bernoulli(key, keep_prob, mask_shape)
+    return jnp.where(mask, x / jnp.asarray(keep_prob, x.dtype), jnp.zeros((), x.dtype))
+
+
+def check_rate(name: str, rate: float) -> float:
+    """Returns `rate`, or raises ValueError unless 0 <= rate < 1."""
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"{name} must be at least 0 and below 1, got {rate}")
+    return rate
+
+
+class Dropout(nnx.Module):
+    """Zeroes each element with probability `rate` and scales the others by 1 / (1 - rate).
+
+    As `torch.nn.Dropout`. Without a key, or at rate 0, it is the identity.
+    """
+
+    def __init__(self, rate: float):
+        self.rate = check_rate("a dropout rate", rate)
+
+    def __call__(
+        self, x: Float[Array, "*shape"], key: Key[Array, ""] | None = None
+    ) -> Float[Array, "*shape"]:
+        if key is None or self.rate == 0.0:
+            return x
+        return _keep(x, self.rate, key, x.shape)
+
+
+def drop_path(
+    x: Float[Array, "batch ..."],
+    rate: float | Float[Array, ""],
+    key: Key[Array, ""] | None,
+) -> Float[Array, "batch ..."]:
+    """Stochastic depth: drops a residual branch for whole examples (Huang et al. 2016, 1603.09382).
+
+    Args:
+      x: the branch's output.
+      rate: probability of dropping it; may be traced (`scan_layers`).
+      key: None means evaluation, the identity.
+    """
+    if key is None or (isinstance(rate, float) and rate == 0.0):
+        return x
+    return _keep(x, rate, key, (x.shape[0],) + (1,) * (x.ndim - 1))
+
+
+def drop_path_rates(rate: float, depth: int) -> tuple[float, ...]:
+    """The linear decay rule: `depth` rates from 0 at the first block to `rate` at the last."""
+    check_rate("drop_path_rate", rate)
+    return tuple(rate * i / max(depth - 1, 1) for i in range(depth))

@@ -1,0 +1,51 @@
+"""The feed-forward half of a transformer block."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+from flax.typing import Dtype, Initializer
+from jaxtyping import Array, Float, Key
+
+from vit_jax.layers.dropout import Dropout
+from vit_jax.layers.keys import split_key
+
+
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The exact, erf form: PyTorch's default. (JAX's and Flax's is the tanh approximation.)"""
+    return jax.nn.gelu(x, approximate=False)
+
+
+class Mlp(nnx.Module):
+    """Linear, GELU, Dropout, Linear, Dropout, as timm's `Mlp`.
+
+    Args:
+      dim: width of input and output.
+      hidden_dim: width between the two Linears.
+      drop_rate: of both dropouts.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        *,
+        drop_rate: float,
+        kernel_init: Initializer,
+        bias_init: Initializer,
+        dtype: Dtype,
+        param_dtype: Dtype,
+        rngs: nnx.Rngs,
+    ):
+        init: dict[str, Any] = {"kernel_init": kernel_init, "bias_init": bias_init}
+        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+        self.fc1 = nnx.Linear(dim, hidden_dim, **init, **types, rngs=rngs)
+        self.fc2 = nnx.Linear(hidden_dim, dim, **init, **types, rngs=rngs)
+        self.drop = Dropout(drop_rate)
+
+    def __call__(
+        self, x: Float[Array, "batch tokens dim"], *, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "batch tokens dim"]:
+        hidden_key, out_key = split_key(key, 2)
+        x = self.drop(gelu(self.fc1(x)), hidden_key)
+        return self.drop(self.fc2(x), out_key)

@@ -1,0 +1,95 @@
+"""A stack of equal layers: run one by one, or scanned; rematerialised, or not."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Key
+
+REMAT = ("none", "blocks", "dots")
+
+
+def check_remat(remat: str) -> str:
+    if remat not in REMAT:
+        raise ValueError(f"remat must be one of {REMAT}, got {remat!r}")
+    return remat
+
+
+class ScannedLayers(nnx.Module):
+    """Layers of one structure kept as one, every array with a leading axis of their number.
+
+    A scan over it compiles one layer whatever the depth. The arrays stand under the layers' own
+    attribute names; `vit_jax.state_dict` names them layer by layer, as in the plain form.
+    """
+
+    def __init__(self, layers: Sequence[nnx.Module]):
+        states = [nnx.state(layer) for layer in layers]
+        stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *states)
+        self.layer = nnx.merge(nnx.graphdef(layers[0]), stacked)
+        self.depth = len(layers)
+
+
+def stack_layers(layers: Sequence[nnx.Module], scan: bool) -> nnx.List | ScannedLayers:
+    """Returns the layers in the form that `run_layers` takes."""
+    return ScannedLayers(layers) if scan and layers else nnx.List(layers)
+
+
+def _rematerialise(call: Callable[..., Any], remat: str) -> Callable[..., Any]:
+    """Makes the backward pass of `call` compute its forward again ("dots": but for matmuls)."""
+    if remat == "none":
+        return call
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return jax.checkpoint(call, policy=policy)
+
+
+def run_layers(
+    layers: nnx.List | ScannedLayers,
+    x: Float[Array, "batch tokens dim"],
+    *,
+    drop_path_rates: Sequence[float],
+    key: Key[Array, ""] | None,
+    remat: str,
+) -> Float[Array, "batch tokens dim"]:
+    """Applies each layer as `layer(x, drop_path_rate=rate, key=key)`, in order.
+
+    Layer i gets the key folded with i, so the scanned and the rematerialised forms drop what the
+    plain one drops.
+
+    Args:
+      layers: of `stack_layers`.
+      x: tokens.
+      drop_path_rates: one a layer.
+      key: None means evaluation.
+      remat: "none"; "blocks" keeps only the input of each layer for the backward pass; "dots" also
+        the results of matmuls with weights.
+    """
+
+    def layer_key(i):
+        return None if key is None else jax.random.fold_in(key, i)
+
+    if isinstance(layers, ScannedLayers):
+        graphdef, state = nnx.split(layers.layer)
+        rates = jnp.asarray(drop_path_rates, jnp.result_type(float))
+
+        def body(x, per_layer):
+            state, i = per_layer
+            # A traced rate of 0 would draw a mask only to keep everything.
+            rate = rates[i] if any(drop_path_rates) else 0.0
+            layer = nnx.merge(graphdef, state)
+            return layer(x, drop_path_rate=rate, key=layer_key(i)), None
+
+        return jax.lax.scan(_rematerialise(body, remat), x, (state, jnp.arange(layers.depth)))[0]
+
+    for i, (layer, rate) in enumerate(zip(layers, drop_path_rates, strict=True)):
+        if remat == "none":  # the module itself is called, so that its output can be captured
+            x = layer(x, drop_path_rate=rate, key=layer_key(i))
+            continue
+        graphdef, state = nnx.split(layer)
+
+        def call(state, x, key, graphdef=graphdef, rate=rate):
+            return nnx.merge(graphdef, state)(x, drop_path_rate=rate, key=key)
+
+        x = _rematerialise(call, remat)(state, x, layer_key(i))
+    return x

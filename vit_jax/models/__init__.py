@@ -1,0 +1,1 @@
+"""Models: one design a file, and the registry of their names."""

@@ -1,0 +1,158 @@
+"""The names of the models, and what each is built from."""
+
+import dataclasses
+import difflib
+import fnmatch
+import inspect
+from collections.abc import Callable
+from typing import Any, cast
+
+from flax import nnx
+
+from vit_jax.models.base import (
+    CIFAR100_MEAN,
+    CIFAR100_STD,
+    HALF_MEAN,
+    HALF_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Preprocessing,
+    VisionModel,
+)
+from vit_jax.models.classifier_vit import ViTClassifier
+from vit_jax.models.vit import VisionTransformer
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A registered name: its class, the fields that differ from the class's defaults."""
+
+    model_class: Callable[..., VisionModel]
+    fields: dict[str, Any]
+    preprocessing: Preprocessing
+
+
+# embed_dim, depth, num_heads
+_SIZES = {
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "huge": (1280, 32, 16),
+}
+
+
+def _vit(family: str, size: str, patch_size: int, img_size: int, **fields: Any) -> Entry:
+    embed_dim, depth, num_heads = _SIZES[size]
+    # timm: ViT takes Inception's statistics and DeiT ImageNet's; the 384 forms are not cropped.
+    mean, std = (HALF_MEAN, HALF_STD) if family == "vit" else (IMAGENET_MEAN, IMAGENET_STD)
+    return Entry(
+        VisionTransformer,
+        {
+            "img_size": img_size,
+            "patch_size": patch_size,
+            "embed_dim": embed_dim,
+            "depth": depth,
+            "num_heads": num_heads,
+            **fields,
+        },
+        Preprocessing(mean, std, crop_fraction=1.0 if img_size == 384 else 0.9),
+    )
+
+
+def _entries() -> dict[str, Entry]:
+    entries = {}
+    for size, patch, img_size in (
+        *(((size, 16, 224)) for size in ("tiny", "small", "base", "large")),
+        *(((size, 32, 224)) for size in ("small", "base", "large")),
+        ("base", 8, 224),
+        ("huge", 14, 224),
+        *(((size, 16, 384)) for size in ("tiny", "small", "base", "large")),
+        *(((size, 32, 384)) for size in ("base", "large")),
+    ):
+        entries[f"vit_{size}_patch{patch}_{img_size}"] = _vit("vit", size, patch, img_size)
+    for size, img_size in (("tiny", 224), ("small", 224), ("base", 224), ("base", 384)):
+        for infix, distilled in (("", False), ("_distilled", True)):
+            entries[f"deit_{size}{infix}_patch16_{img_size}"] = _vit(
+                "deit", size, 16, img_size, distilled=distilled
+            )
+    for size, patch, img_size in (
+        *((size, 16, img_size) for size in ("small", "base", "large") for img_size in (224, 384)),
+        ("huge", 14, 224),
+    ):
+        entries[f"deit3_{size}_patch{patch}_{img_size}"] = _vit(
+            "deit3", size, patch, img_size, no_embed_class=True, init_values=1e-6
+        )
+    entries["vit_classifier"] = Entry(
+        ViTClassifier, {}, Preprocessing(CIFAR100_MEAN, CIFAR100_STD, interpolation="bilinear")
+    )
+    return entries
+
+
+_REGISTRY = _entries()
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Returns the registered names that match a glob, sorted."""
+    return sorted(fnmatch.filter(_REGISTRY, pattern))
+
+
+def _entry(name: str) -> Entry:
+    if name in _REGISTRY:
+        return _REGISTRY[name]
+    near = difflib.get_close_matches(name, _REGISTRY, n=3, cutoff=0.5)
+    hint = f"; near: {', '.join(near)}" if near else ""
+    raise ValueError(
+        f"unknown model {name!r}{hint}; vit_jax.list_models() gives all {len(_REGISTRY)} names"
+    )
+
+
+def _defaults(model_class: Callable[..., VisionModel]) -> dict[str, Any]:
+    # Not the signature of the class: NNX's metaclass hides it.
+    parameters = inspect.signature(cast(type, model_class).__init__).parameters
+    return {n: p.default for n, p in parameters.items() if n not in ("self", "rngs")}
+
+
+def model_fields(name: str) -> dict[str, Any]:
+    """Returns every constructor field of a registered name and its default there.
+
+    Raises:
+      ValueError: an unknown name; near ones are proposed.
+    """
+    entry = _entry(name)
+    return {**_defaults(entry.model_class), **entry.fields}
+
+
+def model_preprocessing(name: str) -> Preprocessing:
+    """Returns how images of a registered name are made ready.
+
+    Raises:
+      ValueError: an unknown name; near ones are proposed.
+    """
+    return _entry(name).preprocessing
+
+
+def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> VisionModel:
+    """Builds a registered model, in train mode.
+
+    Args:
+      name: one of `list_models()`.
+      rngs: stream "params" draws the initial weights.
+      **overrides: fields of the constructor, in place of the name's own.
+
+    Raises:
+      ValueError: an unknown name or field (near or valid ones are named), or a field that does not
+        fit.
+    """
+    fields = model_fields(name)
+    for field in overrides:
+        if field not in fields:
+            near = difflib.get_close_matches(field, fields, n=1, cutoff=0.5)
+            hint = f", did you mean {near[0]!r}?" if near else ","
+            raise ValueError(
+                f"unknown field {field!r} of {name}{hint} valid fields: {', '.join(fields)}"
+            )
+    entry = _entry(name)
+    model = entry.model_class(**{**entry.fields, **overrides}, rngs=rngs)
+    model.preprocessing = entry.preprocessing
+    return model

@@ -1,0 +1,329 @@
+"""Vision Transformer, DeiT and DeiT III, as timm's `VisionTransformer` (1.0.31).
+
+Dosovitskiy et al. 2020 (2010.11929), Touvron et al. 2020 (2012.12877) and 2022 (2204.07118).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Dtype
+from jaxtyping import Array, Float
+
+from vit_jax.layers.block import Block
+from vit_jax.layers.dropout import Dropout, drop_path_rates
+from vit_jax.layers.initializers import (
+    kaiming_normal_fan_out,
+    normal,
+    trunc_normal,
+    uniform_fan_in,
+    zeros,
+)
+from vit_jax.layers.keys import split_key
+from vit_jax.layers.norm import layer_norm
+from vit_jax.layers.patch_embed import PatchEmbed, to_pair
+from vit_jax.layers.stack import check_remat, run_layers, stack_layers
+from vit_jax.models.base import Logits, VisionModel, check_dtype
+
+GLOBAL_POOLS = ("token", "avg", "max", "avgmax", "")
+WEIGHT_INITS = ("timm", "kaiming_conv")
+
+
+class PreLogits(nnx.Module):
+    """Linear and tanh between the class token and the head: ViT's representation layer."""
+
+    def __init__(
+        self, dim: int, representation_size: int, *, kernel_init, dtype, param_dtype, rngs: nnx.Rngs
+    ):
+        self.fc = nnx.Linear(
+            dim,
+            representation_size,
+            kernel_init=kernel_init,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch representation"]:
+        return jnp.tanh(self.fc(x))
+
+
+class VisionTransformer(VisionModel):
+    """Vision Transformer with class, distillation and register tokens.
+
+    Args:
+      img_size, patch_size: pixels, one number or (height, width).
+      in_chans: channels of the images.
+      num_classes: width of the logits; 0 makes the head the identity.
+      embed_dim: width of a token.
+      depth: blocks.
+      num_heads: heads of each block, a divisor of `embed_dim`.
+      mlp_ratio: hidden width of the MLP over `embed_dim`.
+      qkv_bias, qk_scale, qk_norm: see `layers.attention.Attention`.
+      representation_size: width of a tanh layer before the head; None means none. As in the
+        sources, a distilled model has none.
+      distilled: a second class token with a head of its own. Train mode returns (class logits,
+        distillation logits), eval mode their mean.
+      class_token: whether there is one; without it `global_pool` cannot be "token".
+      reg_tokens: register tokens, after the class token (Darcet et al. 2023, 2309.16588).
+      no_embed_class: positions are added to the patches only, before the class and register tokens
+        are prepended (DeiT III), instead of to all tokens after it.
+      init_values: initial LayerScale; None means none.
+      global_pool: "token" (the class token), "avg", "max" or "avgmax" (over the patch tokens, the
+        last norm after it), or "" (no pooling: the head at every token).
+      norm_eps: epsilon of every LayerNorm.
+      drop_rate: dropout after the positions, the attention's output and in the MLP.
+      attn_drop_rate: dropout on attention weights.
+      drop_path_rate: stochastic depth of the last block; linear from 0 at the first.
+      head_drop_rate: dropout before the head.
+      patchify: "conv" or "unfold", the same numbers: see `PatchEmbed`.
+      weight_init: "timm" (Linear N(0, .02), the patch convolution as torch's default) or
+        "kaiming_conv" (Linear N(0, .01), the patch convolution Kaiming-normal over fan_out: the
+        initialisation of seed 004's text).
+      remat: "none", "blocks" or "dots": see `run_layers`.
+      scan_layers: keeps the blocks stacked and scans over them.
+      dtype: of the computation; param_dtype: of the parameters.
+
+    Raises:
+      ValueError: a field that does not fit, by name.
+    """
+
+    def __init__(
+        self,
+        *,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int | tuple[int, int] = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        qk_norm: bool = False,
+        representation_size: int | None = None,
+        distilled: bool = False,
+        class_token: bool = True,
+        reg_tokens: int = 0,
+        no_embed_class: bool = False,
+        init_values: float | None = None,
+        global_pool: str = "token",
+        norm_eps: float = 1e-6,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        head_drop_rate: float = 0.0,
+        patchify: str = "conv",
+        weight_init: str = "timm",
+        remat: str = "none",
+        scan_layers: bool = False,
+        dtype: Dtype | str = jnp.float32,
+        param_dtype: Dtype | str = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        dtype, param_dtype = check_dtype("dtype", dtype), check_dtype("param_dtype", param_dtype)
+        super().__init__(
+            to_pair("img_size", img_size),
+            in_chans,
+            num_classes,
+            dropout_rates=(drop_rate, attn_drop_rate, drop_path_rate, head_drop_rate),
+            dtype=dtype,
+        )
+        if global_pool not in GLOBAL_POOLS:
+            raise ValueError(f"global_pool must be one of {GLOBAL_POOLS}, got {global_pool!r}")
+        if global_pool == "token" and not class_token:
+            raise ValueError("global_pool 'token' needs class_token=True; other pools do not")
+        if distilled and (global_pool != "token" or reg_tokens):
+            raise ValueError(
+                "distilled=True reads the class and the distillation token: it needs "
+                f"global_pool='token' and reg_tokens=0, got {global_pool!r} and {reg_tokens}"
+            )
+        if reg_tokens < 0:
+            raise ValueError(f"reg_tokens must be at least 0, got {reg_tokens}")
+        if weight_init not in WEIGHT_INITS:
+            raise ValueError(f"weight_init must be one of {WEIGHT_INITS}, got {weight_init!r}")
+        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+        is_timm = weight_init == "timm"
+        self._linear_init = trunc_normal(0.02 if is_timm else 0.01)
+        self._param_dtype = param_dtype
+        self.distilled = distilled
+        self.no_embed_class = no_embed_class
+        self.global_pool = global_pool
+        self.remat = check_remat(remat)
+        self.drop_path_rates = drop_path_rates(drop_path_rate, depth)
+
+        def token(count: int, std: float) -> nnx.Param:
+            return nnx.Param(normal(std)(rngs.params(), (1, count, embed_dim), param_dtype))
+
+        self.patch_embed = PatchEmbed(
+            self.img_size,
+            to_pair("patch_size", patch_size),
+            in_chans,
+            embed_dim,
+            patchify=patchify,
+            kernel_init=uniform_fan_in if is_timm else kaiming_normal_fan_out,
+            bias_init=None if is_timm else zeros,
+            **types,
+            rngs=rngs,
+        )
+        token_std = 1e-6 if is_timm else 0.02
+        self.cls_token = token(1, token_std) if class_token else None
+        self.dist_token = token(1, 0.02) if distilled else None
+        self.reg_token = token(reg_tokens, token_std) if reg_tokens else None
+        self.num_prefix_tokens = int(class_token) + int(distilled) + reg_tokens
+        positions = self.patch_embed.num_patches + (0 if no_embed_class else self.num_prefix_tokens)
+        self.pos_embed = token(positions, 0.02)
+        self.pos_drop = Dropout(drop_rate)
+        self.blocks = stack_layers(
+            [
+                Block(
+                    embed_dim,
+                    num_heads,
+                    mlp_ratio=mlp_ratio,
+                    qkv_bias=qkv_bias,
+                    qk_scale=qk_scale,
+                    qk_norm=qk_norm,
+                    init_values=init_values,
+                    norm_eps=norm_eps,
+                    drop_rate=drop_rate,
+                    attn_drop_rate=attn_drop_rate,
+                    kernel_init=self._linear_init,
+                    bias_init=zeros,
+                    **types,
+                    rngs=rngs,
+                )
+                for _ in range(depth)
+            ],
+            scan=scan_layers,
+        )
+        pools_patches = global_pool in ("avg", "max", "avgmax")
+        last_norm = layer_norm(embed_dim, norm_eps, **types, rngs=rngs)
+        self.norm = None if pools_patches else last_norm
+        self.fc_norm = last_norm if pools_patches else None
+        self.pre_logits = None
+        self.num_features = embed_dim
+        if representation_size and not distilled:
+            self.num_features = representation_size
+            self.pre_logits = PreLogits(
+                embed_dim, representation_size, kernel_init=self._linear_init, **types, rngs=rngs
+            )
+        self.head_drop = Dropout(head_drop_rate)
+        self.reset_classifier(num_classes, rngs=rngs)
+
+    def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs) -> None:
+        """Replaces the head, and the distillation head, by new ones.
+
+        Args:
+          num_classes: width of the logits; 0 makes the heads the identity.
+          rngs: stream "params".
+        """
+        if num_classes < 0:
+            raise ValueError(f"num_classes must be at least 0, got {num_classes}")
+
+        def head() -> nnx.Linear | None:
+            if num_classes == 0:
+                return None
+            return nnx.Linear(
+                self.num_features,
+                num_classes,
+                kernel_init=self._linear_init,
+                dtype=self.dtype,
+                param_dtype=self._param_dtype,
+                rngs=rngs,
+            )
+
+        self.num_classes = num_classes
+        self.head = nnx.data(head())
+        self.head_dist = nnx.data(head() if self.distilled else None)
+
+    def _embed(self, images: jax.Array) -> jax.Array:
+        """Images (B, H, W, C) to tokens (B, N, D) with positions, before dropout."""
+        patches = self.patch_embed(images.astype(self.dtype))
+        batch, _, dim = patches.shape
+        positions = self.pos_embed[...].astype(self.dtype)
+        prefix = [
+            jnp.broadcast_to(token[...].astype(self.dtype), (batch, token.shape[1], dim))
+            for token in (self.cls_token, self.dist_token, self.reg_token)
+            if token is not None
+        ]
+        if self.no_embed_class:
+            return jnp.concatenate([*prefix, patches + positions], axis=1)
+        return jnp.concatenate([*prefix, patches], axis=1) + positions
+
+    def forward_features(
+        self, images: Float[Array, "batch height width channels"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "batch tokens dim"]:
+        """Images to tokens.
+
+        Args:
+          images: (B, H, W, C), floating point, normalised.
+          rngs: needed in train mode where the model drops.
+
+        Returns:
+          (B, N, D): class, distillation, register tokens, then patches row by row; after the last
+          norm, or before it where `global_pool` moves it behind the pooling ("avg", "max",
+          "avgmax"), as timm.
+
+        Raises:
+          ValueError: images of another layout, size or type; `rngs` missing.
+        """
+        self.check_images(images)
+        drop_key, blocks_key = split_key(self.dropout_key(rngs), 2)
+        x = self.pos_drop(self._embed(images), drop_key)
+        x = run_layers(
+            self.blocks,
+            x,
+            drop_path_rates=self.drop_path_rates,
+            key=blocks_key,
+            remat=self.remat,
+        )
+        return x if self.norm is None else self.norm(x)
+
+    def _pool(self, tokens: jax.Array) -> jax.Array:
+        if self.global_pool == "":
+            return tokens
+        if self.global_pool == "token":
+            return tokens[:, 0]
+        patches = tokens[:, self.num_prefix_tokens :]
+        if self.global_pool == "avg":
+            return patches.mean(axis=1)
+        if self.global_pool == "max":
+            return patches.max(axis=1)
+        return 0.5 * (patches.max(axis=1) + patches.mean(axis=1))
+
+    def forward_head(
+        self,
+        tokens: Float[Array, "batch tokens dim"],
+        pre_logits: bool = False,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Logits:
+        """Tokens of `forward_features` to logits.
+
+        Args:
+          tokens: (B, N, D).
+          pre_logits: stop before the head; a distilled model gives the mean of its two tokens.
+          rngs: needed in train mode where the model drops.
+
+        Returns:
+          (B, num_classes), or (B, features) with `pre_logits`; two of them from a distilled model
+          in train mode; (B, N, num_classes) with global_pool "".
+        """
+        class_key, dist_key = split_key(self.dropout_key(rngs), 2)
+        if self.distilled:
+            x = self.head_drop(tokens[:, 0], class_key)
+            x_dist = self.head_drop(tokens[:, 1], dist_key)
+            if pre_logits:
+                return (x + x_dist) / 2
+            if self.head is not None and self.head_dist is not None:
+                x, x_dist = self.head(x), self.head_dist(x_dist)
+            return (x + x_dist) / 2 if self.deterministic else (x, x_dist)
+        x = self._pool(tokens)
+        if self.fc_norm is not None:
+            x = self.fc_norm(x)
+        if self.pre_logits is not None:
+            x = self.pre_logits(x)
+        x = self.head_drop(x, class_key)
+        return x if pre_logits or self.head is None else self.head(x)
