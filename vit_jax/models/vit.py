@@ -61,7 +61,7 @@ class VisionTransformer(VisionModel):
       num_heads: heads of each block, a divisor of `embed_dim`.
       mlp_ratio: hidden width of the MLP over `embed_dim`.
       qkv_bias, qk_scale, qk_norm: see `layers.attention.Attention`.
-      representation_size: width of a tanh layer before the head; None means none. As in the
+      representation_size: width of a tanh layer before the head; None or 0 means none. As in the
         sources, a distilled model has none.
       distilled: a second class token with a head of its own. Train mode returns (class logits,
         distillation logits), eval mode their mean.
@@ -202,13 +202,13 @@ class VisionTransformer(VisionModel):
         last_norm = layer_norm(embed_dim, norm_eps, **types, rngs=rngs)
         self.norm = None if pools_patches else last_norm
         self.fc_norm = last_norm if pools_patches else None
-        self.pre_logits = None
-        self.num_features = embed_dim
-        if representation_size and not distilled:
-            self.num_features = representation_size
-            self.pre_logits = PreLogits(
-                embed_dim, representation_size, kernel_init=self._linear_init, **types, rngs=rngs
-            )
+        width = None if distilled else representation_size
+        self.num_features = width or embed_dim
+        self.pre_logits = (
+            PreLogits(embed_dim, width, kernel_init=self._linear_init, **types, rngs=rngs)
+            if width
+            else None
+        )
         self.head_drop = Dropout(head_drop_rate)
         self.reset_classifier(num_classes, rngs=rngs)
 

@@ -1,0 +1,160 @@
+"""The command line as a user meets it: statuses, one-line errors, and what is not imported."""
+
+import importlib
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from vit_jax import cli
+
+# Raised by beartype at annotations of the libraries when the commands import their modules.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning"
+)
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def _run(*arguments: str, cwd: pathlib.Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_train_py_ends_a_mistake_in_one_line(tmp_path):
+    done = _run(
+        str(ROOT / "train.py"), "--config=digits_vit", "--config.model.kwargs.depht=2", cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: config.model.kwargs.depht: ")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["trian"],
+        ["models", "--nope"],
+        ["models", "zzz*"],
+        ["prepare"],
+        ["train"],
+        ["train", "--config=nowhere.py"],
+        ["train", "--config=digits_vit", "--config.model.kwargs.num_heads=5"],
+        ["train", "--config=digits_vit", "--config.model.kwargs.num_classes=3"],
+    ],
+)
+def test_a_mistake_is_status_2_and_one_line(arguments, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "set_up_jax", lambda: None)  # it is for whole processes
+    try:
+        status = cli.main(arguments)
+    except SystemExit as end:  # argparse's way out
+        status = end.code
+    captured = capfd.readouterr()
+    assert status == 2
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("raised", "status"),
+    [
+        (OSError(28, "No space left on device"), 2),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_what_failed_outside_is_no_traceback(monkeypatch, raised, status):
+    def fail(options):
+        raise raised
+
+    monkeypatch.setattr(cli, "models", fail)
+    assert cli.main(["models"]) == status
+
+
+@pytest.mark.parametrize("raised", [ValueError("from a library"), TypeError("x"), OSError("x")])
+def test_a_bug_keeps_its_traceback(monkeypatch, raised):
+    def fail(options):
+        raise raised
+
+    monkeypatch.setattr(cli, "models", fail)
+    with pytest.raises(type(raised)):
+        cli.main(["models"])
+
+
+def test_help_and_version(capsys):
+    for arguments, wanted in ((["--help"], "prepare"), (["--version"], "vit-jax ")):
+        with pytest.raises(SystemExit) as end:
+            cli.main(arguments)
+        assert end.value.code == 0
+        assert wanted in capsys.readouterr().out
+    assert cli.main(["train", "--help"]) == 0
+    assert "--config.optimizer.learning_rate" in capsys.readouterr().out
+
+
+def test_models_prints_a_table(capsys):
+    assert cli.main(["models", "vit_class*"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[1].split() == ["vit_classifier", "2,618,916", "72", "x", "72"]
+
+
+def test_prepare_hands_its_options_on(monkeypatch, capsys):
+    calls = []
+    module = importlib.import_module("vit_jax.data.prepare")
+    monkeypatch.setattr(module, "prepare", lambda *given: calls.append(given) or "there")
+    assert cli.main(["prepare", "cifar10", "--data-dir", "d", "--archive", "a.tar.gz"]) == 0
+    assert calls == [("cifar10", "d", "a.tar.gz")]
+    assert capsys.readouterr().out == "prepared there\n"
+
+
+def test_train_hands_config_and_workdir_on_and_says_its_notes(monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(cli, "set_up_jax", lambda: calls.append("set up"))
+    monkeypatch.setattr("vit_jax.training.loop.train", lambda *arguments: calls.append(arguments))
+    status = cli.main(
+        ["train", "--config", "digits_vit", "--workdir=w", "--config.model.name=vit_classifier"]
+    )
+    assert status == 0
+    assert calls[0] == "set up"
+    config, workdir = calls[1]
+    assert (config.model.name, str(workdir)) == ("vit_classifier", "w")
+    assert capsys.readouterr().err.startswith("note: model.name is no longer vit_tiny_patch16_224")
+
+
+def test_config_and_cli_import_nothing_heavy(tmp_path):
+    # Their own imports, apart from what `import vit_jax` itself brings.
+    code = (
+        "import sys, types; package = types.ModuleType('vit_jax');"
+        f"package.__path__ = [{str(ROOT / 'vit_jax')!r}]; sys.modules['vit_jax'] = package;"
+        "import vit_jax.cli;"
+        "print([m for m in ('jax', 'flax', 'torch', 'tensorflow', 'numpy') if m in sys.modules])"
+    )
+    done = _run("-c", code, cwd=tmp_path)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+@pytest.mark.parametrize(
+    ("variables", "wanted"),
+    [
+        ({"HOME": "/home/me"}, "/home/me/.cache/vit_jax/xla"),
+        ({"HOME": "/home/me", "XDG_CACHE_HOME": "/x"}, "/x/vit_jax/xla"),
+        ({"JAX_COMPILATION_CACHE_DIR": "/own"}, None),  # JAX reads it itself
+        ({"JAX_COMPILATION_CACHE_DIR": ""}, None),
+    ],
+)
+def test_the_compilation_cache_is_the_users_and_configurable(monkeypatch, variables, wanted):
+    for name in ("XDG_CACHE_HOME", "JAX_COMPILATION_CACHE_DIR", "JAX_TRACEBACK_FILTERING"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    options = {}
+    monkeypatch.setattr(jax.config, "update", options.__setitem__)
+    cli.set_up_jax()
+    assert options.pop("jax_traceback_filtering") == "off"
+    assert options == ({} if wanted is None else {"jax_compilation_cache_dir": wanted})

@@ -1,0 +1,126 @@
+"""Finding and loading recipes; the recipes that come along."""
+
+import pathlib
+
+import pytest
+
+from vit_jax.config import (
+    TrainConfig,
+    check_model_kwargs,
+    find_recipe,
+    load_recipe,
+    recipe_names,
+    recipes,
+    validate,
+)
+from vit_jax.models.registry import model_fields
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def test_recipes_come_along():
+    assert {"digits_vit", "cifar10_vit", "cifar100_vit", "imagenet_vit_s16"} <= set(recipe_names())
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs").glob("*.py")))
+def test_a_recipe_is_valid_and_says_how_it_went(name):
+    path = find_recipe(name)
+    config = load_recipe(path)
+    validate(config)
+    check_model_kwargs(config.model.name, config.model.kwargs, model_fields(config.model.name))
+    text = path.read_text().split('"""')[1]
+    assert f"python train.py --config configs/{name}.py" in text
+    assert "Hardware, time and" in text
+
+
+def test_cifar100_is_seed_003s_to_the_letter():
+    config = load_recipe(find_recipe("cifar100_vit"))
+    kwargs = model_fields("vit_classifier") | config.model.kwargs
+    assert config.num_epochs == 100
+    assert config.data.batch_size == 32
+    assert config.data.image_size == 72
+    assert config.data.rotation_degrees == 7
+    assert config.data.horizontal_flip
+    optimizer = config.optimizer
+    assert (optimizer.learning_rate, optimizer.weight_decay) == (1e-3, 1e-4)
+    assert (optimizer.schedule, optimizer.decay_mask) == ("constant", "all")
+    assert optimizer.warmup_epochs == 0
+    assert optimizer.gradient_clip_norm is None
+    assert (optimizer.beta1, optimizer.beta2, optimizer.eps) == (0.9, 0.999, 1e-8)
+    assert config.loss.label_smoothing == 0
+    wanted = {
+        "img_size": 72,
+        "patch_size": 6,
+        "embed_dim": 64,
+        "num_heads": 4,
+        "depth": 8,
+        "mlp_dim": 128,
+        "mlp_head_units": (2048, 1024),
+        "drop_rate": 0.1,
+        "attn_drop_rate": 0.0,
+        "head_drop_rate": 0.5,
+        "num_classes": 100,
+        "class_token_batch": 1,
+    }
+    assert {name: kwargs[name] for name in wanted} == wanted
+
+
+def test_cifar10_differs_from_cifar100_only_in_the_set():
+    config, other = (load_recipe(find_recipe(name)) for name in ("cifar10_vit", "cifar100_vit"))
+    assert (config.data.name, config.model.kwargs["num_classes"]) == ("cifar10", 10)
+    config.data.name = other.data.name
+    config.model.kwargs["num_classes"] = 100
+    assert config == other
+
+
+def test_names_and_paths_resolve_and_an_existing_file_goes_first(tmp_path, monkeypatch):
+    built_in = ROOT / "configs" / "digits_vit.py"
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits_vit", "digits_vit.py", "configs/digits_vit.py", "configs/digits_vit"):
+        assert find_recipe(name).samefile(built_in)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "digits_vit.py").touch()
+    assert find_recipe("configs/digits_vit.py") == pathlib.Path("configs/digits_vit.py")
+
+
+@pytest.mark.parametrize(
+    "name", ["digits_vti", "other/digits_vit.py", "/nowhere/digits_vit.py", ""]
+)
+def test_no_such_recipe(name):
+    with pytest.raises(ValueError, match=r"recipes that come along: .*digits_vit"):
+        find_recipe(name)
+
+
+def test_a_wheel_carries_the_recipes_inside_the_package(tmp_path, monkeypatch):
+    (tmp_path / "vit_jax" / "config").mkdir(parents=True)
+    (tmp_path / "vit_jax" / "configs").mkdir()
+    (tmp_path / "vit_jax" / "configs" / "one.py").touch()
+    monkeypatch.setattr(recipes, "__file__", str(tmp_path / "vit_jax" / "config" / "recipes.py"))
+    assert recipe_names() == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("x = 1\n", "has no function get_config"),
+        ("x = 1\n1 / 0\n", r"small\.py, line 2: ZeroDivisionError: division by zero"),
+        ("def get_config(:\n", "SyntaxError"),
+        ("import no_such_module\n", "line 1: ModuleNotFoundError"),
+        ("def get_config():\n    return undefined\n", "line 2: NameError"),
+        ("def get_config():\n    return {}\n", "wanted a vit_jax.config.TrainConfig .* got dict"),
+        ("def get_config(size):\n    return {}\n", "TypeError"),
+        ("get_config = 3\n", "has no function get_config"),
+    ],
+)
+def test_a_recipe_that_fails_says_where(tmp_path, code, message):
+    path = tmp_path / "small.py"
+    path.write_text(code)
+    with pytest.raises(ValueError, match=message) as error:
+        load_recipe(path)
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_loading_leaves_nothing_behind(recipe):
+    assert isinstance(load_recipe(recipe), TrainConfig)
+    assert [path.name for path in pathlib.Path(recipe).parent.iterdir()] == ["small.py"]

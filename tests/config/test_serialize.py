@@ -1,0 +1,100 @@
+"""config.json there and back, and what a resume may change."""
+
+import copy
+import json
+
+import pytest
+
+from vit_jax.config import (
+    RESUMABLE_FIELDS,
+    check_resumable,
+    diff,
+    from_dict,
+    load_config,
+    save_config,
+    to_dict,
+)
+from vit_jax.config.validate import fields_of
+
+
+def test_json_round_trip_gives_the_same_config(config, tmp_path):
+    config.data.mean, config.data.std = (0.1, 0.2), (0.3, 0.4)
+    save_config(config, tmp_path / "config.json")
+    assert load_config(tmp_path / "config.json") == config
+    assert config.model.kwargs["img_size"] == (64, 96)
+
+
+def test_a_field_that_an_older_file_lacks_takes_its_default(config):
+    values = to_dict(config)
+    del values["mesh"], values["optimizer"]["beta2"]
+    assert from_dict(values) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v["data"].update(batchsize=3), r"config\.data\.batchsize is not a field; did"),
+        (lambda v: v["data"].pop("batch_size"), r"config\.data\.batch_size is missing"),
+        (lambda v: v.update(data=3), r"config\.data: wanted a group of fields, got 3"),
+        (lambda v: v.update(seed=-1), r"config\.seed: wanted an integer"),
+    ],
+)
+def test_a_dict_that_is_no_config(config, change, message):
+    values = to_dict(config)
+    change(values)
+    with pytest.raises(ValueError, match=message):
+        from_dict(values)
+
+
+@pytest.mark.parametrize("text", ['{"seed": ', "[1]", "{}"])
+def test_a_file_that_is_no_config_is_named(tmp_path, text):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json is not the config of a run"):
+        load_config(path)
+
+
+def test_diff_names_changed_fields_with_both_values(config):
+    other = copy.deepcopy(config)
+    assert diff(config, other) == {}
+    other.seed = 7
+    other.data.data_dir = "elsewhere"
+    other.model.kwargs = {"depth": 2, "qkv_bias": False}
+    assert diff(config, other) == {
+        "seed": (0, 7),
+        "model.kwargs.img_size": ((64, 96), "unset"),
+        "model.kwargs.qkv_bias": ("unset", False),
+        "data.data_dir": (None, "elsewhere"),
+    }
+
+
+def test_a_config_that_went_through_json_does_not_differ(config):
+    assert diff(config, from_dict(json.loads(json.dumps(to_dict(config))))) == {}
+
+
+def test_resume_allows_what_cannot_change_numbers(config):
+    other = copy.deepcopy(config)
+    other.mesh.fsdp = 2
+    other.checkpoint.every_steps = 7
+    other.data.num_workers, other.data.worker_kind, other.data.data_dir = 5, "process", "x"
+    other.log.every_steps = 3
+    other.parallel = "pmap"
+    check_resumable(config, other)
+
+
+def test_resume_refuses_and_names_every_other_change(config):
+    other = copy.deepcopy(config)
+    other.mesh.fsdp = 2
+    other.seed = 1
+    other.optimizer.learning_rate = 0.5
+    with pytest.raises(ValueError, match="another config") as error:
+        check_resumable(config, other)
+    assert "seed (was 0, now 1)" in str(error.value)
+    assert "optimizer.learning_rate (was 0.001, now 0.5)" in str(error.value)
+    assert "mesh" not in str(error.value)
+
+
+def test_resumable_fields_exist():
+    paths = {info.path for info in fields_of()}
+    groups = {path.split(".")[0] for path in paths}
+    assert paths | groups >= RESUMABLE_FIELDS

@@ -1,0 +1,158 @@
+"""Each field's type, range and choices; fields that contradict each other; a model's kwargs."""
+
+import ast
+import pathlib
+
+import pytest
+
+import vit_jax.config
+from tests.config.conftest import FIELDS
+from vit_jax.config import TrainConfig, check_model_kwargs, validate
+from vit_jax.config.validate import fields_of
+
+
+def _set(config: TrainConfig, path: str, value: object) -> TrainConfig:
+    *groups, name = path.split(".")
+    holder = config
+    for group in groups:
+        holder = getattr(holder, group)
+    setattr(holder, name, value)
+    return config
+
+
+def test_a_valid_config_passes(config):
+    validate(config)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "wanted"),
+    [
+        ("seed", -1, "an integer >= 0"),
+        ("seed", 2**32, "<= 4294967295"),
+        ("seed", True, "an integer"),
+        ("seed", 1.0, "an integer"),
+        ("num_epochs", 0, "an integer >= 1"),
+        ("init_from", None, "a string"),
+        ("parallel", "pjit", '"jit" or "pmap"'),
+        ("model.name", 3, "a string"),
+        ("model.kwargs", (), "a dict"),
+        ("data.source", "disk", '"digits" or "tfds" or "folder"'),
+        ("data.batch_size", 0, "an integer >= 1"),
+        ("data.batch_size", None, "an integer >= 1"),
+        ("data.num_train_examples", 0, "an integer >= 1, or None"),
+        ("data.image_size", "224", "an integer >= 1, or None"),
+        ("data.mean", (), "a tuple of numbers, or None"),
+        ("data.mean", [0.5], "a tuple of numbers, or None"),
+        ("data.std", (0.0,), "a tuple of numbers > 0, or None"),
+        ("data.rotation_degrees", 46, "a number >= 0 and <= 45"),
+        ("data.horizontal_flip", 1, "true or false"),
+        ("data.worker_kind", "fibre", '"thread" or "process"'),
+        ("optimizer.name", "sgd", '"adamw"'),
+        ("optimizer.learning_rate", 0.0, "a number > 0"),
+        ("optimizer.learning_rate", float("nan"), "a number > 0"),
+        ("optimizer.learning_rate", float("inf"), "a number > 0"),
+        ("optimizer.beta1", 1.0, "a number >= 0 and < 1"),
+        ("optimizer.gradient_clip_norm", 0.0, "a number > 0, or None"),
+        ("optimizer.schedule", "step", '"constant" or "cosine" or "linear"'),
+        ("loss.label_smoothing", 1.0, "a number >= 0 and < 1"),
+        ("checkpoint.keep", 0, "an integer >= 1"),
+        ("log.progress", "loud", '"auto" or "plain" or "none"'),
+        ("mesh.fsdp", 0, "an integer >= 1"),
+    ],
+)
+def test_a_bad_value_names_field_wish_and_value(config, path, value, wanted):
+    with pytest.raises(ValueError, match="wanted") as error:
+        validate(_set(config, path, value))
+    assert str(error.value).startswith(f"config.{path}: wanted ")
+    assert wanted in str(error.value)
+    assert str(error.value).endswith(f"got {value!r}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"data.source": "tfds"}, "config.data.name"),
+        ({"data.name": "cifar10"}, "config.data.name"),
+        ({"data.source": "folder"}, "config.data.data_dir"),
+        ({"data.train_split": ""}, "config.data.train_split"),
+        ({"data.mean": (0.5,)}, "config.data.mean and config.data.std"),
+        ({"data.mean": (0.5,), "data.std": (0.5, 0.5)}, "config.data.mean and config.data.std"),
+        ({"optimizer.warmup_epochs": 3.0}, "config.optimizer.warmup_epochs"),
+        ({"optimizer.min_learning_rate": 0.1}, "config.optimizer.min_learning_rate"),
+        ({"optimizer.warmup_learning_rate": 0.1}, "config.optimizer.warmup_learning_rate"),
+        ({"mesh.data": 0}, "config.mesh.data"),
+        ({"mesh.data": -2}, "config.mesh.data"),
+        ({"parallel": "pmap", "mesh.fsdp": 2}, "config.mesh.fsdp"),
+    ],
+)
+def test_fields_that_contradict_each_other(config, changes, named):
+    for path, value in changes.items():
+        _set(config, path, value)
+    with pytest.raises(ValueError, match=named):
+        validate(config)
+
+
+@pytest.mark.parametrize("value", [object(), [1, 2], {"a": 1}, (1, [2])])
+def test_model_kwargs_hold_what_json_holds(config, value):
+    config.model.kwargs["depth"] = value
+    with pytest.raises(ValueError, match=r"config\.model\.kwargs\.depth: wanted None, a bool"):
+        validate(config)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"img_size": 64},
+        {"img_size": (64, 96)},
+        {"mlp_ratio": 3},
+        {"qk_scale": 0.1},
+        {"qk_scale": None},
+        {"init_values": None},
+        {"head_units": (1, 2, 3)},
+        {"dtype": "bfloat16"},
+    ],
+)
+def test_model_kwargs_that_fit(kwargs):
+    check_model_kwargs("vit_a", kwargs, FIELDS["vit_a"])
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"depht": 3}, r"kwargs\.depht: vit_a has no such field; did you mean depth; it takes: de"),
+        ({"depth": "3"}, r"kwargs\.depth: wanted a value like vit_a's default 12, got '3'"),
+        ({"depth": 3.5}, "depth"),
+        ({"depth": True}, "depth"),
+        ({"depth": None}, "depth"),
+        ({"depth": (3, 3)}, "depth"),
+        ({"img_size": (64, 64, 3)}, "img_size"),
+        ({"img_size": (64, "96")}, "img_size"),
+        ({"mlp_ratio": "4"}, "mlp_ratio"),
+        ({"mlp_ratio": float("nan")}, "mlp_ratio"),
+        ({"qkv_bias": 1}, "qkv_bias"),
+        ({"global_pool": 1}, "global_pool"),
+        ({"head_units": 8}, "head_units"),
+        ({"dtype": 32}, "dtype"),
+    ],
+)
+def test_model_kwargs_that_do_not_fit(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        check_model_kwargs("vit_a", kwargs, FIELDS["vit_a"])
+
+
+def test_every_field_is_read_somewhere():
+    package = pathlib.Path(vit_jax.config.__file__).parents[1]
+    files = [path for path in package.rglob("*.py") if "config" not in path.parts[:-1]]
+    read = {
+        node.attr
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+    }
+    unread = [info.path for info in fields_of() if info.path.rsplit(".", 1)[-1] not in read]
+    assert unread == []
+
+
+def test_every_field_says_what_it_is():
+    assert all(info.help_text for info in fields_of())
+    assert len(list(fields_of())) > 40

@@ -1,0 +1,80 @@
+"""Checks that hold for the whole suite; the platform is settled before JAX starts."""
+
+import contextlib
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+os.environ.setdefault(
+    "JAX_PLATFORMS", "cpu"
+)  # tolerances below are those of float arithmetic on CPU
+
+import jax
+import jax.numpy as jnp
+import pytest
+from beartype.roar import BeartypeDecorHintPep585DeprecationWarning
+from jaxtyping import install_import_hook
+
+import tests.typecheck  # noqa: F401 - the import hook finds it by name
+
+# Shape annotations are checked at run time where there are shapes: each function there is wrapped
+# when its module is imported, now or later.
+_CHECKED = [f"vit_jax.{package}" for package in ("layers", "models", "interop", "data")]
+install_import_hook(_CHECKED, "tests.typecheck.checked")
+with warnings.catch_warnings():
+    # flax's nnx.List is a typing.MutableSequence, which beartype calls deprecated.
+    warnings.simplefilter("ignore", BeartypeDecorHintPep585DeprecationWarning)
+    import vit_jax  # noqa: F401
+
+# Where no promotion may be left to JAX. The training tests are out: optax itself relies on it.
+_STRICT = {"layers", "models", "parity", "reference", "interop"}
+
+
+def _promote_types(a: Any, b: Any, of: Callable = jnp.promote_types) -> Any:
+    """`jnp.promote_types` is a promotion by name, as explicit as can be; strict mode refuses it."""
+    with jax.numpy_dtype_promotion("standard"):
+        return of(a, b)
+
+
+@pytest.fixture(autouse=True)
+def explicit_numerics(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Full matmul precision; in the model tests also no implicit dtype or rank promotion."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.default_matmul_precision("highest"))
+        if _STRICT & set(request.path.parts):
+            stack.enter_context(jax.numpy_dtype_promotion("strict"))
+            stack.enter_context(mock.patch.object(jnp, "promote_types", _promote_types))
+            stack.enter_context(jax.numpy_rank_promotion("raise"))
+        yield
+
+
+@pytest.fixture
+def promoting() -> Iterator[None]:
+    """For half precision: Flax's own LayerNorm leaves it to JAX to widen its input to float32."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Float64 for this test alone, so that both precisions live in one process."""
+    with jax.enable_x64(True):
+        yield
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print the worst parity figure per fixture and stage, so that it can be quoted."""
+    rows: dict[str, dict[str, float]] = defaultdict(dict)
+    for report in terminalreporter.getreports("passed"):
+        for name, figure in report.user_properties:
+            if isinstance(name, str) and name.startswith("parity:"):
+                _, subject, stage = name.split(":", 2)
+                rows[subject][stage] = max(figure, rows[subject].get(stage, 0.0))
+    if rows:
+        terminalreporter.section("worst error: float64 relative to rms, float32 in noise floors")
+        for subject, stages in sorted(rows.items()):
+            figures = "  ".join(f"{stage} {figure:.1e}" for stage, figure in stages.items())
+            terminalreporter.write_line(f"{subject:<52} {figures}")

@@ -1,0 +1,197 @@
+"""Augmentation against PIL itself, and its randomness."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.data.conftest import random_images
+from vit_jax.data import (
+    STATISTICS,
+    example_keys,
+    make_eval_preprocess,
+    make_train_augment,
+    normalize,
+    open_splits,
+    random_horizontal_flip,
+    random_rotation,
+    resize_bilinear,
+    rotate,
+)
+
+MEAN, STD = STATISTICS["cifar10"]
+
+
+@pytest.fixture(autouse=True)
+def explicit_types():
+    """The augmentation runs inside the step, which allows no implicit promotion."""
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield
+
+
+def image_of(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
+    # No zeros, so that the filled corners of a rotation can be told from the image.
+    shape = (height, width, channels)
+    return np.random.default_rng(seed).integers(1, 256, shape, dtype=np.uint8)
+
+
+def pil_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        ((32, 32), (72, 72)),  # seed 003
+        ((8, 8), (32, 32)),
+        ((100, 100), (37, 37)),  # antialiased
+        ((90, 60), (30, 20)),
+        ((20, 30), (50, 31)),
+        ((16, 16), (16, 16)),
+        ((9, 20), (30, 20)),  # one pass only
+    ],
+)
+def test_resize_is_pils_bit_for_bit(start: tuple[int, int], end: tuple[int, int]) -> None:
+    image = image_of(*start)
+    np.testing.assert_array_equal(resize_bilinear(jnp.asarray(image), end), pil_resize(image, *end))
+
+
+def test_resize_that_changes_the_aspect_is_within_a_grey_level() -> None:
+    # PIL 13 orders the two passes by size, so that the rounding between them differs.
+    image = image_of(60, 30)
+    ours = np.asarray(resize_bilinear(jnp.asarray(image), (25, 61))).astype(int)
+    assert np.abs(ours - pil_resize(image, 25, 61)).max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(72, 72), (31, 58)])
+def test_rotation_is_pils_pixel_for_pixel(shape: tuple[int, int]) -> None:
+    image = image_of(*shape)
+    rotate_jit = jax.jit(rotate)
+    for angle in (0.0, 7.0, -7.0, 1.0, -1.0, 3.5, -0.25, 6.999, 0.01, 30.0, -45.0):
+        expected = Image.fromarray(image).rotate(float(np.float32(angle)), Image.Resampling.NEAREST)
+        ours = rotate_jit(jnp.asarray(image), jnp.float32(angle))
+        np.testing.assert_array_equal(ours, np.asarray(expected), err_msg=str(angle))
+
+
+def test_rotation_by_random_angles_moves_next_to_no_pixel() -> None:
+    image = image_of(72, 72)
+    angles = np.random.default_rng(1).uniform(-7, 7, 200).astype(np.float32)
+    ours = jax.jit(jax.vmap(rotate, in_axes=(None, 0)))(jnp.asarray(image), jnp.asarray(angles))
+    expected = [
+        np.asarray(Image.fromarray(image).rotate(float(a), Image.Resampling.NEAREST))
+        for a in angles
+    ]
+    # 5 pixels of 7.8 million in 1,500 angles: float32 coefficients beside PIL's double.
+    assert (np.asarray(ours) != np.stack(expected)).any(-1).sum() <= 4
+
+
+def test_angles_are_uniform_within_the_bound() -> None:
+    # A dot far right of the centre moves along the circle: its row gives the angle.
+    size = 401
+    image = np.zeros((size, size, 1), np.uint8)
+    image[198:203, :, 0] = 255
+    keys = jax.random.split(jax.random.key(0), 600)
+    turned = jax.lax.map(lambda key: random_rotation(key, jnp.asarray(image), 7.0)[:, 390, 0], keys)
+    rows = (np.asarray(turned) > 0).argmax(1) + 2
+    angles = np.degrees(np.arctan2(200 - rows, 190))
+    assert np.abs(angles).max() < 7.2
+    assert np.abs(angles).max() > 6.8
+    counts, _ = np.histogram(angles, bins=4, range=(-7.2, 7.2))
+    # 150 each, standard deviation 10.6
+    assert np.abs(counts - 150).max() < 50
+
+
+def test_half_of_the_images_are_mirrored() -> None:
+    image = jnp.asarray(image_of(2, 3))
+    keys = jax.random.split(jax.random.key(1), 2000)
+    flipped = np.asarray(jax.vmap(random_horizontal_flip, in_axes=(0, None))(keys, image))
+    mirrored = (flipped == np.asarray(image)[:, ::-1]).all((1, 2, 3))
+    untouched = (flipped == np.asarray(image)).all((1, 2, 3))
+    assert (mirrored ^ untouched).all()
+    assert abs(mirrored.mean() - 0.5) < 0.045  # 4 standard errors
+    assert (random_horizontal_flip(keys[0], image, 1.0) == image[:, ::-1]).all()
+    assert (random_horizontal_flip(keys[0], image, 0.0) == image).all()
+
+
+def test_normalize_is_torchvisions() -> None:
+    image = image_of(4, 5)
+    expected = (image.astype(np.float32) / 255 - np.array(MEAN, np.float32)) / np.array(
+        STD, np.float32
+    )
+    ours = normalize(jnp.asarray(image), MEAN, STD)
+    assert ours.dtype == jnp.float32
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=5e-7)  # a rounding of values up to 2
+    with pytest.raises(ValueError, match="one number for each of the 1 channels"):
+        normalize(jnp.asarray(image_of(4, 5, 1)), MEAN, STD)
+
+
+def test_augment_is_resize_rotate_flip_normalize_in_order() -> None:
+    augment = make_train_augment(24, rotation_degrees=7.0, flip=True, mean=MEAN, std=STD)
+    images = jnp.asarray(random_images(6))
+    keys = example_keys(jax.random.key(0), 0, jnp.arange(6, dtype=jnp.int32))
+    batch = jax.jit(augment)(keys, images)
+    assert batch.shape == (6, 24, 24, 3)
+    assert batch.dtype == jnp.float32
+    for key, image, result in zip(keys, images, batch, strict=True):
+        rotation_key, flip_key = jax.random.split(key)
+        angle = jax.random.uniform(rotation_key, (), jnp.float32, -7.0, 7.0)
+        picture = Image.fromarray(pil_resize(np.asarray(image), 24, 24))
+        expected = np.asarray(picture.rotate(float(angle), Image.Resampling.NEAREST))
+        if jax.random.bernoulli(flip_key):
+            expected = expected[:, ::-1]
+        np.testing.assert_allclose(
+            result, normalize(jnp.asarray(expected), MEAN, STD), rtol=0, atol=5e-7
+        )
+
+
+def test_augmentation_depends_on_seed_epoch_and_index_alone() -> None:
+    augment = jax.jit(make_train_augment(48, rotation_degrees=7.0, flip=True, mean=MEAN, std=STD))
+    images = jnp.asarray(random_images(1, 32)).repeat(8, axis=0)
+
+    def run(seed: int, epoch: int, index: np.ndarray) -> np.ndarray:
+        keys = example_keys(jax.random.key(seed), epoch, jnp.asarray(index, jnp.int32))
+        return np.asarray(augment(keys, images[: len(index)]))
+
+    whole = run(0, 2, np.arange(8))
+    # Two angles that are close can give the same pixels.
+    assert len({image.tobytes() for image in whole}) >= 5
+    np.testing.assert_array_equal(run(0, 2, np.arange(8)[::-1])[::-1], whole)
+    np.testing.assert_array_equal(run(0, 2, np.array([5]))[0], whole[5])
+    assert not np.array_equal(run(0, 3, np.arange(8)), whole)
+    assert not np.array_equal(run(1, 2, np.arange(8)), whole)
+
+
+def test_evaluation_preprocess_is_resize_and_normalize() -> None:
+    images = random_images(2)
+    ours = jax.jit(make_eval_preprocess((12, 20), mean=MEAN, std=STD))(jnp.asarray(images))
+    expected = np.stack([pil_resize(image, 12, 20) for image in images])
+    np.testing.assert_allclose(ours, normalize(jnp.asarray(expected), MEAN, STD), rtol=0, atol=5e-7)
+
+
+def test_without_augmentation_training_sees_what_evaluation_sees() -> None:
+    images = jnp.asarray(random_images(2))
+    keys = jax.random.split(jax.random.key(0), 2)
+    plain = make_train_augment(12, mean=MEAN, std=STD)(keys, images)
+    np.testing.assert_array_equal(plain, make_eval_preprocess(12, mean=MEAN, std=STD)(images))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rotation_degrees": 46.0}, "rotation_degrees must be from 0 to 45, got 46"),
+        ({"rotation_degrees": -1.0}, "got -1"),
+        ({"std": (0.2, 0.2, 0.0)}, "std positive"),
+        ({"mean": (0.5,)}, "one number a channel"),
+    ],
+)
+def test_bad_settings_are_one_clear_error(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_train_augment(8, **{"mean": MEAN, "std": STD, **arguments})
+
+
+def test_digits_statistics_are_measured() -> None:
+    train = open_splits("digits").train
+    images = np.stack([e["image"] for e in train.__getitems__(range(len(train)))]) / 255
+    mean, std = STATISTICS["digits"]
+    np.testing.assert_allclose([images.mean(), images.std()], [mean[0], std[0]], atol=5e-5)

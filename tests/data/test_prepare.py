@@ -1,0 +1,220 @@
+"""Preparing data sets: official archives, TFDS, and everything that can be wrong with either."""
+
+import hashlib
+import io
+import sys
+import tarfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from tests.data.conftest import cifar_members, prepare_small, write_tar
+from vit_jax.data import cifar_archive, open_splits, prepare
+
+ARCHIVES = {"cifar10": "cifar-10-binary.tar.gz", "cifar100": "cifar-100-binary.tar.gz"}
+
+
+def small_archive(tmp_path: Path, name: str, **changes: bytes | None) -> Path:
+    """An archive in the official format; `changes` replaces members, None leaves one out."""
+    members = cifar_members(name, train=20, test=10)
+    for member, data in changes.items():
+        (key,) = (key for key in members if key.endswith(f"/{member}"))
+        if data is None:
+            del members[key]
+        else:
+            members[key] = data
+    return write_tar(tmp_path / ARCHIVES[name], members)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_official_archive_becomes_a_set(tmp_path: Path, name: str) -> None:
+    path = prepare(name, tmp_path / "data", small_archive(tmp_path, name))
+    assert path == tmp_path / "data" / name / "3.0.2"
+    splits = open_splits(
+        "tfds",
+        name,
+        tmp_path / "data",
+        validation_split="shuffled(test)[:70%]",
+        test_split="shuffled(test)[70%:]",
+    )
+    assert [len(p) for p in (splits.train, splits.validation, splits.test) if p] == [20, 7, 3]
+    assert splits.train.image_shape == (32, 32, 3)
+    members = cifar_members(name, train=20, test=10)
+    if name == "cifar10":
+        assert splits.class_names == tuple(f"class{i}" for i in range(10))
+        raw = b"".join(members[f"cifar-10-batches-bin/data_batch_{i}.bin"] for i in range(1, 6))
+    else:
+        assert splits.class_names == tuple(f"fine{i}" for i in range(100))
+        raw = members["cifar-100-binary/train.bin"]
+    records = np.frombuffer(raw, np.uint8).reshape(20, -1)
+    for example, record in zip(splits.train.__getitems__(range(20)), records, strict=True):
+        assert example["label"] == record[-3073]  # the fine label is the last before the pixels
+        for channel in range(3):
+            plane = record[-3072:][1024 * channel :][:1024].reshape(32, 32)
+            np.testing.assert_array_equal(example["image"][:, :, channel], plane)
+
+
+def test_tfdss_own_cifar100_reads_it(tmp_path: Path) -> None:
+    prepare("cifar100", tmp_path / "data", small_archive(tmp_path, "cifar100"))
+    builder: Any = tfds.builder("cifar100", data_dir=tmp_path / "data")
+    example = builder.as_data_source("train")[0]
+    assert set(example) == {"id", "image", "label", "coarse_label"}
+    assert builder.info.features["coarse_label"].num_classes == 20
+    assert example["id"] == b"train_00000"
+
+
+def test_nothing_is_overwritten_or_left_half_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = small_archive(tmp_path, "cifar10")
+    home = tmp_path / "data" / "cifar10"
+
+    def break_off(*args: Any, **kwargs: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vit_jax.data.prepared_writer._write_metadata", break_off)
+        with pytest.raises(ValueError, match=r"cannot be written: .*No space left on device"):
+            prepare("cifar10", tmp_path / "data", archive)
+    assert list(home.iterdir()) == []
+    first = prepare("cifar10", tmp_path / "data", archive)
+    before = {path: path.stat().st_mtime_ns for path in first.iterdir()}
+    with pytest.raises(ValueError, match="exists already"):
+        prepare("cifar10", tmp_path / "data", archive)
+    with pytest.raises(ValueError, match="exists already and is left as it is"):
+        prepare_small(tmp_path / "data", "cifar10", "3.0.2")
+    assert {path: path.stat().st_mtime_ns for path in first.iterdir()} == before
+    assert [path.name for path in home.iterdir()] == ["3.0.2"]
+
+
+def test_python_archive_is_refused_with_the_reason(tmp_path: Path) -> None:
+    archive = write_tar(
+        tmp_path / "cifar-100-python.tar.gz", {"cifar-100-python/train": b"\x80\x02pickle"}
+    )
+    with pytest.raises(ValueError, match="Python archive, whose pickles can run any code"):
+        prepare("cifar100", tmp_path / "data", archive)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"test.bin": None}, "lacks test.bin"),
+        ({"fine_label_names.txt": None}, "lacks fine_label_names.txt"),
+        ({"train.bin": b"x" * 3073}, "train.bin has 3073 bytes, not a multiple of the 3074"),
+        ({"train.bin": b""}, "train.bin has 0 bytes"),
+        ({"fine_label_names.txt": b"a\na\n"}, "must name each class once"),
+        ({"fine_label_names.txt": b"\xff\xfe"}, "is not text"),
+        ({"fine_label_names.txt": b"x" * 70_000}, "larger than the 65536 bytes"),
+        (
+            {"test.bin": b"\x63" * 3074},
+            "record 0 of test.bin has coarse_label 99, but there are 20",
+        ),
+    ],
+)
+def test_bad_archives_are_one_clear_error(
+    tmp_path: Path, changes: dict[str, bytes | None], message: str
+) -> None:
+    archive = small_archive(tmp_path, "cifar100", **changes)
+    with pytest.raises(ValueError, match=message):
+        prepare("cifar100", tmp_path / "data", archive)
+    assert not (tmp_path / "data/cifar100/3.0.2").exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.95])
+def test_truncated_archive_is_named(tmp_path: Path, share: float) -> None:
+    archive = small_archive(tmp_path, "cifar100")
+    data = archive.read_bytes()
+    archive.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(ValueError, match="damaged, cut off, or no tar archive"):
+        prepare("cifar100", tmp_path / "data", archive)
+
+
+def test_flipped_byte_is_caught_by_the_checksum_of_gzip(tmp_path: Path) -> None:
+    archive = small_archive(tmp_path, "cifar100")
+    data = bytearray(archive.read_bytes())
+    data[len(data) // 2] ^= 1
+    archive.write_bytes(bytes(data))
+    with pytest.raises(ValueError, match="damaged, cut off"):
+        prepare("cifar100", tmp_path / "data", archive)
+
+
+def test_members_elsewhere_in_the_tar_are_never_written(tmp_path: Path) -> None:
+    archive = tmp_path / "cifar-100-binary.tar.gz"
+    members = cifar_members("cifar100", train=20, test=10)
+    write_tar(archive, {**members, "../../escaped.txt": b"x", "/absolute.txt": b"x"})
+    with tarfile.open(tmp_path / "linked.tar", "w") as tar:
+        link = tarfile.TarInfo("cifar-100-binary/train.bin")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    prepare("cifar100", tmp_path / "a" / "data", archive)
+    assert not list(tmp_path.rglob("escaped.txt"))
+    with pytest.raises(ValueError, match=r"lacks .*train.bin"):
+        prepare("cifar100", tmp_path / "b", tmp_path / "linked.tar")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "cifar10", "archive": "nowhere.tar.gz"}, "there is no archive nowhere.tar.gz"),
+        ({"name": "imagenette", "archive": "x"}, "--archive is for cifar10, cifar100"),
+        ({"name": "cifar10:1.0.0"}, "prepared in version 3.0.2, 1.0.0 was asked for"),
+        ({"name": "cifra10"}, "TFDS knows no data set 'cifra10'; did you mean cifar10"),
+        ({"name": "a b"}, "not of the form"),
+    ],
+)
+def test_bad_arguments_are_one_clear_error(tmp_path: Path, arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        prepare(**arguments, data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cifar100", "imagenette"])
+def test_without_a_network_the_ways_out_are_named_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def unreachable(*args: Any, **kwargs: Any) -> None:
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    with pytest.raises(ValueError, match=r"not reachable .*Ways out: .*--config.data.data_dir="):
+        prepare(name, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_network_that_swallows_everything_ends_in_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = threading.Event()
+
+    def swallow(*args: Any, **kwargs: Any) -> io.BytesIO:
+        done.wait(10)
+        return io.BytesIO()
+
+    monkeypatch.setattr(urllib.request, "urlopen", swallow)
+    module = sys.modules[prepare.__module__]  # the package's name `prepare` is the function
+    monkeypatch.setattr(module, "_REACH_TIMEOUT_S", 0.2)
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="no answer in"):
+        prepare("cifar10", tmp_path)
+    assert time.monotonic() - start < 2
+    done.set()
+
+
+def test_download_is_checked_and_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = small_archive(tmp_path, "cifar10").read_bytes()
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *args, **kwargs: io.BytesIO(data))
+    with pytest.raises(ValueError, match=r"came with checksum .* cut off or changed"):
+        prepare("cifar10", tmp_path / "data")
+    layout = cifar_archive.CIFAR_FORMATS["cifar10"]
+    right = cifar_archive.CifarFormat(
+        **{**vars(layout), "sha256": hashlib.sha256(data).hexdigest()}
+    )
+    monkeypatch.setitem(cifar_archive.CIFAR_FORMATS, "cifar10", right)
+    assert prepare("cifar10", tmp_path / "data").name == "3.0.2"

@@ -1,0 +1,107 @@
+"""Golden fixtures: what the PyTorch references answered, and the same model built by vit_jax.
+
+`NAME.json` says what was run, `NAME.npz` what came out, `weights.py` rebuilds every weight and
+input from its name, shape and seed, and `models.json` maps a reference's constructor and its
+arguments to a registered name and our fields.
+"""
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import vit_jax
+from tests.golden import weights
+
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One fixture. `spec` is its JSON, `arrays` its npz, both as stored."""
+
+    name: str
+    spec: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+    @functools.cached_property
+    def params(self) -> dict[str, np.ndarray]:
+        """PyTorch's name -> float32 array in PyTorch's layout."""
+        params = weights.params_from_spec(self.spec)
+        ordered = [params[name] for name, _, _ in self.spec["state_dict"] if name in params]
+        assert weights.digest(ordered) == self.spec["params_sha256"], (
+            "numpy's random stream changed"
+        )
+        return params
+
+    @functools.cached_property
+    def images(self) -> np.ndarray:
+        """Float32 images (B, H, W, C)."""
+        source = self.spec["input"]
+        return weights.make_input(tuple(source["shape"]), source["seed"]).transpose(0, 2, 3, 1)
+
+    @property
+    def labels(self) -> np.ndarray:
+        return np.asarray(self.spec["labels"])
+
+    @property
+    def class_head_only(self) -> bool:
+        """Whether the fixture's logits are the class head's, where ours average both heads."""
+        return "004_caf" in self.spec["source"] and bool(self.spec["kwargs"].get("distilled"))
+
+    @property
+    def distilled(self) -> bool:
+        return "head_dist.weight" in self.params
+
+    def noise(self, of: str) -> float:
+        """Largest difference of the reference's own float32 and float64 run."""
+        return self.spec["noise_f32_vs_f64"][of]["max_abs"]
+
+    def registry_name_and_fields(self) -> tuple[str, dict[str, Any]]:
+        """The registered name and the keyword overrides that make the fixture's model."""
+        spec = self.spec
+        if spec["constructor"] in vit_jax.list_models():
+            return spec["constructor"], dict(spec["kwargs"])
+        rows = json.loads((_FOLDER / "models.json").read_text())["rows"]
+        row = next(
+            row
+            for row in rows
+            if row["source"] in spec["source"] and row["constructor"] == spec["constructor"]
+        )
+        renamed, dropped = row.get("fields", {}), row.get("drop", [])
+        fields = dict(row["fixed"])
+        for key, value in spec["kwargs"].items():
+            if key not in dropped:  # JSON has no tuples
+                fields[renamed.get(key, key)] = tuple(value) if isinstance(value, list) else value
+        if row["registry"] == "vit_classifier":
+            fields["img_size"] = spec["input"]["shape"][2]
+            fields["class_token_batch"] = len(self.params["patch_embedding_layer.class_parameter"])
+        return row["registry"], fields
+
+    def build(self, dtype: Any = jnp.float64, **overrides: Any) -> Any:
+        """The fixture's model in eval mode with the fixture's weights, everything in `dtype`."""
+        name, fields = self.registry_name_and_fields()
+        model = vit_jax.create_model(
+            name, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype, **{**fields, **overrides}
+        )
+        vit_jax.load_state_dict(model, self.params)
+        model.eval()
+        return model
+
+
+@functools.cache
+def load(name: str) -> Golden:
+    """Read the fixture `name` (without extension)."""
+    spec = json.loads((_FOLDER / f"{name}.json").read_text())
+    with np.load(_FOLDER / f"{name}.npz") as stored:
+        return Golden(name, spec, dict(stored))
+
+
+def names(kind: str) -> list[str]:
+    """Names of the fixtures of a kind: "tiny" (gradients, training) or "full" (outputs only)."""
+    return sorted(path.stem for path in _FOLDER.glob(f"{kind}_*.json"))

@@ -1,0 +1,177 @@
+"""Each mistake is one ValueError that says what was wanted and what came."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+from flax import nnx
+
+import vit_jax
+from tests.models.families import FAMILIES, build, images
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """As users run it: the run-time check of the annotations would speak before our own errors."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def create(name: str = "vit_tiny_patch16_224", **fields: Any) -> nnx.Module:
+    return nnx.eval_shape(lambda: vit_jax.create_model(name, rngs=nnx.Rngs(0), **fields))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [
+        ("vit_base_patch16_244", "vit_base_patch16_224"),
+        ("deit_tiny_destilled_patch16_224", "deit_tiny_distilled_patch16_224"),
+        ("vit_clasifier", "vit_classifier"),
+    ],
+)
+def test_unknown_model_proposes_near_names(wrong: str, near: str) -> None:
+    with pytest.raises(ValueError, match=rf"unknown model '{wrong}'.*{near}"):
+        create(wrong)
+
+
+def test_unknown_model_without_a_near_name() -> None:
+    with pytest.raises(ValueError, match=r"unknown model 'resnet50'.*list_models"):
+        create("resnet50")
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_classifier"])
+def test_unknown_field_names_the_valid_ones(name: str) -> None:
+    with pytest.raises(ValueError, match=r"unknown field 'embed_dims'") as error:
+        create(name, embed_dims=8)
+    for field in ("img_size", "embed_dim", "depth", "num_heads", "drop_rate", "patchify", "dtype"):
+        assert re.search(rf"\b{field}\b", str(error.value)), field
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"embed_dim": 10, "num_heads": 4}, r"embed_dim.*divisible.*num_heads.*10.*4"),
+        ({"num_heads": 0}, r"num_heads"),
+        ({"img_size": 30, "patch_size": 16}, r"img_size.*divisible.*patch_size.*30x30.*16x16"),
+        ({"img_size": (32, 20), "patch_size": 16}, r"img_size.*divisible.*patch_size.*32x20"),
+        ({"img_size": (32, 32, 3)}, r"img_size must be.*\(32, 32, 3\)"),
+        ({"img_size": 0}, r"img_size must be a positive int.*0"),
+        ({"in_chans": 0}, r"in_chans must be at least 1.*0"),
+        ({"num_classes": -1}, r"num_classes must be at least 0.*-1"),
+        ({"patchify": "stride"}, r"patchify.*conv.*unfold.*'stride'"),
+        ({"dtype": "int32"}, r"dtype must be float32.*'int32'"),
+        ({"param_dtype": "float99"}, r"param_dtype must be float32.*'float99'"),
+        ({"dtype": "float64"}, r"float64.*x64"),
+    ],
+)
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_classifier"])
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_fields_that_do_not_fit(name: str, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create(name, **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"global_pool": "mean"}, r"global_pool.*token.*avg.*max.*avgmax.*'mean'"),
+        ({"class_token": False}, r"global_pool 'token' needs class_token"),
+        ({"distilled": True, "global_pool": "avg"}, r"distilled.*global_pool='token'.*'avg'"),
+        ({"distilled": True, "reg_tokens": 2}, r"distilled.*reg_tokens=0.*2"),
+        ({"reg_tokens": -1}, r"reg_tokens must be at least 0.*-1"),
+        ({"weight_init": "zeros"}, r"weight_init.*timm.*'zeros'"),
+    ],
+)
+def test_vit_fields_that_do_not_fit(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create(**fields)
+
+
+def test_classifier_fields_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match=r"mlp_head_units.*at least one.*\(\)"):
+        create("vit_classifier", mlp_head_units=())
+    with pytest.raises(ValueError, match=r"class_token_batch must be at least 1.*0"):
+        create("vit_classifier", class_token_batch=0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2, 8, 12, 1), r"images \(batch, 8, 12, 3\).*1 channels"),
+        ((8, 12, 3), r"images \(batch, 8, 12, 3\).*rank 3"),
+        ((2, 1, 8, 12, 3), r"images \(batch, 8, 12, 3\).*rank 5"),
+        ((2, 3, 8, 12), r"images \(batch, 8, 12, 3\).*NCHW"),
+        ((2, 12, 8, 3), r"images \(batch, 8, 12, 3\).*12x8"),
+        ((2, 16, 24, 3), r"images \(batch, 8, 12, 3\).*16x24.*img_size"),
+    ],
+)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_images_of_another_shape(family: str, shape: tuple[int, ...], message: str) -> None:
+    name, fields = FAMILIES[family]
+    model = create(name, **fields)
+    with pytest.raises(ValueError, match=message):
+        model(jnp.zeros(shape))
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(model.forward_features, jnp.zeros(shape))
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_raw_bytes_are_not_images() -> None:
+    with pytest.raises(ValueError, match=r"floating.*uint8"):
+        create()(jnp.zeros((2, 224, 224, 3), jnp.uint8))
+
+
+def test_nchw_is_not_suspected_where_the_layout_fits() -> None:
+    """A 3x3 image of 3 channels looks the same in both layouts: it is taken as it is."""
+    fields = {"img_size": 3, "patch_size": 1, "embed_dim": 4, "depth": 1, "num_heads": 1}
+
+    def logits() -> jax.Array:
+        model = vit_jax.create_model("vit_tiny_patch16_224", rngs=nnx.Rngs(0), **fields)
+        return model(jnp.zeros((2, 3, 3, 3)))
+
+    assert nnx.eval_shape(logits).shape == (2, 1000)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_state_dict_that_does_not_fit_names_every_entry(family: str) -> None:
+    model = build(family)
+    before = vit_jax.state_dict(model)
+    names = list(before)
+    broken = {name: array + 1 for name, array in before.items()}
+    missing, misshapen = (names[0], names[5]), (names[-1], names[7])
+    for name in missing:
+        del broken[name]
+    for name in misshapen:
+        broken[name] = broken[name][..., None]
+    broken |= {"head.scale": np.zeros(1), "module.head.weight": np.zeros(1)}
+    with pytest.raises(ValueError, match=r"state dict") as error:
+        vit_jax.load_state_dict(model, broken)
+    lines = str(error.value).splitlines()
+    for kind, concerned in (
+        ("missing", missing),
+        ("unexpected", ("head.scale", "module.head.weight")),
+        ("misshapen", misshapen),
+    ):
+        listed = [line for line in lines if kind in line]
+        assert len(listed) == 2, listed
+        assert all(any(name in line for line in listed) for name in concerned)
+    for name in misshapen:  # what was wanted, and what came
+        line = next(line for line in lines if name in line)
+        assert str(before[name].shape) in line
+        assert str(broken[name].shape) in line
+    after = vit_jax.state_dict(model)
+    for name in before:
+        np.testing.assert_array_equal(after[name], before[name])
+
+
+def test_annotated_shapes_are_checked_in_tests() -> None:
+    """The import hook of conftest.py is at work: a block takes tokens, not images."""
+    with pytest.raises(jaxtyping.TypeCheckError):
+        build("vit").blocks[0](images())

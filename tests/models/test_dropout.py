@@ -1,0 +1,151 @@
+"""Dropout, attention dropout and stochastic depth: rates, scaling, keys, train and eval mode."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from tests.models.families import DROPS, FAMILIES, build, images
+from vit_jax.layers.attention import Attention
+from vit_jax.layers.dropout import Dropout, drop_path, drop_path_rates
+
+KEY = jax.random.key(0)
+
+
+def logits(model: nnx.Module, seed: int | None = None) -> np.ndarray:
+    rngs = None if seed is None else nnx.Rngs(dropout=seed)
+    return np.stack(jax.tree.leaves(model(images(), rngs=rngs)))
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_dropout_zeroes_at_its_rate_and_keeps_the_mean(rate: float) -> None:
+    n = 100_000
+    x = 3 * jnp.ones((n,))
+    dropped = np.asarray(Dropout(rate)(x, KEY))
+    assert set(np.unique(dropped)) == {0.0, np.float32(3) / np.float32(1 - rate)}
+    standard_error = np.sqrt(rate * (1 - rate) / n)
+    assert abs(np.mean(dropped == 0) - rate) < 5 * standard_error
+    assert abs(dropped.mean() / 3 - 1) < 5 * standard_error / (1 - rate)
+
+
+def test_drop_path_drops_whole_examples_and_keeps_the_mean() -> None:
+    n, rate = 20_000, 0.3
+    x = jax.random.normal(jax.random.key(1), (n, 2, 3)) + 2
+    dropped = np.asarray(drop_path(x, rate, KEY))
+    gone = np.all(dropped == 0, axis=(1, 2))
+    np.testing.assert_allclose(dropped[~gone], np.asarray(x)[~gone] / (1 - rate), rtol=1e-6)
+    standard_error = np.sqrt(rate * (1 - rate) / n)
+    assert abs(gone.mean() - rate) < 5 * standard_error
+
+
+def test_attention_dropout_acts_on_the_weights() -> None:
+    """With values of one, an output is the sum of the weights that are left: one in the mean."""
+    tokens, rate = 64, 0.25
+    attention = Attention(
+        2,
+        1,
+        qkv_bias=True,
+        qk_scale=None,
+        qk_norm=False,
+        norm_eps=1e-6,
+        attn_drop_rate=rate,
+        proj_drop_rate=0.0,
+        kernel_init=nnx.initializers.zeros,
+        bias_init=nnx.initializers.zeros,
+        dtype=jnp.float32,
+        param_dtype=jnp.float32,
+        rngs=nnx.Rngs(0),
+    )
+    attention.qkv.bias[...] = jnp.ones(6)
+    attention.proj.kernel[...] = jnp.eye(2)
+    x = jnp.zeros((300, tokens, 2))
+    np.testing.assert_allclose(attention(x), 1.0, rtol=1e-6)
+    sums = np.asarray(attention(x, key=KEY))[..., 0]
+    variance = rate / (1 - rate) / tokens  # of `tokens` weights of 1 / tokens
+    assert abs(sums.mean() - 1) < 5 * np.sqrt(variance / sums.size)
+    assert sums.var() == pytest.approx(variance, rel=0.05)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 12])
+def test_linear_decay_rule(depth: int) -> None:
+    want = torch.linspace(0, 0.3, depth, dtype=torch.float64).numpy()
+    np.testing.assert_allclose(drop_path_rates(0.3, depth), want, rtol=1e-12)
+
+
+def test_blocks_are_dropped_by_the_linear_decay_rule() -> None:
+    """Of three blocks at a last rate of one half: none, a quarter, a half."""
+    model = build("vit", drop_path_rate=0.5)
+    assert model.drop_path_rates == pytest.approx((0.0, 0.25, 0.5))
+    # A dropped example leaves a branch out: the last block then is the identity on it.
+    n = 2000
+    x = jax.random.normal(KEY, (n, 3, 8))
+    for block, rate in zip(model.blocks, model.drop_path_rates, strict=True):
+        out = block(x, drop_path_rate=rate, key=jax.random.key(7))
+        untouched = np.mean(np.all(np.asarray(out == x), axis=(1, 2)))
+        both = rate**2
+        assert abs(untouched - both) <= 5 * np.sqrt(both * (1 - both) / n)
+
+
+@pytest.mark.parametrize(
+    ("family", "field"), [(family, field) for family in FAMILIES for field in DROPS[family]]
+)
+def test_each_rate_is_used_in_train_mode_alone(family: str, field: str) -> None:
+    model = build(family, **{field: 0.5})
+    with pytest.raises(ValueError, match=r"dropout in train mode.*rngs"):
+        logits(model)
+    first, again, other = logits(model, 0), logits(model, 0), logits(model, 1)
+    np.testing.assert_array_equal(first, again)
+    assert np.all(first != other, axis=-1).any()
+    model.eval()
+    evaluated, plain = logits(model), build(family)
+    plain.eval()
+    np.testing.assert_array_equal(evaluated, logits(plain))
+    np.testing.assert_array_equal(evaluated, logits(model, 0))
+    assert not np.array_equal(first[0], evaluated[0])
+    model.train()
+    np.testing.assert_array_equal(logits(model, 0), first)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_train_mode_without_rates_needs_no_rngs(family: str) -> None:
+    model = build(family)
+    trained = logits(model)
+    model.eval()
+    np.testing.assert_allclose(trained.mean(axis=0), logits(model)[0], rtol=1e-6, atol=1e-6)
+
+
+def test_head_dropout_leaves_the_features_alone() -> None:
+    model = build("vit", head_drop_rate=0.5)
+    features = model.forward_features(images(), rngs=nnx.Rngs(dropout=0))
+    model.eval()
+    np.testing.assert_array_equal(features, model.forward_features(images()))
+
+
+def test_dropouts_of_a_call_are_independent() -> None:
+    """One key for all would drop the same units in every layer."""
+    model = build("vit", drop_rate=0.5, depth=2)
+    masks = []
+    call = Dropout.__call__
+
+    def recording(self, x, key=None):
+        out = call(self, x, key)
+        if key is not None and self.rate:
+            masks.append(np.asarray(out == 0))
+        return out
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Dropout, "__call__", recording)
+        logits(model, 0)
+    same_shape = [mask for mask in masks if mask.shape == masks[0].shape]
+    assert len(same_shape) == 5  # positions, then attention and MLP of two blocks
+    for index, mask in enumerate(same_shape):
+        assert not any(np.array_equal(mask, other) for other in same_shape[:index])
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5])
+@pytest.mark.parametrize("field", ["drop_rate", "attn_drop_rate", "drop_path_rate"])
+def test_impossible_rates_are_errors(field: str, rate: float) -> None:
+    with pytest.raises(ValueError, match=rf"at least 0 and below 1.*{rate}"):
+        build("vit", **{field: rate})

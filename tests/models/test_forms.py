@@ -1,0 +1,125 @@
+"""One function, many forms: jit, vmap, remat, scanned layers, half precision."""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import vit_jax
+from tests.models.families import DROPS, FAMILIES, build, images, rms
+
+FORMS = {
+    "remat blocks": {"remat": "blocks"},
+    "remat dots": {"remat": "dots"},
+    "scan": {"scan_layers": True},
+    "scan and remat": {"scan_layers": True, "remat": "blocks"},
+}
+
+
+def differentiate(model: Any, batch: jax.Array) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Train-mode outputs with dropout from a fixed key, and the gradient of their squares."""
+    model.train()
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+
+    @jax.jit
+    def run(params, batch):
+        def loss(params):
+            # The default generator of random bits takes most of the time that XLA compiles.
+            rngs = nnx.Rngs(dropout=jax.random.key(3, impl="unsafe_rbg"))
+            outputs = nnx.merge(graph, params, rest)(batch, rngs=rngs)
+            outputs = jnp.stack(jax.tree.leaves(outputs))
+            return jnp.square(outputs).sum(), outputs
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    grads, outputs = run(params, batch)
+    return np.asarray(outputs), vit_jax.state_dict(nnx.merge(graph, grads, rest))
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_remat_and_scan_equal_the_plain_form(family: str) -> None:
+    """State dict bits, outputs with and without dropout, and gradients, in float64 to 1e-13."""
+    batch = images(jnp.float64)
+
+    def everything(**form: Any):
+        model = build(family, jnp.float64, **DROPS[family], **form)
+        model.eval()
+        evaluated = model(batch)
+        return vit_jax.state_dict(model), evaluated, *differentiate(model, batch)
+
+    plain = everything()
+    assert rms(plain[1] - plain[2][0]) > 1e-3  # dropout was active
+    for form, fields in FORMS.items():
+        weights, evaluated, trained, grads = everything(**fields)
+        assert weights.keys() == plain[0].keys(), form
+        chex.assert_trees_all_equal(weights, plain[0])
+        chex.assert_trees_all_close(evaluated, plain[1], rtol=0, atol=1e-13 * rms(plain[1]))
+        chex.assert_trees_all_close(trained, plain[2], rtol=0, atol=1e-13 * rms(plain[2]))
+        unit = max(rms(grad) for grad in plain[3].values())
+        chex.assert_trees_all_close(grads, plain[3], rtol=0, atol=1e-13 * unit)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_jit_and_vmap_equal_the_eager_call(family: str) -> None:
+    """Float32: the forms order their sums differently, by a few units in the last place."""
+    model, batch = build(family), images(batch=4)
+    model.eval()
+    eager = np.asarray(model(batch))
+    tolerance = 20 * float(jnp.finfo(jnp.float32).eps) * rms(eager)
+    np.testing.assert_allclose(jax.jit(model)(batch), eager, rtol=0, atol=tolerance)
+    one_by_one = jax.vmap(lambda image: model(image[None])[0])(batch)
+    np.testing.assert_allclose(one_by_one, eager, rtol=0, atol=tolerance)
+    groups = jax.vmap(model)(batch.reshape(2, 2, *batch.shape[1:]))
+    np.testing.assert_allclose(groups.reshape(eager.shape), eager, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_are_finite_and_none_is_lost(family: str) -> None:
+    outputs, grads = differentiate(build(family, **DROPS[family]), images())
+    assert np.isfinite(outputs).all()
+    for name, grad in grads.items():
+        assert np.isfinite(grad).all(), name
+        assert np.any(grad), name
+
+
+@pytest.mark.usefixtures("promoting")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_compute(family: str, dtype: str) -> None:
+    """Float32 parameters, half the precision: outputs and gradients within a few roundings."""
+    batch = images()
+    full = build(family)
+    half = build(family, dtype, param_dtype=jnp.float32)
+    chex.assert_trees_all_equal(vit_jax.state_dict(half), vit_jax.state_dict(full))
+    outputs, grads = differentiate(full, batch)
+    half_outputs, half_grads = differentiate(half, batch)
+    assert half_outputs.dtype == jnp.dtype(dtype)
+    step = float(jnp.finfo(dtype).eps)
+    worst = np.max(np.abs(half_outputs.astype(np.float32) - outputs)) / rms(outputs)
+    assert 0 < worst < 8 * step
+    for name, grad in grads.items():
+        assert half_grads[name].dtype == np.float32
+        error = rms(half_grads[name] - grad) / max(rms(grad), 1e-2 * rms(outputs))
+        assert error < 16 * step, name
+
+
+@pytest.mark.usefixtures("promoting")
+def test_compute_dtype_is_used_inside() -> None:
+    """A float16 model whose hidden layers ran in float32 would round at the end alone."""
+    model, batch = build("vit", "float16", param_dtype=jnp.float32), images()
+    model.eval()
+    assert model.forward_features(batch).dtype == jnp.float16
+    graph, state = nnx.split(model)
+    jaxpr = jax.make_jaxpr(lambda state, x: nnx.merge(graph, state)(x))(state, batch)
+    products = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "dot_general"]
+    assert {e.invars[0].aval.dtype.name for e in products} == {"float16"}
+
+
+def test_unknown_remat_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"remat.*none.*blocks.*dots.*'all'"):
+        build("vit", remat="all")

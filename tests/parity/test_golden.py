@@ -1,0 +1,102 @@
+"""Every number of the golden fixtures: outputs, stages, gradients and ten steps of training."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vit_jax
+from tests import golden
+from tests.golden import Golden
+from tests.parity import compare
+from tests.parity.evaluation import Runner, optax_adamw, torch_adamw
+
+TINY, FULL = golden.names("tiny"), golden.names("full")
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", TINY)
+def test_float64(name: str, record: compare.Record) -> None:
+    """One test a fixture: its parts share one compilation."""
+    fixture = golden.load(name)
+    runner = Runner(fixture, fixture.build(jnp.float64), jnp.float64)
+    result = runner.evaluate()
+    compare.assert_forward(fixture, result.logits, result.stages, record)
+    compare.assert_gradients(fixture, result, record)
+    compare.assert_trajectory(fixture, *runner.train(optax_adamw), record)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_float32(name: str, record: compare.Record) -> None:
+    fixture = golden.load(name)
+    runner = Runner(fixture, fixture.build(jnp.float32), jnp.float32)
+    compare.assert_float32(fixture, runner.evaluate(), record)
+    losses, _ = runner.train(torch_adamw)
+    compare.assert_float32_losses(fixture, losses, record)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", FULL)
+def test_full_size_float64(name: str, record: compare.Record) -> None:
+    fixture = golden.load(name)
+    runner = Runner(fixture, fixture.build(jnp.float64), jnp.float64)
+    compare.assert_forward(fixture, *runner.forward(), record)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", [name for name in TINY if "seed004" in name])
+def test_norm_eps_field(name: str) -> None:
+    """Seed 004's epsilon is 1e-5; its fixtures hold the logits at 1e-6 too."""
+    fixture = golden.load(name)
+    runner = Runner(fixture, fixture.build(norm_eps=1e-6), jnp.float64)
+    logits, _ = runner.forward()
+    want = fixture.arrays["logits_eps1e-6_f64"]
+    compare.assert_close({"": logits}, {"": want}, {"": compare.rms(want)}, compare.FLOAT64)
+
+
+DISTILLED = [name for name in TINY + FULL if golden.load(name).distilled]
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", DISTILLED)
+def test_heads_of_distilled_models(name: str) -> None:
+    """Train mode answers with both heads, eval mode with their mean."""
+    fixture = golden.load(name)
+    model = fixture.build()
+    images = jnp.asarray(fixture.images, jnp.float64)
+    average = model(images)
+    model.train()
+    cls, dist = model(images)
+    want = {
+        "cls": fixture.arrays["logits_cls_f64"],
+        "dist": fixture.arrays["logits_dist_f64"],
+        "average": fixture.arrays["logits_avg_f64" if fixture.class_head_only else "logits_f64"],
+    }
+    got = {"cls": cls, "dist": dist, "average": average}
+    scales = {part: compare.rms(value) for part, value in want.items()}
+    compare.assert_close(got, want, scales, compare.FLOAT64)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("name", TINY)
+def test_im2col_equals_convolution(name: str) -> None:
+    """The same weights through both patch embeddings, to 1e-13 of the logits' rms."""
+    fixture = golden.load(name)
+    images = jnp.asarray(fixture.images, jnp.float64)
+    conv, unfold = (
+        jax.jit(fixture.build(patchify=patchify))(images) for patchify in ("conv", "unfold")
+    )
+    scales = {"logits": compare.rms(np.asarray(conv))}
+    compare.assert_close({"logits": unfold}, {"logits": conv}, scales, 1e-13)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", TINY)
+def test_state_dict_gives_back_every_bit(name: str, dtype: str) -> None:
+    fixture: Golden = golden.load(name)
+    with jax.enable_x64(dtype == "float64"):
+        stored = vit_jax.state_dict(fixture.build(dtype))
+    want = {key: value.astype(dtype) for key, value in fixture.params.items()}
+    assert stored.keys() == want.keys()
+    chex.assert_trees_all_equal(stored, want, strict=True)

@@ -1,0 +1,64 @@
+"""The curves' pictures: what is drawn is what the rows say."""
+
+import matplotlib.figure
+import numpy as np
+import pytest
+
+from vit_jax.plots.curves import plot_curves
+
+
+def row(split: str, epoch: float, loss: float) -> dict:
+    return {"split": split, "epoch": epoch, "loss": loss, "top1": 1 - loss, "top5": 1 - loss / 2}
+
+
+ROWS = [
+    row("train", 0.5, 0.9),
+    row("train", 1.0, 0.7),
+    row("validation", 1.0, 0.8),
+    row("train", 2.0, 0.5),
+    row("validation", 2.0, 0.6),
+    row("test", 2.0, 0.65),
+]
+
+
+@pytest.fixture
+def figures(monkeypatch) -> list:
+    seen = []
+    original = matplotlib.figure.Figure.savefig
+
+    def savefig(self, *args, **kwargs):
+        seen.append(self)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", savefig)
+    return seen
+
+
+def test_both_pictures(figures, tmp_path):
+    paths = plot_curves(ROWS, tmp_path / "plots")
+    assert [path.name for path in paths] == ["loss.png", "accuracy.png"]
+    assert sorted(tmp_path.rglob("*.*")) == sorted(paths)
+    loss, accuracy = (figure.axes[0] for figure in figures)
+    lines = {line.get_label(): line for line in loss.lines}
+    assert list(lines) == ["train: 0.500", "validation: 0.600", "test: 0.650"]
+    np.testing.assert_array_equal(lines["train: 0.500"].get_xdata(), [0.5, 1, 2])
+    np.testing.assert_array_equal(lines["train: 0.500"].get_ydata(), [0.9, 0.7, 0.5])
+    labels = [line.get_label() for line in accuracy.lines]
+    assert labels == [
+        "train top-1: 0.500",
+        "train top-5: 0.750",
+        "validation top-1: 0.400",
+        "validation top-5: 0.700",
+        "test top-1: 0.350",
+        "test top-5: 0.675",
+    ]
+    assert (loss.get_xlabel(), loss.get_ylabel(), accuracy.get_ylabel()) == (
+        "epoch",
+        "cross entropy",
+        "accuracy",
+    )
+
+
+def test_no_rows_still_make_pictures(tmp_path):
+    for path in plot_curves([], tmp_path):
+        assert path.read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,171 @@
+"""What is written comes back, or is known to be damaged."""
+
+import dataclasses
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from vit_jax.layers.variables import Frozen
+from vit_jax.training.checkpoint import Checkpoints
+from vit_jax.training.checkpoint_reading import CheckpointInfo, quiet_orbax, read_model
+from vit_jax.training.mesh import make_mesh, state_shardings
+from vit_jax.training.state import TrainState, initial_state
+
+
+class Model(nnx.Module):
+    def __init__(self, seed: int) -> None:
+        generator = np.random.default_rng(seed)
+        self.layers = nnx.List([nnx.Param(jnp.asarray(generator.normal(size=(8, 40)), "float32"))])
+        self.half = nnx.Param(jnp.asarray(generator.normal(size=(300,)), jnp.bfloat16))
+        self.table = Frozen(jnp.asarray(generator.normal(size=(5, 5)), "float32"))
+
+
+def make_state(seed: int = 0) -> TrainState:
+    return initial_state(Model(seed), optax.adamw(1e-3))
+
+
+def info(step: int, best: int | None = None) -> CheckpointInfo:
+    return CheckpointInfo(step, {"mean": [0.5]}, best, None if best is None else 0.75)
+
+
+def restore(directory, say=pytest.fail, keep: int = 2):
+    state = make_state(99)
+    shardings = state_shardings(make_mesh(1, 1), state)
+    checkpoints = Checkpoints(directory, keep, True)
+    try:
+        return checkpoints.restore(state, shardings, say)
+    finally:
+        checkpoints.close()
+
+
+def same(first: TrainState, second: TrainState) -> bool:
+    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    return all(
+        a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs
+    )
+
+
+@pytest.fixture
+def written(tmp_path):
+    """Checkpoints of steps 1 and 2, from seeds 1 and 2."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 5, True)
+    for step in (1, 2):
+        state = dataclasses.replace(make_state(step), step=jnp.asarray(step, jnp.int32))
+        checkpoints.save(state, info(step))
+    checkpoints.close()
+    return tmp_path / "checkpoints"
+
+
+def test_nothing_there(tmp_path):
+    assert restore(tmp_path / "checkpoints") is None
+
+
+def test_every_bit_comes_back(written):
+    state, read = restore(written)
+    assert same(state, dataclasses.replace(make_state(2), step=jnp.asarray(2, jnp.int32)))
+    assert read == info(2)
+
+
+def test_latest_and_best_stay(tmp_path):
+    checkpoints = Checkpoints(tmp_path, 2, True)
+    for step, best in ((1, None), (2, 2), (3, 2), (4, 2), (5, 2)):
+        checkpoints.save(make_state(), info(step, best))
+    checkpoints.close()
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 4, 5]
+    # The best is known after a resume as well.
+    checkpoints = Checkpoints(tmp_path, 1, True)
+    state = make_state()
+    checkpoints.restore(state, state_shardings(make_mesh(1, 1), state), pytest.fail)
+    checkpoints.save(state, info(6, 2))
+    checkpoints.close()
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 6]
+
+
+def test_best_goes_if_it_is_not_wanted(tmp_path):
+    checkpoints = Checkpoints(tmp_path, 1, False)
+    for step in (1, 2):
+        checkpoints.save(make_state(), info(step, 1))
+    checkpoints.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["2"]
+
+
+def test_saving_a_step_again_is_no_harm(written):
+    checkpoints = Checkpoints(written, 5, True)
+    checkpoints.save(make_state(7), info(2))
+    checkpoints.close()
+    assert same(
+        restore(written)[0], dataclasses.replace(make_state(2), step=jnp.asarray(2, jnp.int32))
+    )
+
+
+# In arrays, an item's own directory: a file of each kind that Orbax writes.
+DAMAGE = {"emptied": lambda data: b"", "halved": lambda data: data[: len(data) // 2], "gone": None}
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, "flipped"])
+def test_a_damaged_file_is_harmless_or_the_checkpoint_before_is_used(written, damage, tmp_path):
+    good = {step: (make_state(step)) for step in (1, 2)}
+    used = []
+    names = [
+        p.relative_to(written / "2") for p in sorted((written / "2").rglob("*")) if p.is_file()
+    ]
+    # Those of the model's arrays and all that is not arrays; the other items are written alike.
+    names = [name for name in names if name.parts[0] != "training"]
+    assert len(names) > 8
+    for number, name in enumerate(names):
+        copy = tmp_path / f"copy{number}" / "checkpoints"
+        shutil.copytree(written, copy)
+        path = copy / "2" / name
+        data = path.read_bytes()
+        if damage == "gone":
+            path.unlink()
+        elif damage == "flipped":
+            changed = bytearray(data)
+            changed[len(data) // 2] ^= 0x10
+            path.write_bytes(bytes(changed))
+        else:
+            path.write_bytes(DAMAGE[damage](data))
+        said = []
+        with quiet_orbax():
+            state, read = restore(copy, said.append)
+        used.append(read.step)
+        wanted = dataclasses.replace(good[read.step], step=jnp.asarray(read.step, jnp.int32))
+        assert same(state, wanted), name
+        assert bool(said) == (read.step == 1), name
+        if said:
+            assert "the checkpoint of step 2 is damaged, using that of step 1" in said[0]
+            assert (copy.parent / "checkpoints.damaged" / "2").is_dir()
+            assert not (copy / "2").exists()
+    assert 1 in used
+
+
+def test_a_run_goes_on_after_damage(written):
+    (written / "2" / "info" / "metadata").write_text("{")
+    checkpoints = Checkpoints(written, 5, True)
+    state = make_state()
+    checkpoints.restore(state, state_shardings(make_mesh(1, 1), state), lambda text: None)
+    checkpoints.save(make_state(4), info(2))
+    checkpoints.close()
+    assert same(restore(written)[0], make_state(4))
+
+
+def test_what_is_left_of_a_killed_write_is_removed(written):
+    unfinished = written / "3.orbax-checkpoint-tmp"
+    shutil.copytree(written / "2", unfinished)
+    assert restore(written)[1].step == 2
+    assert not unfinished.exists()
+
+
+def test_only_the_model_can_be_read(written):
+    template = make_state(0)
+    arrays = {"half": template.params["half"], "table": template.frozen["table"]}
+    arrays["layers.0"] = template.params["layers"][0]
+    read, _ = read_model(written / "1", arrays)
+    np.testing.assert_array_equal(read["table"], make_state(1).frozen["table"][...])
+    with pytest.raises(ValueError, match=r"another model: more is missing; table is unexpected"):
+        read_model(written / "1", {k: v for k, v in arrays.items() if k != "table"} | {"more": 1})

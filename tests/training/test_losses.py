@@ -1,0 +1,49 @@
+"""Losses against PyTorch's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from vit_jax.training.losses import classification_loss, softmax_cross_entropy
+
+
+@pytest.fixture
+def logits() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(6, 5)) * 3
+
+
+LABELS = np.array([0, 4, 2, 2, 1, 3], np.int32)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_is_pytorchs(logits, smoothing, x64):
+    wanted = torch.nn.functional.cross_entropy(
+        torch.tensor(logits),
+        torch.tensor(LABELS).long(),
+        reduction="none",
+        label_smoothing=smoothing,
+    )
+    losses = softmax_cross_entropy(jnp.asarray(logits), jnp.asarray(LABELS), smoothing)
+    np.testing.assert_allclose(losses, wanted.numpy(), rtol=1e-14)
+
+
+def test_half_precision_logits_give_a_float32_loss(logits):
+    half = jnp.asarray(logits, jnp.bfloat16)
+    losses, prediction = classification_loss(half, jnp.asarray(LABELS))
+    assert losses.dtype == prediction.dtype == jnp.float32
+    exact = softmax_cross_entropy(half.astype(jnp.float32), jnp.asarray(LABELS))
+    np.testing.assert_array_equal(losses, exact)
+
+
+def test_distilled_heads_average(logits):
+    heads = (jnp.asarray(logits, jnp.float32), jnp.asarray(logits[::-1].copy(), jnp.float32))
+    labels = jnp.asarray(LABELS)
+    losses, prediction = classification_loss(heads, labels, 0.1)
+    wanted = sum(softmax_cross_entropy(head, labels, 0.1) for head in heads) / 2
+    np.testing.assert_allclose(losses, wanted, rtol=1e-6)
+    np.testing.assert_allclose(prediction, (heads[0] + heads[1]) / 2, rtol=1e-6)
+    # Both heads learn.
+    gradients = jax.grad(lambda both: classification_loss(both, labels)[0].sum())(heads)
+    assert all(np.abs(gradient).max() > 0.1 for gradient in gradients)

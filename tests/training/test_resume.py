@@ -1,0 +1,170 @@
+"""Runs that are killed: repeated, they are the run that was not.
+
+Few kills by default, at moments that are hard by design; `VIT_JAX_STRESS=20` adds as many runs that are killed at
+random moments.
+"""
+
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.training.runs import arrays, child, rows, steps, tiny
+
+STRESS = int(os.environ.get("VIT_JAX_STRESS", "0"))
+WORKERS = [(0, "thread"), (1, "thread"), (3, "thread"), (1, "process")]
+
+
+def config(workers: int = 0, kind: str = "thread"):
+    return tiny(
+        num_epochs=4,
+        checkpoint__every_steps=3,
+        data__num_workers=workers,
+        data__worker_kind=kind,
+    )
+
+
+LAST = 24
+
+
+def sessions_members(leaders: list[int]) -> list[str]:
+    """Processes that are left of the sessions that these led."""
+    listing = subprocess.run(["ps", "-e", "-o", "sid=,pid=,args="], capture_output=True, text=True)
+    return [line for line in listing.stdout.splitlines() if int(line.split()[0]) in leaders]
+
+
+def wait_for(what, process: subprocess.Popen) -> None:
+    while not what() and process.poll() is None:
+        time.sleep(0.002)
+
+
+def kill(process: subprocess.Popen, number: int = signal.SIGKILL) -> tuple[str, str]:
+    if process.poll() is None:
+        process.send_signal(number)
+    return process.communicate(timeout=60)
+
+
+def run_to_end(workdir: pathlib.Path, cache: pathlib.Path, *workers) -> subprocess.Popen:
+    process = child(config(*workers), workdir, cache)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return process
+
+
+def check_same(workdir: pathlib.Path, reference: pathlib.Path) -> None:
+    assert rows(workdir) == rows(reference)
+    assert arrays(workdir, LAST) == arrays(reference, LAST)
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory) -> pathlib.Path:
+    """Not that of the other tests: JAX warns of an entry that a kill left half written."""
+    return tmp_path_factory.mktemp("cache_of_killed_runs")
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, cache_dir) -> pathlib.Path:
+    workdir = tmp_path_factory.mktemp("reference")
+    run_to_end(workdir, cache_dir)
+    return workdir
+
+
+def in_checkpoint(workdir: pathlib.Path) -> bool:
+    return any(workdir.glob("checkpoints/*orbax-checkpoint-tmp*"))
+
+
+def row_count(workdir: pathlib.Path) -> int:
+    path = workdir / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def test_killed_in_a_checkpoint_and_in_an_epoch_with_other_workers_each_time(
+    reference, tmp_path, cache_dir
+):
+    moments = [
+        lambda: in_checkpoint(tmp_path),
+        lambda: row_count(tmp_path) >= 3,
+        lambda: row_count(tmp_path) >= 6 and in_checkpoint(tmp_path),
+    ]
+    leaders = []
+    for moment, (workers, kind) in zip(moments, WORKERS[1:], strict=True):
+        process = child(config(workers, kind), tmp_path, cache_dir)
+        leaders.append(process.pid)
+        wait_for(moment, process)
+        assert process.poll() is None, "it ended before it could be killed"
+        kill(process)
+    # None of these is complete, and one may be there to be repaired.
+    leaders.append(run_to_end(tmp_path, cache_dir).pid)
+    check_same(tmp_path, reference)
+    wait = time.monotonic() + 10
+    while sessions_members(leaders) and time.monotonic() < wait:
+        time.sleep(0.1)
+    assert sessions_members(leaders) == []
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_process_with_its_status_and_no_traceback(
+    number, status, tmp_path, cache_dir
+):
+    process = child(config(), tmp_path, cache_dir)
+    wait_for(lambda: row_count(tmp_path) >= 1, process)
+    _, err = kill(process, number)
+    assert process.returncode == status
+    assert "Traceback" not in err
+    assert steps(tmp_path), err
+
+
+def test_training_imports_neither_tensorflow_nor_torch(tmp_path, cache_dir):
+    process = child(tiny(num_epochs=1, log__tensorboard=True), tmp_path, cache_dir)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    modules = next(line for line in out.splitlines() if line.startswith("modules:")).split()[1:]
+    assert not {"tensorflow", "torch"} & set(modules)
+
+
+def test_full_disk_in_a_checkpoint_keeps_the_last_good_one(tmp_path, cache_dir):
+    """A limit on file sizes stands for the disk: the arrays of a checkpoint do not fit."""
+    wide = tiny(checkpoint__every_steps=4, model__kwargs__embed_dim=64)
+    process = child(wide, tmp_path, cache_dir)
+    wait_for((tmp_path / "checkpoints" / "4").exists, process)
+    kill(process)
+    good = steps(tmp_path)[-1]
+
+    process = child(wide, tmp_path, cache_dir, file_size_limit=50_000)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 2, err
+    error = next(line for line in err.splitlines() if line.startswith("error:"))
+    assert "cannot be written" in error
+    assert "File too large" in error
+    assert f"the last good one is that of step {good}" in error
+    assert "Traceback" not in err
+    assert steps(tmp_path) == [good]
+
+    process = child(wide, tmp_path, cache_dir)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert rows(tmp_path)[-1]["split"] == "test"
+
+
+@pytest.mark.skipif(not STRESS, reason="set VIT_JAX_STRESS=20 to run it")
+@pytest.mark.timeout(6000)
+@pytest.mark.parametrize("seed", range(STRESS))
+def test_killed_at_random_moments(seed, reference, tmp_path, cache_dir):
+    choose = random.Random(seed)
+    leaders = []
+    for _ in range(choose.randint(1, 4)):
+        process = child(config(*choose.choice(WORKERS)), tmp_path, cache_dir)
+        leaders.append(process.pid)
+        # From the first row on, moments are uniform over the run; before, nothing is at stake.
+        begun = row_count(tmp_path)
+        wait_for(lambda begun=begun: row_count(tmp_path) > begun, process)
+        time.sleep(choose.uniform(0, 1.5))
+        kill(process)
+    leaders.append(run_to_end(tmp_path, cache_dir, *choose.choice(WORKERS)).pid)
+    check_same(tmp_path, reference)
+    time.sleep(0.5)
+    assert sessions_members(leaders) == []

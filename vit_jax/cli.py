@@ -1,0 +1,161 @@
+"""`vit-jax COMMAND ...`: one function a command.
+
+JAX and all that needs it are imported inside the commands: `--help` and a mistake in a config
+answer without them.
+"""
+
+import argparse
+import importlib.metadata
+import os
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from vit_jax.config.flags import help_text, parse_command_line
+
+_PACKAGE = pathlib.Path(__file__).resolve().parent
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    A mistake of the user's ends in one line on standard error and status 2; a bug keeps its
+    traceback.
+
+    Args:
+      arguments: the command line without the program's name; None: this process's.
+
+    Returns:
+      The exit status.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        # Its flags are absl's: argparse does not see them.
+        if arguments[:1] == ["train"]:
+            return train(arguments[1:])
+        options = _parser().parse_args(arguments)
+        return options.run(options)
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError) as error:
+        if not _is_for_the_user(error):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def train(arguments: Sequence[str]) -> int:
+    """`train --config RECIPE [--workdir DIR] [--config.FIELD=VALUE ...]`."""
+    if {"-h", "-help", "--help"} & set(arguments):
+        print(help_text("vit-jax train (or python train.py)"))
+        return 0
+    command = parse_command_line(arguments, _model_fields)
+    for note in command.notes:
+        print(f"note: {note}", file=sys.stderr)
+    set_up_jax()
+    from vit_jax.training.loop import train
+
+    train(command.config, command.workdir)
+    return 0
+
+
+def prepare(options: argparse.Namespace) -> int:
+    """`prepare NAME [--data-dir DIR] [--archive FILE]`."""
+    from vit_jax.data.prepare import prepare
+
+    print(f"prepared {prepare(options.name, options.data_dir, options.archive)}")
+    return 0
+
+
+def models(options: argparse.Namespace) -> int:
+    """`models [GLOB]`: a table of names, parameters and image sizes."""
+    import jax
+    from flax import nnx
+
+    from vit_jax.models.registry import create_model, list_models
+
+    names = list_models(options.glob)
+    if not names:
+        raise ValueError(f"no model matches {options.glob!r}; `vit-jax models` lists all")
+    print(f"{'name':<36}{'parameters':>14}{'image size':>13}")
+    for name in names:
+        # Shapes only: no array is made.
+        model = nnx.eval_shape(lambda name=name: create_model(name, rngs=nnx.Rngs(0)))
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+        size = " x ".join(map(str, model.img_size))
+        print(f"{name:<36}{parameters:>14,}{size:>13}", flush=True)  # a large model takes a second
+    return 0
+
+
+def set_up_jax() -> None:
+    """What the package does to the process, and only on behalf of a command.
+
+    Compiled programs are kept under the user's cache directory; JAX's own variable
+    JAX_COMPILATION_CACHE_DIR names another place, and set to nothing turns that off. Tracebacks
+    keep JAX's frames, so that one can tell an error that this package raised from one inside JAX.
+    """
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "vit_jax", "xla"))
+    if "JAX_TRACEBACK_FILTERING" not in os.environ:
+        jax.config.update("jax_traceback_filtering", "off")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="vit-jax",
+        description="Vision Transformers and Tokens-to-Token ViTs in JAX.",
+        epilog="`vit-jax COMMAND --help` tells more.",
+    )
+    version = importlib.metadata.version("vit-jax")
+    parser.add_argument("--version", action="version", version=f"vit-jax {version}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    # Listed for --help; main() has taken it before.
+    commands.add_parser("train", help="train a model, or go on with a run", add_help=False)
+
+    command = commands.add_parser("prepare", help="download and prepare a data set, once")
+    command.add_argument("name", metavar="NAME", help="a TFDS name, such as cifar100")
+    command.add_argument(
+        "--data-dir", metavar="DIR", help="where sets are kept (default: TFDS's own directory)"
+    )
+    command.add_argument("--archive", metavar="FILE", help="a local copy of the official archive")
+    command.set_defaults(run=prepare)
+
+    command = commands.add_parser("models", help="list models, their parameters and image sizes")
+    command.add_argument(
+        "glob", metavar="GLOB", nargs="?", default="*", help="such as 'vit_*' (default: all)"
+    )
+    command.set_defaults(run=models)
+    return parser
+
+
+def _model_fields(name: str) -> Mapping[str, Any]:
+    from vit_jax.models.registry import model_fields
+
+    return model_fields(name)
+
+
+def _is_for_the_user(error: Exception) -> bool:
+    """Whether the message was written for the user: what failed outside, or what we refuse.
+
+    A ValueError that this package raises is a refusal; one from inside a library is our bug.
+    """
+    if isinstance(error, OSError):
+        return error.errno is not None
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame is not None and _PACKAGE in pathlib.Path(frame.tb_frame.f_code.co_filename).parents
+
+
+if __name__ == "__main__":
+    sys.exit(main())

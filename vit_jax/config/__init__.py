@@ -1,0 +1,48 @@
+"""Configuration of a training run: typed fields, checks, recipes, and the command line's flags."""
+
+from vit_jax.config.recipes import find_recipe, load_recipe, recipe_names
+from vit_jax.config.schema import (
+    RESUMABLE_FIELDS,
+    CheckpointConfig,
+    DataConfig,
+    EvaluationConfig,
+    LogConfig,
+    LossConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from vit_jax.config.serialize import (
+    check_resumable,
+    diff,
+    from_dict,
+    load_config,
+    save_config,
+    to_dict,
+)
+from vit_jax.config.validate import check_model_kwargs, validate
+
+__all__ = [
+    "RESUMABLE_FIELDS",
+    "CheckpointConfig",
+    "DataConfig",
+    "EvaluationConfig",
+    "LogConfig",
+    "LossConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "TrainConfig",
+    "check_model_kwargs",
+    "check_resumable",
+    "diff",
+    "find_recipe",
+    "from_dict",
+    "load_config",
+    "load_recipe",
+    "recipe_names",
+    "save_config",
+    "to_dict",
+    "validate",
+]

@@ -1,0 +1,120 @@
+"""A config as plain data: `config.json`, and the differences that forbid a resume."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from vit_jax.config.schema import RESUMABLE_FIELDS, TrainConfig
+from vit_jax.config.validate import proposal, validate
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """The config as nested dicts of plain values."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: Mapping[str, Any]) -> TrainConfig:
+    """The config that `to_dict` wrote, also after a round trip through JSON.
+
+    A field that is left out takes its default, so that an older config.json stays readable.
+
+    Raises:
+      ValueError: an unknown field, a missing one that has no default, or a refusal of `validate`.
+    """
+    config = _build(TrainConfig, values, "config")
+    validate(config)
+    return config
+
+
+def save_config(config: TrainConfig, path: str | pathlib.Path) -> None:
+    """Write the config to a JSON file."""
+    pathlib.Path(path).write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
+
+
+def load_config(path: str | pathlib.Path) -> TrainConfig:
+    """Read what `save_config` wrote.
+
+    Raises:
+      ValueError: the file holds no JSON object, or not that of a config.
+      OSError: the file cannot be read.
+    """
+    try:
+        values = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError(f"wanted a JSON object, got {type(values).__name__}")
+        return from_dict(values)
+    except ValueError as error:  # JSONDecodeError is one.
+        raise ValueError(f"{path} is not the config of a run: {error}") from error
+
+
+def diff(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
+    """{dotted path: (old value, new value)} of the fields that differ.
+
+    A field of `model.kwargs` that only one of the two sets stands with "unset" for the other.
+    """
+    before, after = _flatten(to_dict(old)), _flatten(to_dict(new))
+    paths = [*before, *(path for path in after if path not in before)]
+    pairs = {path: (before.get(path, "unset"), after.get(path, "unset")) for path in paths}
+    return {path: pair for path, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def check_resumable(old: TrainConfig, new: TrainConfig) -> None:
+    """Refuse to go on with the run of config `old` under config `new` if numbers could change.
+
+    Fields that cannot change them (`RESUMABLE_FIELDS`) may differ.
+
+    Raises:
+      ValueError: naming each other field that differs, its old and its new value.
+    """
+    changes = [
+        f"{path} (was {before!r}, now {after!r})"
+        for path, (before, after) in diff(old, new).items()
+        if path not in RESUMABLE_FIELDS and path.split(".")[0] not in RESUMABLE_FIELDS
+    ]
+    if changes:
+        raise ValueError(
+            "the work directory holds a run of another config, which differs in "
+            f"{', '.join(changes)}: repeat the command that started it, or give another --workdir"
+        )
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _build(kind: type, values: Any, path: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{path}: wanted a group of fields, got {values!r}")
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for name in values:
+        if name not in fields:
+            raise ValueError(f"{path}.{name} is not a field{proposal(name, fields)}")
+    arguments = {}
+    for name, field in fields.items():
+        if name in values:
+            value, kind_of_field = values[name], field.type
+            arguments[name] = (
+                _build(kind_of_field, value, f"{path}.{name}")
+                if isinstance(kind_of_field, type) and dataclasses.is_dataclass(kind_of_field)
+                else _tuples(value)
+            )
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{path}.{name} is missing")
+    return kind(**arguments)
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists only; a config holds tuples only."""
+    if isinstance(value, list | tuple):
+        return tuple(_tuples(item) for item in value)
+    if isinstance(value, Mapping):
+        return {name: _tuples(item) for name, item in value.items()}
+    return value

@@ -1,0 +1,239 @@
+"""Checks of a `TrainConfig`, made once, before anything is built.
+
+Every failure is one `ValueError` that names the field's path, what was wanted and what came.
+"""
+
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from types import UnionType
+from typing import Any
+
+from vit_jax.config.schema import Limits, TrainConfig
+
+# Constructor fields that take more than their defaults show: (height, width), or None for none
+# where the default of some registered name is a number.
+_MAY_BE_PAIRS = ("img_size", "patch_size")
+_MAY_BE_NONE = ("init_values",)
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldInfo:
+    """One field that can be set: its dotted path, annotation, default, help text and limits."""
+
+    path: str
+    annotation: Any
+    default: Any  # dataclasses.MISSING where a recipe has to say
+    help_text: str
+    limits: Limits
+
+
+def fields_of(kind: type = TrainConfig, prefix: str = "") -> Iterator[FieldInfo]:
+    """Every field of the config, groups opened, in the order of the source."""
+    for field in dataclasses.fields(kind):
+        path = prefix + field.name
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            yield from fields_of(field.type, path + ".")
+        else:
+            default = field.default
+            if field.default_factory is not dataclasses.MISSING:
+                default = field.default_factory()
+            about = field.metadata
+            yield FieldInfo(path, field.type, default, about["help"], about["limits"])
+
+
+def get_field(config: TrainConfig, path: str) -> Any:
+    """The value at a dotted path such as `data.batch_size`."""
+    value: Any = config
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def proposal(name: str, choices: Iterable[str]) -> str:
+    """'; did you mean a or b' for the choices near `name`, or an empty string."""
+    choices = list(choices)
+    tail = name.rsplit(".", 1)[-1]
+    same_tail = [choice for choice in choices if choice.rsplit(".", 1)[-1] == tail]
+    near = same_tail or difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(near)}" if near else ""
+
+
+def wanted(info: FieldInfo) -> str:
+    """What a field takes, in words: 'an integer >= 1', '"jit" or "pmap"'."""
+    limits = info.limits
+    if limits.choices:
+        return " or ".join(f'"{choice}"' for choice in limits.choices)
+    bounds = [
+        f"{sign} {bound}"
+        for sign, bound in (
+            (">=", limits.minimum),
+            (">", limits.above),
+            ("<=", limits.maximum),
+            ("<", limits.below),
+        )
+        if bound is not None
+    ]
+    kinds, optional = _kinds(info.annotation)
+    words = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+    text = words.get(kinds, "a tuple of numbers" if kinds is tuple else "a dict")
+    text = " ".join([text, " and ".join(bounds)]) if bounds else text
+    return f"{text}, or None" if optional else text
+
+
+def validate(config: TrainConfig) -> None:
+    """Refuse a config that cannot be run, before anything is built.
+
+    What needs the model's constructor is checked by `check_model_kwargs`, what needs the data or
+    the devices (batch size divisible by the mesh, enough classes) where those are known.
+
+    Raises:
+      ValueError: a field of a wrong type, out of range or not among its choices, or two fields
+        that contradict each other.
+    """
+    for info in fields_of():
+        value = get_field(config, info.path)
+        if not _fits(value, info):
+            raise ValueError(f"config.{info.path}: wanted {wanted(info)}, got {value!r}")
+    for name, value in config.model.kwargs.items():
+        if not isinstance(name, str) or not _is_plain(value):
+            raise ValueError(
+                f"config.model.kwargs.{name}: wanted None, a bool, a number, a string or a tuple "
+                f"of those (it is written to config.json), got {value!r}"
+            )
+    _check_together(config)
+
+
+def check_model_kwargs(name: str, kwargs: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+    """Refuse `model.kwargs` that the constructor of model `name` would not take.
+
+    Args:
+      fields: the constructor's fields for this name, each with its default.
+
+    Raises:
+      ValueError: an unknown field (near names are proposed) or a value of another type than the
+        default's. What a value means is the constructor's to check.
+    """
+    for field, value in kwargs.items():
+        if field not in fields:
+            raise ValueError(
+                f"config.model.kwargs.{field}: {name} has no such field"
+                f"{proposal(field, fields)}; it takes: {', '.join(sorted(fields))}"
+            )
+        default = fields[field]
+        if not _like(field, value, default):
+            raise ValueError(
+                f"config.model.kwargs.{field}: wanted a value like {name}'s default {default!r}, "
+                f"got {value!r}"
+            )
+
+
+def _kinds(annotation: Any) -> tuple[Any, bool]:
+    """The plain type (int, float, bool, str, tuple, dict) behind an annotation; is None allowed?"""
+    if typing.get_origin(annotation) is typing.Annotated:
+        annotation = typing.get_args(annotation)[0]
+    optional = isinstance(annotation, UnionType)
+    if optional:
+        annotation = next(a for a in typing.get_args(annotation) if a is not type(None))
+    return typing.get_origin(annotation) or annotation, optional
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _fits(value: Any, info: FieldInfo) -> bool:
+    kind, optional = _kinds(info.annotation)
+    if value is None:
+        return optional
+    if kind is tuple:
+        return (
+            isinstance(value, tuple)
+            and bool(value)
+            and all(_is_number(item) and _in_range(item, info.limits) for item in value)
+        )
+    if kind is float:
+        return _is_number(value) and _in_range(value, info.limits)
+    if kind is int:
+        return isinstance(value, int) and _is_number(value) and _in_range(value, info.limits)
+    if info.limits.choices:
+        return value in info.limits.choices
+    return isinstance(value, kind)
+
+
+def _in_range(value: int | float, limits: Limits) -> bool:
+    return (
+        (limits.minimum is None or value >= limits.minimum)
+        and (limits.above is None or value > limits.above)
+        and (limits.maximum is None or value <= limits.maximum)
+        and (limits.below is None or value < limits.below)
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _like(field: str, value: Any, default: Any) -> bool:
+    if default is None or (value is None and field in _MAY_BE_NONE):
+        return True
+    if field in _MAY_BE_PAIRS and isinstance(value, tuple):
+        return len(value) == 2 and all(_like("", side, 1) for side in value)
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    if isinstance(default, int | float):
+        return _is_number(value) and (isinstance(default, float) or isinstance(value, int))
+    if isinstance(default, tuple | list):
+        return isinstance(value, tuple)
+    # Strings, and what the command line can only name by a string, such as a dtype.
+    return isinstance(value, str)
+
+
+def _check_together(config: TrainConfig) -> None:
+    data, optimizer, mesh = config.data, config.optimizer, config.mesh
+    if (data.source == "tfds") != bool(data.name):
+        raise ValueError(
+            'config.data.name: wanted the TFDS name of a set with data.source="tfds", and an empty '
+            f'string with the other sources, got {data.name!r} with data.source="{data.source}"'
+        )
+    if data.source == "folder" and data.data_dir is None:
+        raise ValueError(
+            'config.data.data_dir: wanted the directory of images for data.source="folder", '
+            "got None"
+        )
+    if not data.train_split:
+        raise ValueError("config.data.train_split: wanted the name of a split, got ''")
+    if (data.mean is None) != (data.std is None) or (
+        data.mean is not None and data.std is not None and len(data.mean) != len(data.std)
+    ):
+        raise ValueError(
+            "config.data.mean and config.data.std: wanted both None or both of one length, got "
+            f"{data.mean!r} and {data.std!r}"
+        )
+    if optimizer.warmup_epochs > config.num_epochs:
+        raise ValueError(
+            "config.optimizer.warmup_epochs: wanted at most num_epochs "
+            f"({config.num_epochs}), got {optimizer.warmup_epochs}"
+        )
+    for name in ("warmup_learning_rate", "min_learning_rate"):
+        if getattr(optimizer, name) > optimizer.learning_rate:
+            raise ValueError(
+                f"config.optimizer.{name}: wanted at most learning_rate "
+                f"({optimizer.learning_rate}), got {getattr(optimizer, name)}"
+            )
+    if mesh.data != -1 and mesh.data < 1:
+        raise ValueError(
+            "config.mesh.data: wanted a number of devices >= 1, or -1 for all that fsdp leaves, "
+            f"got {mesh.data}"
+        )
+    if config.parallel == "pmap" and mesh.fsdp != 1:
+        raise ValueError(
+            'config.mesh.fsdp: wanted 1 with parallel="pmap", where every device holds all '
+            f'parameters, got {mesh.fsdp}; shard parameters with parallel="jit"'
+        )

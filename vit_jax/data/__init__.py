@@ -1,0 +1,56 @@
+"""Images from disk to the device: sources, a deterministic loader, augmentation inside the step.
+
+Imports no other part of `vit_jax`. Nothing here imports TensorFlow; TFDS, Grain and OpenCV are
+imported when they are first needed.
+"""
+
+from vit_jax.data.augment import (
+    example_keys,
+    make_eval_preprocess,
+    make_train_augment,
+    normalize,
+    random_horizontal_flip,
+    random_rotation,
+    resize_bilinear,
+    rotate,
+)
+from vit_jax.data.loader import (
+    Batch,
+    Batches,
+    eval_batches,
+    num_eval_batches,
+    steps_per_epoch,
+    train_batches,
+)
+from vit_jax.data.prepare import prepare
+from vit_jax.data.prepared_writer import write_prepared
+from vit_jax.data.sources import ArraySource, Example, ImageSource
+from vit_jax.data.splits import Splits, open_splits, select
+from vit_jax.data.statistics import STATISTICS, Statistics
+
+__all__ = [
+    "STATISTICS",
+    "ArraySource",
+    "Batch",
+    "Batches",
+    "Example",
+    "ImageSource",
+    "Splits",
+    "Statistics",
+    "eval_batches",
+    "example_keys",
+    "make_eval_preprocess",
+    "make_train_augment",
+    "normalize",
+    "num_eval_batches",
+    "open_splits",
+    "prepare",
+    "random_horizontal_flip",
+    "random_rotation",
+    "resize_bilinear",
+    "rotate",
+    "select",
+    "steps_per_epoch",
+    "train_batches",
+    "write_prepared",
+]

@@ -1,0 +1,316 @@
+"""Batches for training and evaluation. A training batch is a pure function of (seed, step).
+
+Grain's `MapDataset` maps the step to its batch, so that any step is reached at once and workers
+only decide when a batch is made, never what is in it.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+
+from vit_jax.data.decode import resize, resize_and_centre_crop
+from vit_jax.data.order import epoch_order
+from vit_jax.data.sources import ImageSource
+from vit_jax.data.workers import init_worker
+
+Batch = dict[str, np.ndarray]
+WorkerKind = Literal["thread", "process"]
+WORKER_KINDS: tuple[WorkerKind, ...] = ("thread", "process")
+
+# Grain wants the length of a data set. No run gets near this step.
+_ENDLESS = 2**40
+# Batches made ahead by each worker: one in work, one ready.
+_BUFFERED_BATCHES = 2
+
+
+class Batches:
+    """An iterator of batches that owns its workers.
+
+    Close it, or use it as a context manager: no thread or process of it is left afterwards. It
+    closes itself at its end and after an error.
+    """
+
+    def __init__(self, iterator: Any) -> None:
+        self._iterator = iterator
+
+    def __iter__(self) -> "Batches":
+        return self
+
+    def __next__(self) -> Batch:
+        try:
+            return next(self._iterator)
+        except BaseException:  # the end, an error in a worker, or Ctrl-C: none leaves a worker
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Stops the workers. May be called again."""
+        self._iterator.close()
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def train_batches(
+    source: ImageSource,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    num_steps: int | None = None,
+    num_workers: int = 0,
+    worker_kind: WorkerKind = "thread",
+    image_size: int | tuple[int, int] | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Batches:
+    """Shuffled batches from `start_step` on, epoch after epoch.
+
+    Each epoch visits the images in an order drawn from (seed, epoch); a last batch that would be
+    short is dropped. A batch holds `image` (B, H, W, C) uint8, `label` (B,) int32, `index` (B,)
+    int32 (the position in `source`) and `mask` (B,) bool, here all True, where B is batch_size /
+    process_count. The batch of a step depends on (seed, step) and these sizes alone: not on
+    `start_step`, the workers, or the step before.
+
+    Args:
+        source: the training images.
+        batch_size: images in a step, over all processes together.
+        seed: selects the orders.
+        start_step: the step of the first batch.
+        num_steps: batches until the iterator ends; None: endless.
+        num_workers: threads or processes that make batches ahead; 0 makes each when asked for.
+        worker_kind: "thread" (OpenCV decodes outside the GIL) or "process".
+        image_size: side, or (height, width), that each image is resized to; None leaves images
+            alone, which then must share one size.
+        process_index: this host among `process_count`; it takes its own contiguous rows.
+        process_count: hosts that share each batch.
+
+    Raises:
+        ValueError: an argument out of its range, more images in a batch than in the source, or
+            while iterating an image that cannot be read.
+    """
+    num_steps_per_epoch = steps_per_epoch(source, batch_size)
+    _check_at_least(0, seed=seed, start_step=start_step)
+    if num_steps is not None:
+        _check_at_least(0, num_steps=num_steps)
+    make_batch = _TrainBatch(
+        source=source,
+        rows=_process_rows(batch_size, process_index, process_count),
+        size=_image_size(source, image_size),
+        batch_size=batch_size,
+        seed=seed,
+        steps_per_epoch=num_steps_per_epoch,
+    )
+    end = _ENDLESS if num_steps is None else start_step + num_steps
+    return _iterate(make_batch, start_step, end, num_workers, worker_kind)
+
+
+def eval_batches(
+    source: ImageSource,
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    worker_kind: WorkerKind = "thread",
+    image_size: int | tuple[int, int] | None = None,
+    crop_fraction: float = 1.0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Batches:
+    """Every image exactly once, in the order of the source.
+
+    All batches have one size: the last is filled up with black images of label 0 and index -1 whose
+    `mask` is False. Keys, sizes, workers and processes are those of `train_batches`.
+
+    Args:
+        source: the images.
+        batch_size: rows of a batch, over all processes together.
+        num_workers: as in `train_batches`.
+        worker_kind: as in `train_batches`.
+        image_size: side, or (height, width): images of another size are resized, aspect ratio kept,
+            and cropped at the centre. None leaves images alone, which then must share one size.
+        crop_fraction: share of the resized image's tighter side that the crop keeps, in (0, 1].
+        process_index: as in `train_batches`.
+        process_count: as in `train_batches`.
+
+    Raises:
+        ValueError: as in `train_batches`; the source may be smaller than a batch.
+    """
+    if not 0 < crop_fraction <= 1:
+        raise ValueError(f"crop_fraction must be in (0, 1], got {crop_fraction}")
+    make_batch = _EvalBatch(
+        source=source,
+        rows=_process_rows(batch_size, process_index, process_count),
+        size=_image_size(source, image_size),
+        batch_size=batch_size,
+        crop_fraction=crop_fraction,
+    )
+    return _iterate(make_batch, 0, num_eval_batches(source, batch_size), num_workers, worker_kind)
+
+
+def steps_per_epoch(source: ImageSource, batch_size: int) -> int:
+    """Training steps of an epoch, the last short batch dropped.
+
+    Raises:
+        ValueError: the batch is larger than the source.
+    """
+    _check_at_least(1, batch_size=batch_size)
+    if batch_size > len(source):
+        raise ValueError(
+            f"batch_size {batch_size} is larger than {source.name}, which has {len(source)} "
+            f"images; choose from 1 to {len(source)}"
+        )
+    return len(source) // batch_size
+
+
+def num_eval_batches(source: ImageSource, batch_size: int) -> int:
+    """Batches of one evaluation, the last one padded."""
+    _check_at_least(1, batch_size=batch_size)
+    return -(-len(source) // batch_size)
+
+
+@dataclass(frozen=True)
+class _TrainBatch:
+    """Makes the batch of a step."""
+
+    source: ImageSource
+    rows: slice
+    size: tuple[int, int, int]
+    batch_size: int
+    seed: int
+    steps_per_epoch: int
+
+    def __call__(self, step: int) -> Batch:
+        epoch, step_of_epoch = divmod(int(step), self.steps_per_epoch)
+        order = epoch_order(len(self.source), self.seed, epoch)
+        start = step_of_epoch * self.batch_size
+        return _collate(
+            self.source, order[start : start + self.batch_size][self.rows], self.size, resize
+        )
+
+
+@dataclass(frozen=True)
+class _EvalBatch:
+    """Makes the n-th batch of an evaluation."""
+
+    source: ImageSource
+    rows: slice
+    size: tuple[int, int, int]
+    batch_size: int
+    crop_fraction: float
+
+    def __call__(self, number: int) -> Batch:
+        indices = np.arange(self.batch_size)[self.rows] + int(number) * self.batch_size
+        indices[indices >= len(self.source)] = -1
+        return _collate(self.source, indices, self.size, self._fit)
+
+    def _fit(self, image: np.ndarray, height: int, width: int) -> np.ndarray:
+        return resize_and_centre_crop(image, height, width, self.crop_fraction)
+
+
+def _collate(
+    source: ImageSource,
+    indices: np.ndarray,
+    size: tuple[int, int, int],
+    fit: Callable[[np.ndarray, int, int], np.ndarray],
+) -> Batch:
+    """Reads the images at `indices` into one batch; -1 marks a padding row."""
+    mask = indices >= 0
+    batch = {
+        "image": np.zeros((len(indices), *size), np.uint8),
+        "label": np.zeros(len(indices), np.int32),
+        "index": indices.astype(np.int32),
+        "mask": mask,
+    }
+    examples = source.__getitems__(indices[mask].tolist())
+    for row, example in zip(np.flatnonzero(mask), examples, strict=True):
+        image = example["image"]
+        batch["image"][row] = image if image.shape == size else fit(image, *size[:2])
+        batch["label"][row] = example["label"]
+    return batch
+
+
+def _iterate(
+    make_batch: Callable[[int], Batch],
+    start: int,
+    end: int,
+    num_workers: int,
+    worker_kind: WorkerKind,
+) -> Batches:
+    import grain
+    from absl import flags
+
+    _check_at_least(0, num_workers=num_workers)
+    if worker_kind not in WORKER_KINDS:
+        raise ValueError(f"unknown worker_kind {worker_kind!r}; valid: {', '.join(WORKER_KINDS)}")
+    num_threads = num_workers if worker_kind == "thread" else 0
+    dataset = (
+        grain.MapDataset.range(start, end)
+        .map(make_batch)
+        .to_iter_dataset(
+            grain.ReadOptions(
+                num_threads=num_threads, prefetch_buffer_size=num_threads * _BUFFERED_BATCHES
+            )
+        )
+    )
+    if worker_kind == "process" and num_workers:
+        if not flags.FLAGS.is_parsed():
+            # Grain's process workers read an absl flag, which only absl's own start would have set.
+            flags.FLAGS.mark_as_parsed()
+        # Batches come through pipes: shared memory is left behind by an iterator closed early, and
+        # containers give it little room.
+        dataset = grain.experimental.WithOptionsIterDataset(
+            dataset, grain.experimental.DatasetOptions(min_shm_size=sys.maxsize)
+        ).mp_prefetch(
+            grain.MultiprocessingOptions(
+                num_workers=num_workers, per_worker_buffer_size=_BUFFERED_BATCHES
+            ),
+            worker_init_fn=init_worker,
+        )
+    return Batches(iter(dataset))
+
+
+def _process_rows(batch_size: int, process_index: int, process_count: int) -> slice:
+    _check_at_least(1, batch_size=batch_size, process_count=process_count)
+    if not 0 <= process_index < process_count:
+        raise ValueError(
+            f"process_index must be from 0 to {process_count - 1}, got {process_index}"
+        )
+    if batch_size % process_count:
+        raise ValueError(
+            f"batch_size {batch_size} must be divisible by the {process_count} processes"
+        )
+    rows = batch_size // process_count
+    return slice(process_index * rows, (process_index + 1) * rows)
+
+
+def _image_size(
+    source: ImageSource, image_size: int | Sequence[int] | None
+) -> tuple[int, int, int]:
+    """(height, width, channels) of the batches."""
+    if image_size is None:
+        if source.image_shape is None:
+            raise ValueError(
+                f"the images of {source.name} vary in size: image_size must say what to resize to"
+            )
+        return source.image_shape
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    _check_at_least(1, image_height=height, image_width=width)
+    return height, width, source.channels
+
+
+def _check_at_least(minimum: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, got {value}")

@@ -1,0 +1,156 @@
+"""What every data set looks like to the loader: random access to uint8 images with labels."""
+
+from collections.abc import Sequence
+from typing import Protocol, TypedDict, runtime_checkable
+
+import numpy as np
+
+
+class Example(TypedDict):
+    """One labelled image: `image` is (H, W, C) uint8, RGB or one grey channel."""
+
+    image: np.ndarray
+    label: int
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """Random access to the labelled images of one split.
+
+    A source is picklable, so that Grain's worker processes can open it, and may be read from
+    several threads at once. Reading an image that cannot be decoded is a ValueError that names it.
+
+    Attributes:
+        name: one line that says which data this is, for logs and errors.
+        class_names: the class of each label, in the order of the labels.
+        channels: 3 (RGB) or 1 (grey), the same for every image.
+        image_shape: (height, width, channels) of every image; None when sizes vary.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    channels: int
+    image_shape: tuple[int, int, int] | None
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes that the source declares, whether or not each has an image."""
+        return len(self.class_names)
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        """The examples at `indices`, in that order; formats that are faster in bulk override it."""
+        return [self[index] for index in indices]
+
+
+def check_index(source: ImageSource, index: int) -> int:
+    """`index` as a plain int; IndexError unless 0 <= index < len(source)."""
+    index = int(index)
+    if not 0 <= index < len(source):
+        raise IndexError(f"index {index} is outside {source.name}, which has {len(source)} images")
+    return index
+
+
+class ArraySource(ImageSource):
+    """Images held in memory.
+
+    Args:
+        images: (N, H, W, C) uint8.
+        labels: (N,) integers in [0, len(class_names)).
+        class_names: the class of each label.
+        name: what logs and errors call it.
+
+    Raises:
+        ValueError: for another type or rank, lengths that differ, or a label outside the classes.
+    """
+
+    def __init__(
+        self, images: np.ndarray, labels: np.ndarray, *, class_names: Sequence[str], name: str
+    ) -> None:
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise ValueError(
+                f"{name}: images must be uint8 of shape (N, H, W, C), "
+                f"got {images.dtype} of shape {images.shape}"
+            )
+        if labels.shape != images.shape[:1]:
+            raise ValueError(
+                f"{name}: one label an image is needed: {len(images)} images, "
+                f"labels of shape {labels.shape}"
+            )
+        self.images = images
+        self.labels = labels.astype(np.int64)
+        self.name = name
+        self.class_names = tuple(class_names)
+        self.image_shape = images.shape[1:]
+        self.channels = images.shape[3]
+        for index in np.flatnonzero((self.labels < 0) | (self.labels >= self.num_classes))[:1]:
+            raise ValueError(label_error(name, int(index), int(labels[index]), self.num_classes))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Example:
+        index = check_index(self, index)
+        return {"image": self.images[index], "label": int(self.labels[index])}
+
+
+class Subset(ImageSource):
+    """The examples of `source` at `indices`, renumbered from 0.
+
+    Args:
+        source: where the examples are read.
+        indices: (N,) positions in `source`.
+        name: what logs and errors call it.
+    """
+
+    def __init__(self, source: ImageSource, indices: np.ndarray, *, name: str) -> None:
+        self.source = source
+        self.indices = np.asarray(indices, np.int64)
+        self.name = name
+        self.class_names = source.class_names
+        self.channels = source.channels
+        self.image_shape = source.image_shape
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.source[int(self.indices[check_index(self, index)])]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        return self.source.__getitems__(
+            [int(self.indices[check_index(self, index)]) for index in indices]
+        )
+
+
+class Concatenation(ImageSource):
+    """The examples of several sources with the same classes, one source after another."""
+
+    def __init__(self, sources: Sequence[ImageSource], *, name: str) -> None:
+        self.sources = tuple(sources)
+        self.name = name
+        self.class_names = sources[0].class_names
+        self.channels = sources[0].channels
+        shapes = {source.image_shape for source in sources}
+        self.image_shape = shapes.pop() if len(shapes) == 1 else None
+        self._ends = np.cumsum([len(source) for source in sources])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Example:
+        index = check_index(self, index)
+        which = int(np.searchsorted(self._ends, index, side="right"))
+        start = int(self._ends[which - 1]) if which else 0
+        return self.sources[which][index - start]
+
+
+def label_error(where: str, index: int, label: int, num_classes: int) -> str:
+    """The message for a label outside the declared classes."""
+    return (
+        f"{where}: image {index} has label {label}, but the set declares {num_classes} classes "
+        f"(labels 0 to {num_classes - 1})"
+    )

@@ -1,0 +1,166 @@
+"""Split expressions, and the train, validation and test data of a run."""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from vit_jax.data.digits import open_digits
+from vit_jax.data.folder import open_folder
+from vit_jax.data.order import SPLIT_STREAM, SUBSET_STREAM, permutation
+from vit_jax.data.sources import Concatenation, ImageSource, Subset
+from vit_jax.data.tfds_source import open_tfds
+
+SOURCES = ("tfds", "folder", "digits")
+# Seed 003 cuts CIFAR-100's test split with `random_split(..., manual_seed(42))`.
+_SHUFFLED_SEED = 42
+_TERM = re.compile(r"(shuffled\()?(\w+)(\))?(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The data of a run; validation and test are None where no split was named for them."""
+
+    train: ImageSource
+    validation: ImageSource | None
+    test: ImageSource | None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The class of each label, the same in all three."""
+        return self.train.class_names
+
+
+def open_splits(
+    source: str,
+    name: str | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
+    *,
+    train_split: str = "train",
+    validation_split: str | None = "validation",
+    test_split: str | None = "test",
+    seed: int = 0,
+    num_train_examples: int | None = None,
+    max_classes: int | None = None,
+) -> Splits:
+    """Opens the train, validation and test data of a run. Reads local files only.
+
+    Of each split the first and the last image are read, so that a damaged or cut-off file is an
+    error here and not hours later.
+
+    Args:
+        source: "tfds" (a prepared TFDS set), "folder" (images by class) or "digits".
+        name: the set's name for "tfds"; a folder below `data_dir` for "folder".
+        data_dir: where prepared sets or the image folder are; None: TFDS's own default.
+        train_split: a split expression, see `select`.
+        validation_split: the same, or None or "" for no validation.
+        test_split: the same, or None or "" for no test.
+        seed: of the permutation that `num_train_examples` takes its examples from.
+        num_train_examples: the first n of a seeded permutation of the training images; None: all.
+        max_classes: the classes that the model's head tells apart; None: not checked.
+
+    Raises:
+        ValueError: anything above that cannot be had.
+    """
+    if source == "tfds":
+        if not name:
+            raise ValueError("source 'tfds' needs the name of a set, such as cifar10")
+        available = open_tfds(name, data_dir)
+    elif source == "folder":
+        if data_dir is None:
+            raise ValueError("source 'folder' needs data_dir, the folder of images by class")
+        available = open_folder(os.path.join(data_dir, name) if name else data_dir)
+    elif source == "digits":
+        available = open_digits()
+    else:
+        raise ValueError(f"unknown data source {source!r}; valid: {', '.join(SOURCES)}")
+    train = select(available, train_split)
+    if num_train_examples is not None:
+        train = _first_of_permutation(train, num_train_examples, seed)
+    splits = Splits(
+        train=train,
+        validation=select(available, validation_split) if validation_split else None,
+        test=select(available, test_split) if test_split else None,
+    )
+    if max_classes is not None and train.num_classes > max_classes:
+        raise ValueError(
+            f"{train.name} has {train.num_classes} classes, but the model's head has "
+            f"{max_classes}; set the head's num_classes to {train.num_classes}"
+        )
+    for part in (splits.train, splits.validation, splits.test):
+        if part is not None:
+            part.__getitems__([0, len(part) - 1])
+    return splits
+
+
+def select(available: Mapping[str, ImageSource], expression: str) -> ImageSource:
+    """The examples that a split expression names.
+
+    As in TFDS: `train`, `train[:90%]`, `train[90%:]`, `test[100:200]`, `test[-500:]`, and sums,
+    `train[:80%]+validation`; a percentage is rounded to the nearest example.
+
+    Beyond TFDS: `shuffled(test)[:70%]` and `shuffled(test)[70%:]` cut the split after a fixed
+    permutation, the same in every run whatever its seed, so that the parts are disjoint, cover the
+    split, and hold every class also where the set is stored class by class.
+
+    Args:
+        available: the splits of a set by name.
+        expression: what to take.
+
+    Raises:
+        ValueError: not an expression, no such split, or no example in the range.
+    """
+    parts = [_select_term(available, term.strip(), expression) for term in expression.split("+")]
+    return (
+        parts[0]
+        if len(parts) == 1
+        else Concatenation(parts, name=" + ".join(part.name for part in parts))
+    )
+
+
+def _select_term(available: Mapping[str, ImageSource], term: str, expression: str) -> ImageSource:
+    match = _TERM.fullmatch(term)
+    if match is None or bool(match[1]) != bool(match[3]):
+        raise ValueError(
+            f"split {expression!r} is not understood; valid: NAME, NAME[from:to] with examples or "
+            "percentages, shuffled(NAME)[from:to], and sums of these with +"
+        )
+    shuffled, split = bool(match[1]), match[2]
+    if split not in available:
+        sizes = ", ".join(f"{name} ({len(part)})" for name, part in available.items())
+        raise ValueError(f"there is no split {split!r} for {expression!r}; the set has: {sizes}")
+    whole = available[split]
+    length = len(whole)
+    start = _boundary(match[4], 0, length, term)
+    end = _boundary(match[5], length, length, term)
+    if start >= end:
+        raise ValueError(f"split {term!r} holds no example: {split} has {length}")
+    if not shuffled and (start, end) == (0, length):
+        return whole
+    order = permutation(length, SPLIT_STREAM, _SHUFFLED_SEED) if shuffled else np.arange(length)
+    name = whole.name.removesuffix(split) + term
+    return Subset(whole, order[start:end], name=name)
+
+
+def _boundary(text: str | None, default: int, length: int, term: str) -> int:
+    if text is None:
+        return default
+    number = int(text.removesuffix("%"))
+    value = round(number * length / 100) if text.endswith("%") else number
+    if abs(value) > length or (text.endswith("%") and abs(number) > 100):
+        raise ValueError(f"split {term!r} reaches past the {length} examples that there are")
+    # A boundary that is written with a minus counts from the end, as in TFDS and Python.
+    return value + length if number < 0 else value
+
+
+def _first_of_permutation(train: ImageSource, count: int, seed: int) -> ImageSource:
+    if not 1 <= count <= len(train):
+        raise ValueError(
+            f"num_train_examples must be from 1 to the {len(train)} of {train.name}, got {count}"
+        )
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
+    order = permutation(len(train), SUBSET_STREAM, seed)
+    return Subset(train, order[:count], name=f"{train.name} ({count} by seed {seed})")

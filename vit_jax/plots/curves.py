@@ -1,0 +1,71 @@
+"""The curves of a run: loss and accuracy against epochs, for training and validation."""
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+# Colour tells the split, line style the metric: readable in grey and to the colour-blind.
+_COLOURS = {"train": "#0072B2", "validation": "#D55E00", "test": "#009E73"}
+_STYLES = {"loss": "-", "top1": "-", "top5": "--"}
+_LABELS = {"loss": "", "top1": " top-1", "top5": " top-5"}
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def plot_curves(rows: Rows, directory: pathlib.Path) -> list[pathlib.Path]:
+    """Draws `loss.png` and `accuracy.png` (top-1 and top-5) into a directory.
+
+    Args:
+      rows: those of metrics.jsonl; test rows become a single mark at the end.
+      directory: is made if need be.
+
+    Returns:
+      The paths of the two pictures.
+
+    Raises:
+      OSError: they cannot be written.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    return [
+        _draw(rows, ("loss",), "cross entropy", directory / "loss.png"),
+        _draw(rows, ("top1", "top5"), "accuracy", directory / "accuracy.png"),
+    ]
+
+
+def _draw(rows: Rows, metrics: Sequence[str], y_label: str, path: pathlib.Path) -> pathlib.Path:
+    # Here and not above: matplotlib takes long to import. No pyplot: no display, no global state.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for split, colour in _COLOURS.items():
+        chosen = [row for row in rows if row["split"] == split]
+        for metric in metrics:
+            if not chosen:
+                continue
+            last = chosen[-1][metric]
+            axes.plot(
+                [row["epoch"] for row in chosen],
+                [row[metric] for row in chosen],
+                color=colour,
+                linestyle=_STYLES[metric],
+                linewidth=1.2 if split == "train" else 1.8,
+                marker={"test": "*", "validation": "o", "train": ""}[split],
+                markersize=10 if split == "test" else 3,
+                label=f"{split}{_LABELS[metric]}: {last:.3f}",
+            )
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(y_label)
+    axes.set_xlim(left=0)
+    if y_label == "accuracy":
+        axes.set_ylim(0, 1.02)
+    axes.grid(alpha=0.3)
+    if axes.has_data():
+        axes.legend(title="last value", framealpha=0.9)
+    temporary = path.with_suffix(".tmp")
+    figure.savefig(temporary, dpi=120, format="png")
+    os.replace(temporary, path)
+    return path

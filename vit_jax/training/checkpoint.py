@@ -1,0 +1,213 @@
+"""The checkpoints of a run: written while training goes on, whole or not at all.
+
+Orbax writes them and makes each appear under its step's number only once it is complete. How they are
+read, and what damage is noticed, is in `checkpoint_reading`.
+"""
+
+import dataclasses
+import pathlib
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from vit_jax.training.checkpoint_reading import (
+    FINGERPRINT,
+    MODEL,
+    TRAINING,
+    CheckpointInfo,
+    DamagedCheckpointError,
+    fingerprint_of,
+    named_arrays,
+    one_line,
+    read_items,
+)
+from vit_jax.training.state import TrainState
+
+_DAMAGED = "checkpoints.damaged"
+
+
+class _Kept(checkpoint_managers.PreservationPolicy):
+    """The latest `keep` checkpoints, and that of `best_step`."""
+
+    def __init__(self, keep: int) -> None:
+        self.keep = keep
+        self.best_step: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        latest = len(checkpoints) - self.keep
+        return [
+            place >= latest or checkpoint.step == self.best_step
+            for place, checkpoint in enumerate(checkpoints)
+        ]
+
+
+def _items(state: TrainState) -> dict[str, dict[str, Any]]:
+    """The arrays of a state in two parts, so that a model can be read without its optimizer."""
+    training = {
+        field.name: getattr(state, field.name)
+        for field in dataclasses.fields(state)
+        if field.name not in ("params", "frozen")
+    }
+    return {
+        MODEL: named_arrays(state.params) | named_arrays(state.frozen),
+        TRAINING: named_arrays(training),
+    }
+
+
+def _rebuild(template: TrainState, arrays: Mapping[str, Mapping[str, Any]]) -> TrainState:
+    def part(tree: Any, item: str, prefix: str = "") -> Any:
+        leaves = [arrays[item][prefix + name] for name in named_arrays(tree)]
+        return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
+    return TrainState(
+        **{
+            field.name: part(getattr(template, field.name), MODEL)
+            if field.name in ("params", "frozen")
+            else part({field.name: getattr(template, field.name)}, TRAINING)[field.name]
+            for field in dataclasses.fields(template)
+        }
+    )
+
+
+class Checkpoints:
+    """The checkpoints of a run.
+
+    Args:
+      directory: holds one directory a checkpoint, named by its step.
+      keep: how many of the latest stay.
+      keep_best: whether that of the best validation stays too.
+    """
+
+    def __init__(self, directory: pathlib.Path, keep: int, keep_best: bool) -> None:
+        self.directory = directory
+        self._keep_best = keep_best
+        self._policy = _Kept(keep)
+        self._manager = ocp.CheckpointManager(
+            directory.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=self._policy,
+                cleanup_tmp_directories=True,
+                save_root_metadata=False,
+            ),
+        )
+        self._good: int | None = None
+        self._writing: int | None = None
+
+    def save(self, state: TrainState, info: CheckpointInfo) -> None:
+        """Starts to write a checkpoint; returns when the arrays may change. Again is no harm.
+
+        Raises:
+          ValueError: this checkpoint, or the one before it, cannot be written (a full disk).
+        """
+        if info.step in self._manager.all_steps():
+            return
+        self.wait()
+        self._policy.best_step = info.best_step if self._keep_best else None
+        items = {
+            item: ocp.args.StandardSave({**arrays, FINGERPRINT: fingerprint_of(arrays)})
+            for item, arrays in _items(state).items()
+        }
+        self._writing = info.step
+        try:
+            self._manager.save(
+                info.step,
+                args=ocp.args.Composite(**items, info=ocp.args.JsonSave(dataclasses.asdict(info))),
+            )
+        except Exception as error:
+            raise self._cannot_write(error) from error
+
+    def wait(self) -> None:
+        """Waits until the checkpoint that is being written is complete.
+
+        Raises:
+          ValueError: it cannot be written.
+        """
+        if self._writing is None:
+            return
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._cannot_write(error) from error
+        self._good, self._writing = self._writing, None
+
+    def _cannot_write(self, error: Exception) -> ValueError:
+        step, self._writing = self._writing, None
+        for unfinished in self.directory.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        good = "there is none before it"
+        if self._good is not None:
+            good = f"the last good one is that of step {self._good}, from which a new run goes on"
+        return ValueError(
+            f"the checkpoint of step {step} cannot be written to {self.directory}: "
+            f"{one_line(error)} (is the disk full?); {good}"
+        )
+
+    def restore(
+        self, template: TrainState, shardings: TrainState, say: Callable[[str], None]
+    ) -> tuple[TrainState, CheckpointInfo] | None:
+        """Reads the latest checkpoint that is whole, or None if there are none.
+
+        Damaged ones are moved to a directory beside, `checkpoints.damaged`, and said.
+
+        Args:
+          template: a state with the shapes and types wanted.
+          shardings: where its arrays are to lie.
+          say: is told of each damaged checkpoint.
+
+        Raises:
+          ValueError: there are checkpoints, all damaged.
+        """
+        wanted = _items(
+            jax.tree.map(
+                lambda leaf, sharding: jax.ShapeDtypeStruct(
+                    leaf.shape, leaf.dtype, sharding=sharding
+                ),
+                template,
+                shardings,
+            )
+        )
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        damaged: dict[int, str] = {}
+        for step in steps:
+            try:
+                arrays, info = read_items(self.directory / str(step), wanted)
+            except DamagedCheckpointError as error:
+                damaged[step] = str(error)
+                continue
+            for bad, reason in damaged.items():
+                say(f"the checkpoint of step {bad} is damaged, using that of step {step}: {reason}")
+                self._set_aside(bad)
+            if damaged:
+                self._manager.reload()
+            self._good = step
+            self._policy.best_step = info.best_step if self._keep_best else None
+            return _rebuild(template, arrays), info
+        if damaged:
+            first = max(damaged)
+            raise ValueError(
+                f"no checkpoint in {self.directory} can be read (steps "
+                f"{', '.join(map(str, sorted(damaged)))}; the latest: {damaged[first]}): give another "
+                "--workdir, or remove that directory to start from the beginning"
+            )
+        return None
+
+    def _set_aside(self, step: int) -> None:
+        aside = self.directory.parent / _DAMAGED / str(step)
+        aside.parent.mkdir(exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        (self.directory / str(step)).rename(aside)
+
+    def close(self) -> None:
+        """Waits for what is being written and ends Orbax's threads.
+
+        Raises:
+          ValueError: the checkpoint cannot be written.
+        """
+        try:
+            self.wait()
+        finally:
+            self._manager.close()

@@ -1,0 +1,189 @@
+"""Reading checkpoints: every bit is verified, and what is damaged is known to be.
+
+Orbax notices most damage when it reads; what it does not (changed bits in an array) the stored
+fingerprint tells. The formats (JSON, zarr arrays in OCDBT) hold data alone: nothing that is read can
+run code.
+"""
+
+import contextlib
+import dataclasses
+import gc
+import logging
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from vit_jax.training.fingerprint import fingerprint
+from vit_jax.training.mesh import replicated
+
+MODEL, TRAINING, INFO = "model", "training", "info"
+FINGERPRINT = "fingerprint"  # stands among the arrays of each item; in the order of their names
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint says in words and numbers beside its arrays.
+
+    Attributes:
+      step: updates done.
+      preprocessing: how the model's images are made ready: mean, std, crop_fraction, interpolation.
+      best_step, best_top1: the best validation so far, None before the first.
+    """
+
+    step: int
+    preprocessing: dict[str, Any]
+    best_step: int | None = None
+    best_top1: float | None = None
+
+
+class DamagedCheckpointError(ValueError):
+    """A checkpoint that cannot be read, or does not hold what was written."""
+
+
+def named_arrays(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree under dotted names, in the tree's order."""
+    named = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        named[name.removesuffix(".value")] = leaf  # an nnx.Variable around the array
+    return named
+
+
+def fingerprint_of(arrays: Mapping[str, jax.Array]) -> jax.Array:
+    return fingerprint([arrays[name] for name in sorted(arrays)])
+
+
+def one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    # tensorstore nests what happened: the outer end says where, the inner end says why.
+    return text if len(text) <= 300 else f"{text[:120]} ... {text[-150:]}"
+
+
+@contextlib.contextmanager
+def quiet_orbax() -> Iterator[None]:
+    """Leaves out what Orbax logs: each error of its threads as several tracebacks.
+
+    All of them reach us as exceptions as well, and are said in a line.
+    """
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def read_items(
+    path: pathlib.Path, wanted: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, Any], CheckpointInfo]:
+    """Reads items of the checkpoint at `path` and verifies them.
+
+    Args:
+      wanted: {item: {name: shape, dtype and sharding}}.
+
+    Raises:
+      DamagedCheckpointError: it is not whole.
+    """
+    try:
+        return _read_and_verify(path.absolute(), wanted)
+    except Exception as error:
+        # Orbax, tensorstore and JSON raise their own kinds, and bare Exception.
+        reason = one_line(error)
+    with _silent_garbage():
+        gc.collect()
+    raise DamagedCheckpointError(reason)
+
+
+def _read_and_verify(
+    path: pathlib.Path, wanted: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, Any], CheckpointInfo]:
+    items = {}
+    for item, arrays in wanted.items():
+        sharding = next(iter(arrays.values())).sharding
+        if isinstance(sharding, jax.sharding.NamedSharding):
+            sharding = replicated(sharding.mesh)
+        stored = jax.ShapeDtypeStruct((len(arrays),), np.uint32, sharding=sharding)
+        items[item] = ocp.args.StandardRestore({**arrays, FINGERPRINT: stored})
+    with _reader() as reader:
+        read = reader.restore(path, ocp.args.Composite(**items, info=ocp.args.JsonRestore()))
+    info = CheckpointInfo(**read[INFO])
+    if info.step != int(path.name):
+        raise ValueError(f"it says that it is of step {info.step}")
+    for item, arrays in wanted.items():
+        now = np.asarray(fingerprint_of({name: read[item][name] for name in arrays}))
+        different = np.flatnonzero(now != np.asarray(read[item][FINGERPRINT]))
+        if different.size:
+            raise ValueError(f"{sorted(arrays)[different[0]]} is not what was written")
+    return {item: read[item] for item in wanted}, info
+
+
+@contextlib.contextmanager
+def _silent_garbage() -> Iterator[None]:
+    """When one of Orbax's coroutines fails the others are left to be collected, each with a
+    traceback on standard error."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+
+
+def _reader() -> ocp.Checkpointer:
+    return ocp.Checkpointer(
+        ocp.CompositeCheckpointHandler(
+            model=ocp.StandardCheckpointHandler(),
+            training=ocp.StandardCheckpointHandler(),
+            info=ocp.JsonCheckpointHandler(),
+        )
+    )
+
+
+def read_model(
+    path: pathlib.Path, arrays: Mapping[str, Any]
+) -> tuple[dict[str, jax.Array], CheckpointInfo]:
+    """Reads the arrays of the model in a checkpoint.
+
+    Args:
+      path: `.../checkpoints/STEP`.
+      arrays: {name: array} of the model they are for.
+
+    Returns:
+      {name: array} in the types stored, and what the checkpoint says.
+
+    Raises:
+      ValueError: it is damaged, or holds another model; entries that differ are named.
+    """
+    path = path.absolute()
+    try:
+        with _reader() as reader:
+            stored = dict(reader.metadata(path).item_metadata[MODEL].tree)
+        del stored[FINGERPRINT]
+    except Exception as error:
+        raise ValueError(f"the checkpoint {path} is damaged: {one_line(error)}") from error
+    shapes = {name: tuple(array.shape) for name, array in stored.items()}
+    problems = [f"{name} is missing" for name in arrays if name not in shapes]
+    problems += [f"{name} is unexpected" for name in shapes if name not in arrays]
+    problems += [
+        f"{name} has shape {shapes[name]}, wanted {tuple(arrays[name].shape)}"
+        for name in arrays
+        if name in shapes and shapes[name] != tuple(arrays[name].shape)
+    ]
+    if problems:
+        raise ValueError(f"the checkpoint {path} is of another model: {'; '.join(problems)}")
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = {
+        name: jax.ShapeDtypeStruct(shapes[name], stored[name].dtype, sharding=here)
+        for name in arrays
+    }
+    try:
+        read, info = read_items(path, {MODEL: wanted})
+    except DamagedCheckpointError as error:
+        raise ValueError(f"the checkpoint {path} is damaged: {error}") from error
+    return read[MODEL], info

@@ -1,0 +1,338 @@
+"""The training loop: one command trains, resumes, and survives.
+
+A step is counted when its update is done. After step s, in this order: the train row if one is due, the
+validation if one is due, the checkpoint if one is due. Rows are on the disk before a later checkpoint
+is, so a checkpoint of step s implies all rows up to s, and a resumed run cuts later ones away.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import pathlib
+import time
+from collections.abc import Iterator
+
+import jax
+from flax import nnx
+
+from vit_jax.config import TrainConfig, validate
+from vit_jax.data.sources import ImageSource
+from vit_jax.plots.curves import plot_curves
+from vit_jax.training.checkpoint import Checkpoints
+from vit_jax.training.checkpoint_reading import CheckpointInfo, quiet_orbax
+from vit_jax.training.evaluate import evaluate
+from vit_jax.training.events import EventWriter
+from vit_jax.training.interrupt import Interrupted, StopSignals
+from vit_jax.training.optimizer import learning_rate_of_update
+from vit_jax.training.progress import Progress, describe
+from vit_jax.training.records import Records, Row
+from vit_jax.training.setup import Setup, build
+from vit_jax.training.start import load_weights
+from vit_jax.training.state import TrainState, zero_sums
+from vit_jax.training.workdir import (
+    CHECKPOINTS,
+    METRICS_FILE,
+    PLOTS,
+    check_config,
+    locked,
+    store_config,
+)
+
+# Steps that may be under way. The device always has the next one waiting; more would only hold batches
+# in memory and delay the answer to a signal.
+_IN_FLIGHT = 4
+
+
+def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
+    """Trains, or goes on with the run in `workdir`, to the end.
+
+    Repeating the call resumes from the latest whole checkpoint; a finished run returns at once. The test
+    split is evaluated once, at the end, with the final weights.
+
+    SIGTERM and Ctrl-C save at the current step and raise `Interrupted`, a SystemExit of status 143
+    and 130; a second Ctrl-C ends the process at once.
+
+    Args:
+      config: the run; `workdir` keeps it.
+      workdir: takes config.json, metrics.jsonl, checkpoints/, plots/ and TensorBoard event files.
+
+    Returns:
+      The last row of each split as `{split}_{loss, top1, top5}`, such as `test_top1`.
+
+    Raises:
+      ValueError: a config that cannot be run, data, model and devices that do not fit each other, a
+        work directory of another config or in use, a checkpoint that cannot be written, no whole
+        checkpoint among those there, or a loss that is not finite (the step is named).
+    """
+    validate(config)
+    workdir = pathlib.Path(workdir)
+    with StopSignals() as signals, locked(workdir), quiet_orbax():
+        check_config(config, workdir)
+        records = Records(workdir / METRICS_FILE)
+        if records.find("test"):
+            _finish(records, workdir, config.log.progress != "none")
+            return _final_metrics(records)
+        setup = build(config)
+        checkpoint = config.checkpoint
+        store_config(config, workdir)
+        with contextlib.closing(
+            Checkpoints(workdir / CHECKPOINTS, checkpoint.keep, checkpoint.keep_best)
+        ) as checkpoints:
+            run = _Run(setup, workdir, records, checkpoints, signals)
+            with run.progress, contextlib.closing(run):
+                run.train()
+                run.test()
+        _finish(records, workdir, False)
+    return _final_metrics(records)
+
+
+def _final_metrics(records: Records) -> dict[str, float]:
+    rows = {split: records.find(split) for split in ("train", "validation", "test")}
+    return {
+        f"{split}_{name}": row[name]
+        for split, row in rows.items()
+        if row is not None
+        for name in ("loss", "top1", "top5")
+    }
+
+
+def _finish(records: Records, workdir: pathlib.Path, say: bool) -> None:
+    """Draws the curves, if they are not there yet."""
+    if say:
+        test = records.find("test")
+        print(f"the run in {workdir} is finished: {describe(test) if test else ''}", flush=True)
+    if not (workdir / PLOTS / "accuracy.png").exists():
+        with _written(workdir):
+            plot_curves(records.rows, workdir / PLOTS)
+
+
+@contextlib.contextmanager
+def _written(path: pathlib.Path) -> Iterator[None]:
+    """What cannot be written is an error in words."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to {path}: {error.strerror}; make room and repeat the command: the run "
+            "goes on from its last checkpoint"
+        ) from error
+
+
+class _Run:
+    """A run under way."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        workdir: pathlib.Path,
+        records: Records,
+        checkpoints: Checkpoints,
+        signals: StopSignals,
+    ) -> None:
+        self.setup = setup
+        self.workdir = workdir
+        self.records = records
+        self.checkpoints = checkpoints
+        self.signals = signals
+        config = setup.config
+        mode = config.log.progress
+        quiet = Progress("none" if mode == "none" else "plain", 0, 0, 0)
+        restored = checkpoints.restore(setup.template, setup.shardings, quiet.warn)
+        if restored is None:
+            self.state, self.step = self._first_state(quiet), 0
+            self.best: tuple[float, int] | None = None
+        else:
+            self.state, info = restored
+            self.step = info.step
+            known = info.best_top1 is not None and info.best_step is not None
+            self.best = (info.best_top1, info.best_step) if known else None  # pyright: ignore
+            quiet.say(f"resuming {workdir} at step {self.step} of {setup.total_steps}")
+        with _written(workdir):
+            records.cut_back(self.step)
+            self.events = (
+                EventWriter(workdir, purge_step=self.step + 1) if config.log.tensorboard else None
+            )
+        for row in records.rows:
+            self._note_best(row)
+        self.progress = Progress(mode, setup.total_steps, self.step, config.data.batch_size)
+
+    def _first_state(self, progress: Progress) -> TrainState:
+        state = self.setup.init()
+        if not self.setup.config.init_from:
+            return state
+        graphs = self.setup.graphs
+        model = nnx.merge(graphs.train, state.params, state.frozen)
+        progress.say("starting from " + load_weights(model, self.setup.config.init_from))
+        _, params, frozen = nnx.split(model, nnx.Param, ...)
+        state = dataclasses.replace(state, params=params, frozen=frozen)
+        return jax.device_put(state, self.setup.shardings)
+
+    def close(self) -> None:
+        """Closes the event file."""
+        if self.events is not None:
+            self.events.close()
+
+    def train(self) -> None:
+        """Makes all updates that remain, with their rows, validations and checkpoints."""
+        config, total = self.setup.config, self.setup.total_steps
+        if self._validation_due():  # the run was stopped in the midst of it
+            self._validate()
+        timer = _Timer(config.data.batch_size)
+        under_way: collections.deque[jax.Array] = collections.deque()
+        with self.setup.train_batches(self.step) as host_batches:
+            batches = self.setup.on_device(host_batches)
+            while self.step < total:
+                with self._saving_if_data_fail():
+                    batch = next(batches)
+                self.state, loss = self.setup.train_step(self.state, batch)
+                self.step += 1
+                under_way.append(loss)
+                if not timer.started:
+                    jax.block_until_ready(loss)  # compilation is not training speed
+                    timer.start(self.step)
+                elif len(under_way) > _IN_FLIGHT:
+                    jax.block_until_ready(under_way.popleft())
+                self.progress.advance(self.step)
+                self._after_step(timer)
+                if self.signals.received is not None:
+                    self._stop()
+
+    def _after_step(self, timer: "_Timer") -> None:
+        config = self.setup.config
+        last = self.step == self.setup.total_steps
+        if last or self.step % config.log.every_steps == 0:
+            self._log_train_row(timer)
+        checkpoint_due = last or self.step % config.checkpoint.every_steps == 0
+        if self._validation_due():
+            best_before = self.best
+            self._validate()
+            timer.start(self.step)
+            checkpoint_due |= config.checkpoint.keep_best and self.best != best_before
+        if checkpoint_due:
+            self._save()
+
+    def _log_train_row(self, timer: "_Timer") -> None:
+        self._check_finite()
+        row = self._row("train", self.state.sums.averages())
+        row["learning_rate"] = learning_rate_of_update(self.setup.schedule, self.step)
+        row["images_per_second"] = timer.images_per_second(self.step)
+        self._write(row)
+        timer.start(self.step)
+        self.state = dataclasses.replace(self.state, sums=zero_sums(self.state, self.setup.mesh))
+
+    def _row(self, split: str, averages: dict[str, float]) -> Row:
+        epoch = self.step / self.setup.steps_per_epoch
+        return {"step": self.step, "epoch": epoch, "split": split, **averages}
+
+    def _write(self, row: Row) -> None:
+        with _written(self.records.path):
+            self.records.append(row)
+            if self.events is not None:
+                figures = {k: v for k, v in row.items() if k not in ("step", "epoch", "split")}
+                self.events.scalars(
+                    row["step"], {f"{row['split']}/{name}": v for name, v in figures.items()}
+                )
+        self._note_best(row)
+        self.progress.row(row)
+
+    def _note_best(self, row: Row) -> None:
+        better = self.best is None or row["top1"] > self.best[0]
+        if row["split"] == "validation" and better:
+            self.best = (row["top1"], row["step"])
+
+    def _validation_due(self) -> bool:
+        epoch, rest = divmod(self.step, self.setup.steps_per_epoch)
+        config = self.setup.config
+        return (
+            self.setup.splits.validation is not None
+            and self.step > 0
+            and rest == 0
+            and (epoch % config.evaluation.every_epochs == 0 or epoch == config.num_epochs)
+            and self.records.find("validation", self.step) is None
+        )
+
+    def _validate(self) -> None:
+        assert self.setup.splits.validation is not None
+        self._check_finite()
+        self._evaluate("validation", self.setup.splits.validation)
+
+    def _evaluate(self, split: str, source: ImageSource) -> None:
+        with self._saving_if_data_fail(), self.setup.eval_batches(source) as batches:
+            averages = evaluate(
+                self.setup.eval_step,
+                self.state,
+                self.setup.on_device(batches),
+                zero_sums(self.state, self.setup.mesh),
+                lambda: self.signals.received is not None,
+            )
+        if averages is None:
+            self._stop()
+        else:
+            self._write(self._row(split, averages))
+
+    def test(self) -> None:
+        """Evaluates the test split with the final weights, once the last checkpoint is complete."""
+        self.checkpoints.wait()
+        if self.setup.splits.test is not None:
+            self._evaluate("test", self.setup.splits.test)
+
+    def _check_finite(self) -> None:
+        bad = int(self.state.nonfinite_step)
+        if bad:
+            raise ValueError(
+                f"the loss or a parameter is no longer finite at step {bad} (epoch "
+                f"{bad / self.setup.steps_per_epoch:.2f}): the checkpoints are of steps before; try a "
+                "lower optimizer.learning_rate, a longer optimizer.warmup_epochs or "
+                "optimizer.gradient_clip_norm, in another work directory"
+            )
+
+    def _save(self) -> None:
+        self._check_finite()
+        top1, step = self.best or (None, None)
+        info = CheckpointInfo(
+            step=self.step,
+            preprocessing=self.setup.preprocessing,
+            best_step=step,
+            best_top1=top1,
+        )
+        self.checkpoints.save(self.state, info)
+
+    @contextlib.contextmanager
+    def _saving_if_data_fail(self) -> Iterator[None]:
+        """An image that cannot be read ends the run, and loses none of it."""
+        try:
+            yield
+        except ValueError:
+            self._save()
+            raise
+
+    def _stop(self) -> None:
+        assert self.signals.received is not None
+        self._save()
+        self.checkpoints.wait()
+        self.progress.say(
+            f"stopped at step {self.step}, saved; the same command goes on from there"
+        )
+        raise Interrupted(self.signals.received)
+
+
+class _Timer:
+    """Images a second since it was last started."""
+
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._began = self._time = time.perf_counter()
+        self._step: int | None = None
+
+    @property
+    def started(self) -> bool:
+        return self._step is not None
+
+    def start(self, step: int) -> None:
+        self._step, self._time = step, time.perf_counter()
+
+    def images_per_second(self, step: int) -> float:
+        assert self._step is not None
+        if step == self._step:  # one step, the first: compilation is all there is to time
+            return self._batch_size / (time.perf_counter() - self._began)
+        return (step - self._step) * self._batch_size / (time.perf_counter() - self._time)

@@ -1,0 +1,234 @@
+"""From a config to all that the loop needs, every check of it made before anything is written."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from vit_jax.config import TrainConfig
+from vit_jax.data.augment import make_eval_preprocess, make_train_augment
+from vit_jax.data.loader import Batches, eval_batches, steps_per_epoch, train_batches
+from vit_jax.data.sources import ImageSource
+from vit_jax.data.splits import Splits, open_splits
+from vit_jax.data.statistics import STATISTICS, Statistics
+from vit_jax.models.base import VisionModel
+from vit_jax.models.registry import create_model
+from vit_jax.training.mesh import batch_sharding, check_batch, make_mesh, state_shardings
+from vit_jax.training.optimizer import Schedule, make_optimizer, make_schedule
+from vit_jax.training.state import ModelGraphs, TrainState, initial_state, model_graphs
+from vit_jax.training.step import (
+    Batch,
+    EvalStep,
+    StepSettings,
+    TrainStep,
+    jit_train_step,
+    make_eval_step,
+    pmap_train_step,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A run that could start.
+
+    Attributes:
+      config: what it was made from.
+      mesh: the devices.
+      splits: the data.
+      steps_per_epoch, total_steps: updates.
+      schedule: the learning rate of the n-th update, from 0.
+      image_size: (height, width) that the model is given.
+      preprocessing: how images are made ready, for the checkpoints.
+      graphs: the model's static halves.
+      template: the state's shapes and types; `shardings`: where its arrays lie.
+      init: makes the state at step 0.
+      train_step, eval_step: compiled when first called.
+    """
+
+    config: TrainConfig
+    mesh: Mesh
+    splits: Splits
+    steps_per_epoch: int
+    total_steps: int
+    schedule: Schedule
+    image_size: tuple[int, int]
+    preprocessing: dict[str, Any]
+    graphs: ModelGraphs
+    template: TrainState
+    shardings: TrainState
+    init: Callable[[], TrainState]
+    train_step: TrainStep
+    eval_step: EvalStep
+
+    def train_batches(self, start_step: int) -> Batches:
+        """The batches of the updates from `start_step` on, on the host."""
+        data = self.config.data
+        return train_batches(
+            self.splits.train,
+            batch_size=data.batch_size,
+            seed=self.config.seed,
+            start_step=start_step,
+            num_steps=self.total_steps - start_step,
+            num_workers=data.num_workers,
+            worker_kind=data.worker_kind,  # pyright: ignore[reportArgumentType]
+            image_size=self._host_size(self.splits.train),
+        )
+
+    def eval_batches(self, source: ImageSource) -> Batches:
+        """All examples of a split, on the host."""
+        data = self.config.data
+        return eval_batches(
+            source,
+            batch_size=data.eval_batch_size,
+            num_workers=data.num_workers,
+            worker_kind=data.worker_kind,  # pyright: ignore[reportArgumentType]
+            image_size=self._host_size(source),
+            crop_fraction=self.preprocessing["crop_fraction"],
+        )
+
+    def on_device(self, batches: Batches) -> Iterator[Batch]:
+        """Sends each batch on its way to the devices, divided between them, without waiting."""
+        sharding = batch_sharding(self.mesh)
+        for batch in batches:
+            yield jax.device_put(batch, sharding)
+
+    def _host_size(self, source: ImageSource) -> tuple[int, int] | None:
+        # Images of one size cross to the device as they are and are resized there.
+        return None if source.image_shape else self.image_size
+
+
+def _image_size(config: TrainConfig, model: VisionModel) -> tuple[int, int]:
+    size = config.data.image_size
+    return model.img_size if size is None else (size, size)
+
+
+def statistics_of(config: TrainConfig, channels: int) -> Statistics:
+    """Mean and standard deviation that images are normalised with.
+
+    Raises:
+      ValueError: the config gives none and none are known for the set, or not one a channel.
+    """
+    data = config.data
+    if data.mean is not None and data.std is not None:
+        found = Statistics(data.mean, data.std)
+    else:
+        key = data.source if data.source == "digits" else data.name.split("/")[0].split(":")[0]
+        # ImageNet's subsets share its statistics.
+        key = "imagenet" if key.startswith("imagenet") else key
+        if key not in STATISTICS:
+            raise ValueError(
+                f"no channel statistics are known for {data.name or data.source!r}: set "
+                f"config.data.mean and config.data.std (known: {', '.join(sorted(STATISTICS))})"
+            )
+        found = STATISTICS[key]
+    if len(found.mean) != channels:
+        raise ValueError(
+            f"config.data.mean and std: wanted one number for each of the {channels} channels of "
+            f"the images, got {found.mean!r}"
+        )
+    return found
+
+
+def _check_model(model: VisionModel, config: TrainConfig, source: ImageSource) -> None:
+    channels = source.channels
+    if model.in_chans != channels:
+        raise ValueError(
+            f"the images of {source.name} have {channels} channels and the model takes "
+            f"{model.in_chans}: set config.model.kwargs.in_chans={channels}"
+        )
+    if model.num_classes < source.num_classes:
+        raise ValueError(
+            f"{source.name} has {source.num_classes} classes and the model's head only "
+            f"{model.num_classes}: set config.model.kwargs.num_classes={source.num_classes}"
+        )
+    size = _image_size(config, model)
+    if size != model.img_size:
+        # Some designs take other sizes; a model that does not says so itself.
+        images = jax.ShapeDtypeStruct((1, *size, channels), np.float32)
+        nnx.eval_shape(lambda m, x: m(x, rngs=nnx.Rngs(dropout=0)), model, images)
+
+
+def build(config: TrainConfig) -> Setup:
+    """Opens the data, makes the mesh and the steps. Nothing is compiled or written yet.
+
+    Raises:
+      ValueError: data, model, batch and devices do not fit each other.
+    """
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    check_batch("config.data.batch_size", config.data.batch_size, mesh)
+    check_batch("config.data.eval_batch_size", config.data.eval_batch_size, mesh)
+    data = config.data
+    splits = open_splits(
+        data.source,
+        data.name or None,
+        data.data_dir,
+        train_split=data.train_split,
+        validation_split=data.validation_split or None,
+        test_split=data.test_split or None,
+        seed=config.seed,
+        num_train_examples=data.num_train_examples,
+    )
+    epoch = steps_per_epoch(splits.train, data.batch_size)
+
+    def make_model() -> VisionModel:
+        return create_model(config.model.name, rngs=nnx.Rngs(config.seed), **config.model.kwargs)
+
+    model = nnx.eval_shape(make_model)
+    _check_model(model, config, splits.train)
+    statistics = statistics_of(config, splits.train.channels)
+    size = _image_size(config, model)
+    schedule = make_schedule(config.optimizer, epoch, config.num_epochs)
+    optimizer = make_optimizer(config.optimizer, schedule)
+
+    def init() -> TrainState:
+        return initial_state(make_model(), optimizer)
+
+    template = jax.eval_shape(init)
+    shardings = state_shardings(mesh, template)
+    graphs = model_graphs(model)
+    settings = StepSettings(
+        graphs=graphs,
+        optimizer=optimizer,
+        seed=config.seed,
+        steps_per_epoch=epoch,
+        label_smoothing=config.loss.label_smoothing,
+        prepare_train=make_train_augment(
+            size,
+            rotation_degrees=data.rotation_degrees,
+            flip=data.horizontal_flip,
+            mean=statistics.mean,
+            std=statistics.std,
+        ),
+        prepare_eval=make_eval_preprocess(size, mean=statistics.mean, std=statistics.std),
+    )
+    crop = model.preprocessing.crop_fraction if model.preprocessing else 1.0
+    return Setup(
+        config=config,
+        mesh=mesh,
+        splits=splits,
+        steps_per_epoch=epoch,
+        total_steps=epoch * config.num_epochs,
+        schedule=schedule,
+        image_size=size,
+        preprocessing={
+            "mean": list(statistics.mean),
+            "std": list(statistics.std),
+            # Images that come in one size are shown whole.
+            "crop_fraction": 1.0 if splits.train.image_shape else crop,
+            "interpolation": "bilinear",
+        },
+        graphs=graphs,
+        template=template,
+        shardings=shardings,
+        init=jax.jit(init, out_shardings=shardings),
+        train_step=(
+            pmap_train_step(settings, mesh)
+            if config.parallel == "pmap"
+            else jit_train_step(settings, mesh, shardings)
+        ),
+        eval_step=make_eval_step(settings, mesh, shardings),
+    )

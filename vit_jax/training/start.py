@@ -1,0 +1,70 @@
+"""Initial weights from elsewhere: a weights file, or a checkpoint of another run."""
+
+import pathlib
+
+import jax
+from flax import nnx
+
+from vit_jax.interop.pretrained import load_pretrained
+from vit_jax.models.base import VisionModel
+from vit_jax.training.checkpoint_reading import CheckpointInfo, named_arrays, read_model
+from vit_jax.training.workdir import CHECKPOINTS
+
+
+def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
+    """The checkpoint that a path names: itself, or the latest of a work directory.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if path.name.isdigit() and path.is_dir():
+        return path
+    directory = path if path.name == CHECKPOINTS else path / CHECKPOINTS
+    found = directory.iterdir() if directory.is_dir() else ()
+    steps = [int(entry.name) for entry in found if entry.name.isdigit()]
+    if not steps:
+        raise ValueError(
+            f"no checkpoint in {path}: wanted a work directory, its {CHECKPOINTS}/STEP, or a "
+            ".safetensors file"
+        )
+    return directory / str(max(steps))
+
+
+def load_checkpoint(model: VisionModel, path: pathlib.Path) -> CheckpointInfo:
+    """Loads the weights of a checkpoint into the model, in place and in the model's types.
+
+    Args:
+      model: of the checkpoint's design and fields.
+      path: a checkpoint, or a work directory, whose latest is taken.
+
+    Raises:
+      ValueError: there is none, it is damaged, or it is of another model (entries are named).
+    """
+    _, state = nnx.split(model)
+    own = named_arrays(state)
+    arrays, info = read_model(find_checkpoint(path), own)
+    leaves = [arrays[name].astype(own[name].dtype) for name in own]
+    nnx.update(model, jax.tree.unflatten(jax.tree.structure(state), leaves))
+    return info
+
+
+def load_weights(model: VisionModel, init_from: str) -> str:
+    """Loads what `config.init_from` names into the model, in place.
+
+    Returns:
+      What was loaded, in words.
+
+    Raises:
+      ValueError: it is neither a .safetensors file nor a checkpoint, or does not fit the model.
+    """
+    path = pathlib.Path(init_from)
+    if path.is_dir():
+        info = load_checkpoint(model, path)
+        return f"weights of {path}, step {info.step}"
+    if not path.exists():
+        raise ValueError(
+            f"config.init_from: there is no {init_from!r}; wanted a .safetensors file, a work "
+            "directory or a checkpoint of one"
+        )
+    load_pretrained(model, path)
+    return f"weights of {path}"

@@ -1,0 +1,157 @@
+"""The training step and the evaluation step: pure functions, compiled for a mesh."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from vit_jax.training.losses import classification_loss
+from vit_jax.training.mesh import batch_sharding, replicated
+from vit_jax.training.metrics import Sums
+from vit_jax.training.position_keys import at_position
+from vit_jax.training.state import ModelGraphs, TrainState
+
+Batch = dict[str, Any]
+# (keys (B,), images (B, h, w, C) uint8) -> (B, H, W, C) normalised; evaluation has no keys.
+PrepareTrain = Callable[[jax.Array, jax.Array], jax.Array]
+PrepareEval = Callable[[jax.Array], jax.Array]
+# Each returns the new state, and the loss of the batch, which tells when the step is done.
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]
+# (state, batch, sums) -> sums with the batch's added.
+EvalStep = Callable[[TrainState, Batch, Sums], Sums]
+
+_DROPOUT, _AUGMENT = 0, 1
+_DEVICES = "devices"
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSettings:
+    """What a step is made of, fixed for a run.
+
+    Attributes:
+      graphs: the model's static halves.
+      optimizer: the update rule.
+      seed: of augmentation and dropout.
+      steps_per_epoch: tells the epoch, which augmentation is keyed by.
+      label_smoothing: see `losses`.
+      prepare_train, prepare_eval: uint8 images to what the model takes.
+    """
+
+    graphs: ModelGraphs
+    optimizer: optax.GradientTransformation
+    seed: int
+    steps_per_epoch: int
+    label_smoothing: float
+    prepare_train: PrepareTrain
+    prepare_eval: PrepareEval
+
+
+def _augment_keys(seed: int, epoch: jax.Array, indices: jax.Array) -> jax.Array:
+    """The key of each example, of (seed, epoch, index): neither order nor devices change it."""
+    epoch_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _AUGMENT), epoch)
+    return jax.vmap(lambda index: jax.random.fold_in(epoch_key, index))(indices)
+
+
+def _dropout_key(seed: int, step: jax.Array) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _DROPOUT), step)
+
+
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
+def _train_step(
+    settings: StepSettings, axis: str | None, state: TrainState, batch: Batch
+) -> tuple[TrainState, jax.Array]:
+    """One update. With `axis`, `batch` is this device's part and the update is that of them all."""
+    epoch = state.step // settings.steps_per_epoch
+    dropout_key = _dropout_key(settings.seed, state.step)
+    if axis is not None:
+        dropout_key = at_position(dropout_key, jax.lax.axis_index(axis))
+    images = settings.prepare_train(
+        _augment_keys(settings.seed, epoch, batch["index"]), batch["image"]
+    )
+
+    def loss_of(params: nnx.State) -> tuple[jax.Array, Sums]:
+        model = nnx.merge(settings.graphs.train, params, state.frozen)
+        logits = model(images, rngs=nnx.Rngs(dropout=dropout_key))
+        losses, prediction = classification_loss(logits, batch["label"], settings.label_smoothing)
+        return losses.mean(), Sums.of_batch(losses, prediction, batch["label"], batch["mask"])
+
+    (loss, sums), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    if axis is not None:
+        loss, gradients = jax.lax.pmean((loss, gradients), axis)
+        sums = jax.lax.psum(sums, axis)
+    updates, opt_state = settings.optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    step = state.step + 1
+    # Parameters too: a checkpoint after a finite loss may hold what the next loss will be NaN of.
+    broken = ~(jnp.isfinite(loss) & _all_finite(params))
+    first = jnp.where(broken & (state.nonfinite_step == 0), step, state.nonfinite_step)
+    new_state = TrainState(
+        step=step,
+        params=params,
+        frozen=state.frozen,
+        opt_state=opt_state,
+        sums=state.sums + sums,
+        nonfinite_step=first,
+    )
+    return new_state, loss
+
+
+def jit_train_step(settings: StepSettings, mesh: Mesh, shardings: TrainState) -> TrainStep:
+    """One plain jitted step: the compiler divides the work as the arrays lie. Donates the state."""
+    return jax.jit(
+        lambda state, batch: _train_step(settings, None, state, batch),
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def pmap_train_step(settings: StepSettings, mesh: Mesh) -> TrainStep:
+    """The same step, written for one device and mapped: gradients are averaged by hand.
+
+    State and loss are whole on each device and look like one array, so that all else is as with
+    `jit_train_step`. Donates the state.
+    """
+    mapped = jax.pmap(
+        lambda state, batch: _train_step(settings, _DEVICES, state, batch),
+        axis_name=_DEVICES,
+        in_axes=(None, 0),
+        out_axes=None,
+        devices=list(mesh.devices.flat),
+        donate_argnums=0,
+    )
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
+        parts = {
+            name: value.reshape(mesh.size, -1, *value.shape[1:]) for name, value in batch.items()
+        }
+        return mapped(state, parts)
+
+    return step
+
+
+def make_eval_step(settings: StepSettings, mesh: Mesh, shardings: TrainState) -> EvalStep:
+    """The metrics of one batch in eval mode, padding left out; donates the sums."""
+
+    def step(params: nnx.State, frozen: nnx.State, batch: Batch, sums: Sums) -> Sums:
+        model = nnx.merge(settings.graphs.eval, params, frozen)
+        logits = model(settings.prepare_eval(batch["image"]))
+        losses, prediction = classification_loss(logits, batch["label"])
+        return sums + Sums.of_batch(losses, prediction, batch["label"], batch["mask"])
+
+    whole = replicated(mesh)
+    compiled = jax.jit(
+        step,
+        in_shardings=(shardings.params, shardings.frozen, batch_sharding(mesh), whole),
+        out_shardings=whole,
+        donate_argnums=3,
+    )
+    return lambda state, batch, sums: compiled(state.params, state.frozen, batch, sums)
