@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
-os.environ.setdefault(
-    "JAX_PLATFORMS", "cpu"
-)  # tolerances below are those of float arithmetic on CPU
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the tolerances are those of a CPU
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +25,8 @@ install_import_hook(_CHECKED, "tests.typecheck.checked")
 with warnings.catch_warnings():
     # flax's nnx.List is a typing.MutableSequence, which beartype calls deprecated.
     warnings.simplefilter("ignore", BeartypeDecorHintPep585DeprecationWarning)
-    import vit_jax  # noqa: F401
+    import vit_jax.interop.pretrained
+    import vit_jax.models.registry  # noqa: F401
 
 # Where no promotion may be left to JAX. The training tests are out: optax itself relies on it.
 _STRICT = {"layers", "models", "parity", "reference", "interop"}

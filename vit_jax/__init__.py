@@ -1,8 +1,12 @@
 """Vision Transformers and Tokens-to-Token ViTs in JAX, held number by number against PyTorch."""
 
-from vit_jax.interop.pretrained import load_pretrained, save_pretrained
-from vit_jax.interop.state_dict import load_state_dict, state_dict
-from vit_jax.models.registry import create_model, list_models
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vit_jax.interop.pretrained import load_pretrained, save_pretrained
+    from vit_jax.interop.state_dict import load_state_dict, state_dict
+    from vit_jax.models.registry import create_model, list_models
 
 __all__ = [
     "create_model",
@@ -13,3 +17,24 @@ __all__ = [
     "state_dict",
 ]
 __version__ = "0.1.0"
+
+_HOMES = {
+    "create_model": "vit_jax.models.registry",
+    "list_models": "vit_jax.models.registry",
+    "load_pretrained": "vit_jax.interop.pretrained",
+    "load_state_dict": "vit_jax.interop.state_dict",
+    "save_pretrained": "vit_jax.interop.pretrained",
+    "state_dict": "vit_jax.interop.state_dict",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used: `vit-jax --help` need not wait for JAX."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

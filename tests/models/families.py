@@ -19,20 +19,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {**_VIT, "mlp_dim": 16, "mlp_head_units": (12, 10)},
     ),
 }
-DROPS: dict[str, dict[str, float]] = {
-    family: (
-        {"drop_rate": 0.2, "head_drop_rate": 0.3}
-        if family == "classifier"
-        else {
-            "drop_rate": 0.2,
-            "attn_drop_rate": 0.3,
-            "drop_path_rate": 0.4,
-            "head_drop_rate": 0.3,
-        }
-    )
-    for family in FAMILIES
-}
-NO_DROPS = {family: dict.fromkeys(rates, 0.0) for family, rates in DROPS.items()}
+DROPS = {"drop_rate": 0.2, "attn_drop_rate": 0.3, "drop_path_rate": 0.4, "head_drop_rate": 0.3}
+_NO_DROPS = dict.fromkeys(DROPS, 0.0)
 
 
 def build(family: str, dtype: Any = jnp.float32, **overrides: Any) -> Any:
@@ -41,7 +29,7 @@ def build(family: str, dtype: Any = jnp.float32, **overrides: Any) -> Any:
     (LayerScale, zero biases and tokens of 1e-6 would hide what becomes of them.)
     """
     name, fields = FAMILIES[family]
-    fields = {"num_classes": 5, **NO_DROPS[family], **fields, "param_dtype": dtype, **overrides}
+    fields = {"num_classes": 5, **_NO_DROPS, **fields, "param_dtype": dtype, **overrides}
     model = vit_jax.create_model(name, rngs=nnx.Rngs(0), dtype=dtype, **fields)
     generator = np.random.default_rng(0)
     weights = vit_jax.state_dict(model)

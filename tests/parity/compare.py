@@ -108,7 +108,7 @@ def is_key_bias(name: str) -> bool:
     """Whether a compared value depends on a bias of the keys.
 
     The softmax does not see it, so its exact gradient is zero and what arrives is rounding (about
-    1e-17), which Adam divides by itself plus 1e-8: a step of 1e-3 * 1e-17 / 1e-8 = 1e-12, ten times.
+    1e-17), which Adam divides by itself plus 1e-8: ten steps of 1e-3 * 1e-17 / 1e-8 = 1e-12.
     The first eight values of a stacked bias are the queries'.
     """
     return name.endswith(("qkv.bias l2", "in_proj_bias l2", "k_norm.bias", "k_norm.bias l2"))

@@ -1,4 +1,4 @@
-"""The Vision Transformer of timm 1.0 and DeiT in plain PyTorch, with every field of vit_jax's `vit`.
+"""The Vision Transformer of timm 1.0 and DeiT in plain PyTorch, with the fields of models/vit.py.
 
 Parameter names are timm's; `representation_size` is the tanh layer of timm 0.4 (`pre_logits.fc`).
 """

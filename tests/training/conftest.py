@@ -1,4 +1,4 @@
-"""A compilation cache for all training tests: they compile the same few programs again and again."""
+"""A compilation cache for all training tests: they compile the same few programs over and over."""
 
 import pathlib
 from collections.abc import Iterator

@@ -64,8 +64,9 @@ def rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def steps(workdir: pathlib.Path) -> list[int]:
-    """The steps of the checkpoints."""
-    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    """The steps of the checkpoints, without what is being written."""
+    names = [path.name for path in (workdir / "checkpoints").iterdir()]
+    return sorted(int(name) for name in names if "tmp" not in name)
 
 
 def arrays(workdir: pathlib.Path, step: int) -> dict[str, bytes]:

@@ -1,7 +1,7 @@
 """Runs that are killed: repeated, they are the run that was not.
 
-Few kills by default, at moments that are hard by design; `VIT_JAX_STRESS=20` adds as many runs that are killed at
-random moments.
+Few kills by default, at moments that are hard by design; `VIT_JAX_STRESS=20` adds as many runs that
+are killed at random moments.
 """
 
 import os
@@ -31,10 +31,20 @@ def config(workers: int = 0, kind: str = "thread"):
 LAST = 24
 
 
-def sessions_members(leaders: list[int]) -> list[str]:
-    """Processes that are left of the sessions that these led."""
-    listing = subprocess.run(["ps", "-e", "-o", "sid=,pid=,args="], capture_output=True, text=True)
-    return [line for line in listing.stdout.splitlines() if int(line.split()[0]) in leaders]
+def left_of(leaders: list[int]) -> list[str]:
+    """Processes of these leaders' sessions that are alive; zombies only wait to be reaped."""
+    command = ["ps", "-e", "-o", "sid=,stat=,pid=,args="]
+    listing = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    found = [line.split(maxsplit=3) for line in listing]
+    return [" ".join(row[2:]) for row in found if int(row[0]) in leaders and row[1][0] != "Z"]
+
+
+def check_none_left(leaders: list[int]) -> None:
+    """No process of these sessions is alive 10 seconds after their end."""
+    end = time.monotonic() + 10
+    while left_of(leaders) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert left_of(leaders) == []
 
 
 def wait_for(what, process: subprocess.Popen) -> None:
@@ -100,10 +110,7 @@ def test_killed_in_a_checkpoint_and_in_an_epoch_with_other_workers_each_time(
     # None of these is complete, and one may be there to be repaired.
     leaders.append(run_to_end(tmp_path, cache_dir).pid)
     check_same(tmp_path, reference)
-    wait = time.monotonic() + 10
-    while sessions_members(leaders) and time.monotonic() < wait:
-        time.sleep(0.1)
-    assert sessions_members(leaders) == []
+    check_none_left(leaders)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -148,6 +155,7 @@ def test_full_disk_in_a_checkpoint_keeps_the_last_good_one(tmp_path, cache_dir):
     _, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     assert rows(tmp_path)[-1]["split"] == "test"
+    assert not in_checkpoint(tmp_path)
 
 
 @pytest.mark.skipif(not STRESS, reason="set VIT_JAX_STRESS=20 to run it")
@@ -166,5 +174,4 @@ def test_killed_at_random_moments(seed, reference, tmp_path, cache_dir):
         kill(process)
     leaders.append(run_to_end(tmp_path, cache_dir, *choose.choice(WORKERS)).pid)
     check_same(tmp_path, reference)
-    time.sleep(0.5)
-    assert sessions_members(leaders) == []
+    check_none_left(leaders)

@@ -45,7 +45,7 @@ def test_a_directory_that_cannot_be_written(tmp_path):
 def test_a_file_is_no_work_directory(tmp_path):
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(ValueError, match="cannot use .*file as a work directory"),
+        pytest.raises(ValueError, match=r"cannot use .*file as a work directory"),
         locked(tmp_path / "file"),
     ):
         pass

@@ -34,7 +34,7 @@ class Block(nnx.Module):
       num_heads: heads.
       mlp_ratio: hidden width of the MLP over `dim`.
       qkv_bias, qk_scale, qk_norm: see `Attention`.
-      init_values: initial LayerScale of both branches; None means no LayerScale.
+      init_values: initial LayerScale of both branches; None or 0 means none, as in timm.
       norm_eps: epsilon of every LayerNorm.
       drop_rate: dropout after the attention's output Linear and inside the MLP.
       attn_drop_rate: dropout on the attention weights.
@@ -63,7 +63,7 @@ class Block(nnx.Module):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
 
         def layer_scale() -> LayerScale | None:
-            return None if init_values is None else LayerScale(dim, init_values, **types)
+            return LayerScale(dim, init_values, **types) if init_values else None
 
         self.norm1 = layer_norm(dim, norm_eps, **types, rngs=rngs)
         self.attn = Attention(

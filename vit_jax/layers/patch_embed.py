@@ -1,5 +1,7 @@
 """Patches to tokens."""
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
@@ -11,12 +13,12 @@ from vit_jax.layers.unfold import extract_patches
 PATCHIFY = ("conv", "unfold")
 
 
-def to_pair(name: str, value: int | tuple[int, int]) -> tuple[int, int]:
+def to_pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
     """Returns (height, width) of a size given as one number of pixels or as two."""
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+    sides = (value, value) if isinstance(value, int) else tuple(value)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise ValueError(f"{name} must be a positive int or (height, width), got {value!r}")
-    return pair
+    return sides[0], sides[1]
 
 
 def patch_grid(img_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:

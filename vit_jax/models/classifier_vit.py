@@ -3,6 +3,7 @@
 Adapted there from the Keras example "Image classification with Vision Transformer".
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -210,15 +211,15 @@ class ViTClassifier(VisionModel):
     def __init__(
         self,
         *,
-        img_size: int | tuple[int, int] = 72,
-        patch_size: int | tuple[int, int] = 6,
+        img_size: int | Sequence[int] = 72,
+        patch_size: int | Sequence[int] = 6,
         in_chans: int = 3,
         num_classes: int = 100,
         embed_dim: int = 64,
         depth: int = 8,
         num_heads: int = 4,
         mlp_dim: int = 128,
-        mlp_head_units: tuple[int, ...] = (2048, 1024),
+        mlp_head_units: Sequence[int] = (2048, 1024),
         class_token_batch: int = 1,
         norm_eps: float = 1e-6,
         drop_rate: float = 0.1,

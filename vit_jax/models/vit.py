@@ -3,6 +3,7 @@
 Dosovitskiy et al. 2020 (2010.11929), Touvron et al. 2020 (2012.12877) and 2022 (2204.07118).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -69,7 +70,7 @@ class VisionTransformer(VisionModel):
       reg_tokens: register tokens, after the class token (Darcet et al. 2023, 2309.16588).
       no_embed_class: positions are added to the patches only, before the class and register tokens
         are prepended (DeiT III), instead of to all tokens after it.
-      init_values: initial LayerScale; None means none.
+      init_values: initial LayerScale; None or 0 means none, as in timm.
       global_pool: "token" (the class token), "avg", "max" or "avgmax" (over the patch tokens, the
         last norm after it), or "" (no pooling: the head at every token).
       norm_eps: epsilon of every LayerNorm.
@@ -92,8 +93,8 @@ class VisionTransformer(VisionModel):
     def __init__(
         self,
         *,
-        img_size: int | tuple[int, int] = 224,
-        patch_size: int | tuple[int, int] = 16,
+        img_size: int | Sequence[int] = 224,
+        patch_size: int | Sequence[int] = 16,
         in_chans: int = 3,
         num_classes: int = 1000,
         embed_dim: int = 768,

@@ -1,7 +1,7 @@
 """The checkpoints of a run: written while training goes on, whole or not at all.
 
-Orbax writes them and makes each appear under its step's number only once it is complete. How they are
-read, and what damage is noticed, is in `checkpoint_reading`.
+Orbax writes them and makes each appear under its step's number only once it is complete. How they
+are read, and what damage is noticed, is in `checkpoint_reading`.
 """
 
 import dataclasses
@@ -136,8 +136,6 @@ class Checkpoints:
 
     def _cannot_write(self, error: Exception) -> ValueError:
         step, self._writing = self._writing, None
-        for unfinished in self.directory.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(unfinished, ignore_errors=True)
         good = "there is none before it"
         if self._good is not None:
             good = f"the last good one is that of step {self._good}, from which a new run goes on"
@@ -190,8 +188,8 @@ class Checkpoints:
             first = max(damaged)
             raise ValueError(
                 f"no checkpoint in {self.directory} can be read (steps "
-                f"{', '.join(map(str, sorted(damaged)))}; the latest: {damaged[first]}): give another "
-                "--workdir, or remove that directory to start from the beginning"
+                f"{', '.join(map(str, sorted(damaged)))}; the latest: {damaged[first]}): give "
+                "another --workdir, or remove that directory to start from the beginning"
             )
         return None
 
@@ -202,7 +200,7 @@ class Checkpoints:
         (self.directory / str(step)).rename(aside)
 
     def close(self) -> None:
-        """Waits for what is being written and ends Orbax's threads.
+        """Waits for what is being written, ends Orbax's threads, and removes what is unfinished.
 
         Raises:
           ValueError: the checkpoint cannot be written.
@@ -211,3 +209,7 @@ class Checkpoints:
             self.wait()
         finally:
             self._manager.close()
+            # Of a write that failed: the disk may be full. A thread of Orbax that is late can leave
+            # some of it, which the next run removes.
+            for unfinished in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished, ignore_errors=True)

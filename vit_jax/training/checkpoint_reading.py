@@ -1,13 +1,14 @@
 """Reading checkpoints: every bit is verified, and what is damaged is known to be.
 
 Orbax notices most damage when it reads; what it does not (changed bits in an array) the stored
-fingerprint tells. The formats (JSON, zarr arrays in OCDBT) hold data alone: nothing that is read can
-run code.
+fingerprint tells. The formats (JSON, zarr arrays in OCDBT) hold data alone: nothing that is read
+can run code.
 """
 
 import contextlib
 import dataclasses
 import gc
+import inspect
 import logging
 import pathlib
 import sys
@@ -19,7 +20,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vit_jax.training.fingerprint import fingerprint
-from vit_jax.training.mesh import replicated
 
 MODEL, TRAINING, INFO = "model", "training", "info"
 FINGERPRINT = "fingerprint"  # stands among the arrays of each item; in the order of their names
@@ -66,17 +66,27 @@ def one_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def quiet_orbax() -> Iterator[None]:
-    """Leaves out what Orbax logs: each error of its threads as several tracebacks.
+    """Leaves out what Orbax and tensorstore print of an error beside raising it.
 
-    All of them reach us as exceptions as well, and are said in a line.
+    Orbax logs each error of its threads as several tracebacks and leaves coroutines to the garbage
+    collector, which shows one more for each; tensorstore's threads show that the event loop, to
+    which they would report, is closed. What matters of it reaches us as an exception.
     """
     logger = logging.getLogger("absl")
-    level = logger.level
+    level, hook = logger.level, sys.unraisablehook
+
+    def all_other(unraisable: Any) -> None:
+        closed = str(unraisable.exc_value) == "Event loop is closed"
+        if not closed and not inspect.iscoroutine(unraisable.object):
+            hook(unraisable)
+
     logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = all_other
     try:
         yield
     finally:
         logger.setLevel(level)
+        sys.unraisablehook = hook
 
 
 def read_items(
@@ -90,13 +100,13 @@ def read_items(
     Raises:
       DamagedCheckpointError: it is not whole.
     """
-    try:
-        return _read_and_verify(path.absolute(), wanted)
-    except Exception as error:
-        # Orbax, tensorstore and JSON raise their own kinds, and bare Exception.
-        reason = one_line(error)
-    with _silent_garbage():
-        gc.collect()
+    with quiet_orbax():
+        try:
+            return _read_and_verify(path.absolute(), wanted)
+        except Exception as error:
+            # Orbax, tensorstore and JSON raise their own kinds, and bare Exception.
+            reason = one_line(error)
+        gc.collect()  # the coroutines, while they are quiet
     raise DamagedCheckpointError(reason)
 
 
@@ -107,7 +117,7 @@ def _read_and_verify(
     for item, arrays in wanted.items():
         sharding = next(iter(arrays.values())).sharding
         if isinstance(sharding, jax.sharding.NamedSharding):
-            sharding = replicated(sharding.mesh)
+            sharding = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
         stored = jax.ShapeDtypeStruct((len(arrays),), np.uint32, sharding=sharding)
         items[item] = ocp.args.StandardRestore({**arrays, FINGERPRINT: stored})
     with _reader() as reader:
@@ -121,18 +131,6 @@ def _read_and_verify(
         if different.size:
             raise ValueError(f"{sorted(arrays)[different[0]]} is not what was written")
     return {item: read[item] for item in wanted}, info
-
-
-@contextlib.contextmanager
-def _silent_garbage() -> Iterator[None]:
-    """When one of Orbax's coroutines fails the others are left to be collected, each with a
-    traceback on standard error."""
-    hook = sys.unraisablehook
-    sys.unraisablehook = lambda _: None
-    try:
-        yield
-    finally:
-        sys.unraisablehook = hook
 
 
 def _reader() -> ocp.Checkpointer:

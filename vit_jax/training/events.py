@@ -1,8 +1,8 @@
 """TensorBoard event files.
 
 Written here and not by a library: those that write them import TensorFlow or torch where they are
-installed, and write from a thread of their own, which a full disk kills unseen. The format is that of
-TensorFlow's `record_writer.cc` around the protocol buffers of `event.proto` and `summary.proto`.
+installed, and write from a thread of their own, which a full disk kills unseen. The format is that
+of TensorFlow's `record_writer.cc` around the protocol buffers of `event.proto` and `summary.proto`.
 """
 
 import os

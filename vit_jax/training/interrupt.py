@@ -9,8 +9,8 @@ from types import FrameType, TracebackType
 class Interrupted(SystemExit):
     """A run that was asked to stop, and has saved. Ends the process with status 143 or 130.
 
-    143 (128 + SIGTERM) and 130 (128 + SIGINT) are what a shell reports for a program that the signal
-    ended.
+    143 (128 + SIGTERM) and 130 (128 + SIGINT) are what a shell reports for a program that the
+    signal ended.
     """
 
     def __init__(self, signal_number: int) -> None:

@@ -1,8 +1,9 @@
 """The training loop: one command trains, resumes, and survives.
 
-A step is counted when its update is done. After step s, in this order: the train row if one is due, the
-validation if one is due, the checkpoint if one is due. Rows are on the disk before a later checkpoint
-is, so a checkpoint of step s implies all rows up to s, and a resumed run cuts later ones away.
+A step is counted when its update is done. After step s, in this order: the train row if one is due,
+the validation if one is due, the checkpoint if one is due. Rows are on the disk before a later
+checkpoint is, so a checkpoint of step s implies all rows up to s, and a resumed run cuts later ones
+away.
 """
 
 import collections
@@ -38,16 +39,16 @@ from vit_jax.training.workdir import (
     store_config,
 )
 
-# Steps that may be under way. The device always has the next one waiting; more would only hold batches
-# in memory and delay the answer to a signal.
+# Steps that may be under way. The device always has the next one waiting; more would only hold
+# batches in memory and delay the answer to a signal.
 _IN_FLIGHT = 4
 
 
 def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
     """Trains, or goes on with the run in `workdir`, to the end.
 
-    Repeating the call resumes from the latest whole checkpoint; a finished run returns at once. The test
-    split is evaluated once, at the end, with the final weights.
+    Repeating the call resumes from the latest whole checkpoint; a finished run returns at once. The
+    test split is evaluated once, at the end, with the final weights.
 
     SIGTERM and Ctrl-C save at the current step and raise `Interrupted`, a SystemExit of status 143
     and 130; a second Ctrl-C ends the process at once.
@@ -281,8 +282,8 @@ class _Run:
         if bad:
             raise ValueError(
                 f"the loss or a parameter is no longer finite at step {bad} (epoch "
-                f"{bad / self.setup.steps_per_epoch:.2f}): the checkpoints are of steps before; try a "
-                "lower optimizer.learning_rate, a longer optimizer.warmup_epochs or "
+                f"{bad / self.setup.steps_per_epoch:.2f}): the checkpoints are of steps before; "
+                "try a lower optimizer.learning_rate, a longer optimizer.warmup_epochs or "
                 "optimizer.gradient_clip_norm, in another work directory"
             )
 

@@ -35,6 +35,6 @@ def classification_loss(
     prediction that of their average, as in eval mode.
     """
     if isinstance(logits, tuple):
-        losses = [softmax_cross_entropy(head, labels, label_smoothing) for head in logits]
-        return sum(losses[1:], losses[0]) / len(losses), sum(map(wide, logits)) / len(logits)
+        first, second = (softmax_cross_entropy(head, labels, label_smoothing) for head in logits)
+        return (first + second) / 2, (wide(logits[0]) + wide(logits[1])) / 2
     return softmax_cross_entropy(logits, labels, label_smoothing), wide(logits)

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 AXES = ("data", "fsdp")
 
 
-def make_mesh(data: int, fsdp: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(data: int, fsdp: int, devices: Sequence[Any] | None = None) -> Mesh:
     """Arranges the devices in a mesh of `data` x `fsdp`.
 
     Args:
@@ -27,8 +27,8 @@ def make_mesh(data: int, fsdp: int, devices: Sequence[jax.Device] | None = None)
     wrong = [f"mesh.{name} = {size}" for name, size in sizes.items() if size < 1 and size != -1]
     if wrong or data == fsdp == -1:
         raise ValueError(
-            "mesh.data and mesh.fsdp must be positive, or one of them -1 (all devices that remain), "
-            f"got {' and '.join(wrong) or 'both -1'}"
+            "mesh.data and mesh.fsdp must be positive, or one of them -1 (all devices that are "
+            f"left), got {' and '.join(wrong) or 'both -1'}"
         )
     fixed = max(data, 1) * max(fsdp, 1)
     if fixed > len(devices) or (-1 in sizes.values() and len(devices) % fixed):
@@ -57,7 +57,8 @@ def check_batch(name: str, batch_size: int, mesh: Mesh) -> None:
         choices = " or ".join(str(size) for size in (below, below + mesh.size) if size)
         raise ValueError(
             f"{name} = {batch_size} is not divisible by the {mesh.size} devices of the mesh "
-            f"({'x'.join(str(n) for n in mesh.devices.shape)}): use {choices}, or a smaller mesh.data"
+            f"({'x'.join(str(n) for n in mesh.devices.shape)}): use {choices}, or a smaller "
+            "mesh.data"
         )
 
 
@@ -72,8 +73,8 @@ def _fsdp_spec(shape: tuple[int, ...], fsdp: int) -> P:
 def state_shardings(mesh: Mesh, tree: Any) -> Any:
     """How each array of `tree` lies on the mesh: its largest axis divisible by `fsdp` is divided.
 
-    Arrays without such an axis, scalars among them, are whole on each device. An optimizer's moments
-    have the shapes of their parameters and so lie as they do.
+    Arrays without such an axis, scalars among them, are whole on each device. An optimizer's
+    moments have the shapes of their parameters and so lie as they do.
     """
     fsdp = mesh.shape["fsdp"]
     return jax.tree.map(lambda leaf: NamedSharding(mesh, _fsdp_spec(leaf.shape, fsdp)), tree)

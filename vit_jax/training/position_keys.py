@@ -1,8 +1,8 @@
 """Random keys that know which part of the batch they draw for.
 
-Under `jit` a dropout mask is drawn for the global batch and divided like it. A device of `pmap` sees
-its own part alone. With these keys it draws exactly its part of the global mask, so that both give the
-same numbers on any number of devices.
+Under `jit` a dropout mask is drawn for the global batch and divided like it. A device of `pmap`
+sees its own part alone. With these keys it draws exactly its part of the global mask, so that both
+give the same numbers on any number of devices.
 """
 
 import math
@@ -25,7 +25,7 @@ def _split(data: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return _like_threefry(jax.random.split, data, shape)
 
 
-def _fold_in(data: jax.Array, value: jax.Array) -> jax.Array:
+def _fold_in(data: jax.Array, value: jax.Array | int) -> jax.Array:
     return _like_threefry(jax.random.fold_in, data, value)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +88,7 @@ def _train_step(
         loss, gradients = jax.lax.pmean((loss, gradients), axis)
         sums = jax.lax.psum(sums, axis)
     updates, opt_state = settings.optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = cast(nnx.State, optax.apply_updates(state.params, updates))
     step = state.step + 1
     # Parameters too: a checkpoint after a finite loss may hold what the next loss will be NaN of.
     broken = ~(jnp.isfinite(loss) & _all_finite(params))
