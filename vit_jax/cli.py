@@ -9,6 +9,7 @@ import importlib.metadata
 import os
 import pathlib
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -100,6 +101,8 @@ def set_up_jax() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         jax.config.update("jax_compilation_cache_dir", os.path.join(cache, "vit_jax", "xla"))
+    # A process that was killed may leave half an entry in the cache: it is compiled again.
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     if "JAX_TRACEBACK_FILTERING" not in os.environ:
         jax.config.update("jax_traceback_filtering", "off")
 

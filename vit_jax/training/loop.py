@@ -28,7 +28,7 @@ from vit_jax.training.optimizer import learning_rate_of_update
 from vit_jax.training.progress import Progress, describe
 from vit_jax.training.records import Records, Row
 from vit_jax.training.setup import Setup, build
-from vit_jax.training.start import load_weights
+from vit_jax.training.start import check_init_from, load_weights
 from vit_jax.training.state import TrainState, zero_sums
 from vit_jax.training.workdir import (
     CHECKPOINTS,
@@ -73,6 +73,8 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
         if records.find("test"):
             _finish(records, workdir, config.log.progress != "none")
             return _final_metrics(records)
+        if config.init_from and not (workdir / CHECKPOINTS).exists():
+            check_init_from(config.init_from)
         setup = build(config)
         checkpoint = config.checkpoint
         store_config(config, workdir)

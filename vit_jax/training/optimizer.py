@@ -52,6 +52,7 @@ def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.Gradien
 
     It is given the `nnx.Param`s alone: frozen tables are never seen.
     """
+    assert config.name == "adamw", config.name  # `validate` has refused all else
     adamw = optax.adamw(
         schedule,
         b1=config.beta1,

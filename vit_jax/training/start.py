@@ -48,6 +48,18 @@ def load_checkpoint(model: VisionModel, path: pathlib.Path) -> CheckpointInfo:
     return info
 
 
+def check_init_from(init_from: str) -> None:
+    """Raises ValueError unless `config.init_from` names a file, or a checkpoint that is there."""
+    path = pathlib.Path(init_from)
+    if path.is_dir():
+        find_checkpoint(path)
+    elif not path.exists():
+        raise ValueError(
+            f"config.init_from: there is no {init_from!r}; wanted a .safetensors file, a work "
+            "directory or a checkpoint of one"
+        )
+
+
 def load_weights(model: VisionModel, init_from: str) -> str:
     """Loads what `config.init_from` names into the model, in place.
 
@@ -57,14 +69,10 @@ def load_weights(model: VisionModel, init_from: str) -> str:
     Raises:
       ValueError: it is neither a .safetensors file nor a checkpoint, or does not fit the model.
     """
+    check_init_from(init_from)
     path = pathlib.Path(init_from)
     if path.is_dir():
         info = load_checkpoint(model, path)
         return f"weights of {path}, step {info.step}"
-    if not path.exists():
-        raise ValueError(
-            f"config.init_from: there is no {init_from!r}; wanted a .safetensors file, a work "
-            "directory or a checkpoint of one"
-        )
     load_pretrained(model, path)
     return f"weights of {path}"
