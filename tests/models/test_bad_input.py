@@ -57,13 +57,26 @@ def test_unknown_field_names_the_valid_ones(name: str) -> None:
     ("fields", "message"),
     [
         ({"embed_dim": 10, "num_heads": 4}, r"embed_dim.*divisible.*num_heads.*10.*4"),
-        ({"num_heads": 0}, r"num_heads"),
+        ({"num_heads": 0}, r"num_heads must be an int of at least 1, got 0"),
+        ({"num_heads": 2.0}, r"num_heads must be an int.*2\.0"),
+        ({"embed_dim": 0}, r"embed_dim must be an int of at least 1, got 0"),
+        ({"depth": -1}, r"depth must be an int of at least 0, got -1"),
+        ({"depth": True}, r"depth must be an int.*True"),
+        ({"norm_eps": -1.0}, r"norm_eps must be a finite number above 0.*-1"),
+        ({"scan_layers": "no"}, r"scan_layers must be True or False.*'no'"),
+        ({"remat": "all"}, r"remat.*none.*blocks.*dots.*'all'"),
+        ({"drop_rate": "0.1"}, r"drop_rate must be at least 0 and below 1, got '0\.1'"),
+        ({"head_drop_rate": float("nan")}, r"head_drop_rate must be.*nan"),
+        ({"dtype": None}, r"dtype must be float32.*None"),
+        ({"dtype": "float8_e4m3fn"}, r"dtype must be float32.*float8"),
+        ({"img_size": 32.0}, r"img_size must be a positive int.*32\.0"),
+        ({"num_classes": 2.5}, r"num_classes must be an int.*2\.5"),
         ({"img_size": 30, "patch_size": 16}, r"img_size.*divisible.*patch_size.*30x30.*16x16"),
         ({"img_size": (32, 20), "patch_size": 16}, r"img_size.*divisible.*patch_size.*32x20"),
         ({"img_size": (32, 32, 3)}, r"img_size must be.*\(32, 32, 3\)"),
         ({"img_size": 0}, r"img_size must be a positive int.*0"),
-        ({"in_chans": 0}, r"in_chans must be at least 1.*0"),
-        ({"num_classes": -1}, r"num_classes must be at least 0.*-1"),
+        ({"in_chans": 0}, r"in_chans must be an int of at least 1.*0"),
+        ({"num_classes": -1}, r"num_classes must be an int of at least 0.*-1"),
         ({"patchify": "stride"}, r"patchify.*conv.*unfold.*'stride'"),
         ({"dtype": "int32"}, r"dtype must be float32.*'int32'"),
         ({"param_dtype": "float99"}, r"param_dtype must be float32.*'float99'"),
@@ -81,13 +94,19 @@ def test_fields_that_do_not_fit(name: str, fields: dict[str, Any], message: str)
     ("fields", "message"),
     [
         ({"global_pool": "mean"}, r"global_pool.*token.*avg.*max.*avgmax.*'mean'"),
-        ({"class_token": False}, r"global_pool 'token' needs class_token"),
+        ({"class_token": False}, r"global_pool='token' needs class_token=True.*avg"),
         ({"distilled": True, "global_pool": "avg"}, r"distilled.*global_pool='token'.*'avg'"),
         ({"distilled": True, "reg_tokens": 2}, r"distilled.*reg_tokens=0.*2"),
-        ({"reg_tokens": -1}, r"reg_tokens must be at least 0.*-1"),
-        ({"weight_init": "zeros"}, r"weight_init.*timm.*'zeros'"),
+        ({"reg_tokens": -1}, r"reg_tokens must be an int of at least 0.*-1"),
+        ({"weight_init": "zeros"}, r"weight_init.*kaiming_conv.*'zeros'"),
+        ({"mlp_ratio": 0.001}, r"embed_dim \* mlp_ratio.*at least 1, got 0"),
+        ({"mlp_ratio": -1}, r"mlp_ratio must be a finite number above 0"),
+        ({"qk_scale": "big"}, r"qk_scale must be a finite number.*'big'"),
+        ({"init_values": float("inf")}, r"init_values must be a finite number.*inf"),
+        ({"representation_size": -3}, r"representation_size must be an int.*-3"),
     ],
 )
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_vit_fields_that_do_not_fit(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create(**fields)
@@ -96,8 +115,26 @@ def test_vit_fields_that_do_not_fit(fields: dict[str, Any], message: str) -> Non
 def test_classifier_fields_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match=r"mlp_head_units.*at least one.*\(\)"):
         create("vit_classifier", mlp_head_units=())
-    with pytest.raises(ValueError, match=r"class_token_batch must be at least 1.*0"):
+    with pytest.raises(ValueError, match=r"mlp_head_units must be an int of at least 1, got 0"):
+        create("vit_classifier", mlp_head_units=(8, 0))
+    with pytest.raises(ValueError, match=r"class_token_batch must be an int of at least 1.*0"):
         create("vit_classifier", class_token_batch=0)
+    with pytest.raises(ValueError, match=r"mlp_dim must be an int of at least 1.*-1"):
+        create("vit_classifier", mlp_dim=-1)
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_rngs_of_another_kind() -> None:
+    with pytest.raises(ValueError, match=r"rngs must be flax.nnx.Rngs.*got 0"):
+        vit_jax.create_model("vit_classifier", rngs=0)  # pyright: ignore[reportArgumentType]
+    model = build("vit", drop_rate=0.1)
+    with pytest.raises(ValueError, match=r'stream "dropout" or "default"'):
+        model(images(), rngs=nnx.Rngs(params=0))
+
+
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_numpy_integers_are_integers() -> None:
+    assert create(img_size=np.int64(32)).img_size == (32, 32)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +144,7 @@ def test_classifier_fields_that_do_not_fit() -> None:
         ((8, 12, 3), r"images \(batch, 8, 12, 3\).*rank 3"),
         ((2, 1, 8, 12, 3), r"images \(batch, 8, 12, 3\).*rank 5"),
         ((2, 3, 8, 12), r"images \(batch, 8, 12, 3\).*NCHW"),
+        ((2, 3, 16, 16), r"images \(batch, 8, 12, 3\).*NCHW"),
         ((2, 12, 8, 3), r"images \(batch, 8, 12, 3\).*12x8"),
         ((2, 16, 24, 3), r"images \(batch, 8, 12, 3\).*16x24.*img_size"),
     ],

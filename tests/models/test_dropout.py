@@ -144,7 +144,9 @@ def test_dropouts_of_a_call_are_independent() -> None:
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, 1.5])
-@pytest.mark.parametrize("field", ["drop_rate", "attn_drop_rate", "drop_path_rate"])
+@pytest.mark.parametrize(
+    "field", ["drop_rate", "attn_drop_rate", "drop_path_rate", "head_drop_rate"]
+)
 def test_impossible_rates_are_errors(field: str, rate: float) -> None:
-    with pytest.raises(ValueError, match=rf"at least 0 and below 1.*{rate}"):
+    with pytest.raises(ValueError, match=rf"^{field} must be at least 0 and below 1.*{rate}"):
         build("vit", **{field: rate})

@@ -55,13 +55,15 @@ def run_both(config: TrainConfig, steps: int) -> tuple[np.ndarray, dict[str, flo
     )
     statistics = statistics_of(config, setup.splits.train.channels)
     preprocess = jax.jit(
-        make_eval_preprocess(setup.image_size, mean=statistics.mean, std=statistics.std)
+        make_eval_preprocess(
+            setup.image_size, mean=statistics.mean, std=statistics.std, dtype=np.float64
+        )
     )
     losses = []
     with setup.train_batches(0) as batches:
         for _, batch in zip(range(steps), batches, strict=False):
             # Copied: images and labels are NumPy's here, and the state's buffers are donated.
-            images = np.array(preprocess(batch["image"]), np.float64).transpose(0, 3, 1, 2)
+            images = np.array(preprocess(batch["image"])).transpose(0, 3, 1, 2)
             state, ours = setup.train_step(state, batch)
             labels = torch.from_numpy(batch["label"].astype(np.int64))
             loss = torch.nn.functional.cross_entropy(theirs(torch.from_numpy(images)), labels)

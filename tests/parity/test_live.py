@@ -35,7 +35,10 @@ CASES: dict[str, dict[str, Any]] = {
     "registers": {"reg_tokens": 3, "qk_norm": True, "init_values": 0.3},
     "deit3": {"no_embed_class": True, "init_values": 0.1, "in_chans": 1},
     "registers without positions": {"reg_tokens": 2, "no_embed_class": True, "in_chans": 4},
-    "distilled": {"distilled": True},
+    "distilled": {"distilled": True, "representation_size": 7},
+    "no classes": {"num_classes": 0, "in_chans": 1},
+    "distilled, no classes": {"distilled": True, "num_classes": 0},
+    "no pooling": {"global_pool": ""},
     "distilled without positions": {"distilled": True, "no_embed_class": True},
     "mean pool": {"global_pool": "avg", "class_token": False, "representation_size": 7},
     "max pool": {"global_pool": "max", "reg_tokens": 1},
@@ -56,7 +59,7 @@ def build(case: str) -> tuple[torch.nn.Module, nnx.Module, dict[str, Any]]:
     else:
         name, kind = "vit_base_patch16_224", VisionTransformer
         fields = {**VIT, **CASES[case]}
-    fields["num_classes"] = 7
+    fields.setdefault("num_classes", 7)
     torch.manual_seed(0)
     reference = kind(**{key: value for key, value in fields.items() if key != "patchify"})
     with torch.no_grad():
@@ -87,10 +90,10 @@ def test_equals_pytorch(case: str, record: compare.Record) -> None:
     generator = np.random.default_rng(1)
     height, width = fields["img_size"]
     images = generator.normal(size=(2, height, width, fields.get("in_chans", 3)))
-    direction = generator.normal(size=(2, 7))
 
     torch_images = torch.tensor(images.transpose(0, 3, 1, 2), requires_grad=True)
     torch_logits = reference(torch_images)
+    direction = generator.normal(size=torch_logits.shape)
     (torch_logits * torch.tensor(direction)).sum().backward()
 
     graph, params, rest = nnx.split(model, nnx.Param, ...)

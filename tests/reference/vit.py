@@ -139,7 +139,7 @@ class VisionTransformer(nn.Module):
         num_patches = (height // patch_height) * (width // patch_width)
         self.num_prefix_tokens = int(class_token) + int(distilled) + reg_tokens
         self.no_embed_class, self.global_pool = no_embed_class, global_pool
-        pooled = global_pool != "token"
+        pooled = global_pool in ("avg", "max", "avgmax")
 
         self.patch_embed = PatchEmbed(pair(patch_size), in_chans, embed_dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, embed_dim)) if class_token else None
@@ -171,13 +171,17 @@ class VisionTransformer(nn.Module):
         )
         self.norm = nn.Identity() if pooled else nn.LayerNorm(embed_dim, eps=norm_eps)
         self.fc_norm = nn.LayerNorm(embed_dim, eps=norm_eps) if pooled else nn.Identity()
+        if distilled:  # as the sources have it
+            representation_size = None
         features = representation_size or embed_dim
         self.pre_logits = (
             PreLogits(embed_dim, representation_size) if representation_size else nn.Identity()
         )
         self.head_drop = nn.Dropout(head_drop_rate)
-        self.head = nn.Linear(features, num_classes)
-        self.head_dist = nn.Linear(embed_dim, num_classes) if distilled else None
+        self.head = nn.Linear(features, num_classes) if num_classes else nn.Identity()
+        self.head_dist = None
+        if distilled:
+            self.head_dist = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         self.reset_parameters()
 
     @torch.no_grad()
@@ -212,6 +216,8 @@ class VisionTransformer(nn.Module):
         return self.norm(tokens)
 
     def pool(self, tokens):
+        if self.global_pool == "":
+            return tokens
         if self.global_pool == "token":
             return tokens[:, 0]
         patches = tokens[:, self.num_prefix_tokens :]

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -46,7 +47,7 @@ class _Entry:
         array = array if self.layer is None else array[self.layer]
         if self.is_kernel:
             array = np.moveaxis(array, (-1, -2), (0, 1))
-        return np.ascontiguousarray(array)
+        return np.array(array, order="C")  # a copy: JAX's own buffers must not be written to
 
     def to_own_layout(self, array: np.ndarray) -> np.ndarray:
         return np.moveaxis(array, (0, 1), (-1, -2)) if self.is_kernel else array
@@ -73,30 +74,48 @@ def _entries(model: nnx.Module) -> list[_Entry]:
 
 
 def state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
-    """Returns the model's arrays under the names and in the layouts of its PyTorch source.
+    """Returns copies of the model's arrays, named and laid out as in its PyTorch source.
 
     Parameters and frozen tables, each array once, with the dtype the model keeps it in. Gradients
     are named the same way: `state_dict(nnx.merge(graphdef, gradients, rest))`.
     """
     arrays: dict[int, np.ndarray] = {}
+    if any(
+        isinstance(entry.variable.get_value(), jax.ShapeDtypeStruct) for entry in _entries(model)
+    ):
+        raise ValueError("the model is abstract (nnx.eval_shape): it has no arrays yet")
     return {entry.name: entry.read(arrays) for entry in _entries(model)}
 
 
 def _to_numpy(value: Any) -> np.ndarray:
     if hasattr(value, "detach"):  # a torch tensor, which may want a gradient
         value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":  # unknown to NumPy; exact in float32
+            value = value.float()
     return np.asarray(value)
+
+
+def _is_real(dtype: np.dtype) -> bool:
+    return dtype == np.bool_ or any(jnp.issubdtype(dtype, k) for k in (jnp.integer, jnp.floating))
+
+
+def _place(array: np.ndarray, old: Any) -> jax.Array:
+    """The array in the type of the old one and, where that lies on devices, as it lies there."""
+    new = jnp.asarray(array, old.dtype)
+    return jax.device_put(new, old.sharding) if isinstance(old, jax.Array) else new
 
 
 def load_state_dict(model: nnx.Module, mapping: Mapping[str, Any]) -> None:
     """Loads a PyTorch state dict into the model, in place and strictly.
 
     Args:
-      model: it keeps its dtypes: values are cast to `param_dtype`.
+      model: it keeps its dtypes and shardings: values are cast to `param_dtype`. It may be
+        abstract, of `nnx.eval_shape`.
       mapping: name to array (numpy, JAX or torch) in PyTorch layout.
 
     Raises:
-      ValueError: names every missing, unexpected and misshapen entry; the model is unchanged.
+      ValueError: names every missing, unexpected, misshapen and not numeric entry; the model is
+        unchanged.
     """
     entries = _entries(model)
     known = {entry.name for entry in entries}
@@ -111,10 +130,13 @@ def load_state_dict(model: nnx.Module, mapping: Mapping[str, Any]) -> None:
             problems.append(
                 f"misshapen: {entry.name} wanted {entry.torch_shape()}, got {array.shape}"
             )
+        elif not _is_real(array.dtype):
+            problems.append(f"not numeric: {entry.name} wanted real numbers, got {array.dtype}")
     if problems:
         raise ValueError("the state dict does not fit the model:\n  " + "\n  ".join(problems))
 
     layers: dict[int, list[np.ndarray]] = {}
+    placed: list[tuple[nnx.Variable, jax.Array]] = []
     for entry in entries:
         array = entry.to_own_layout(loaded[entry.name])
         if entry.layer is not None:  # the entries of one stacked variable come in order
@@ -123,4 +145,6 @@ def load_state_dict(model: nnx.Module, mapping: Mapping[str, Any]) -> None:
             if len(stacked) < entry.variable.shape[0]:
                 continue
             array = np.stack(stacked)
-        entry.variable.set_value(jnp.asarray(array, entry.variable.dtype))
+        placed.append((entry.variable, _place(array, entry.variable.get_value())))
+    for variable, array in placed:
+        variable.set_value(array)

@@ -8,6 +8,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float, Key
 
+from vit_jax.layers.checks import check_number
 from vit_jax.layers.dropout import Dropout
 from vit_jax.layers.initializers import uniform_fan_in, xavier_uniform, zeros
 from vit_jax.layers.keys import split_key
@@ -16,7 +17,7 @@ from vit_jax.layers.norm import layer_norm
 
 def check_heads(embed_dim: int, num_heads: int) -> int:
     """Returns the width of a head, or raises ValueError where it is not whole."""
-    if num_heads < 1 or embed_dim % num_heads:
+    if embed_dim % num_heads:
         raise ValueError(
             f"embed_dim must be divisible by num_heads, got {embed_dim} and {num_heads} heads"
         )
@@ -98,7 +99,7 @@ class Attention(nnx.Module):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
         self.num_heads = num_heads
         # Not `or`: a scale of 0 would be replaced in silence.
-        self.scale = head_dim**-0.5 if qk_scale is None else qk_scale
+        self.scale = head_dim**-0.5 if qk_scale is None else check_number("qk_scale", qk_scale)
         self.qkv = nnx.Linear(dim, 3 * dim, use_bias=qkv_bias, **init, **types, rngs=rngs)
         self.q_norm = layer_norm(head_dim, norm_eps, **types, rngs=rngs) if qk_norm else None
         self.k_norm = layer_norm(head_dim, norm_eps, **types, rngs=rngs) if qk_norm else None

@@ -9,6 +9,7 @@ from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float, Key
 
 from vit_jax.layers.attention import Attention
+from vit_jax.layers.checks import check_int
 from vit_jax.layers.dropout import drop_path
 from vit_jax.layers.keys import split_key
 from vit_jax.layers.mlp import Mlp
@@ -81,7 +82,8 @@ class Block(nnx.Module):
         )
         self.ls1 = layer_scale()
         self.norm2 = layer_norm(dim, norm_eps, **types, rngs=rngs)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop_rate=drop_rate, **init, **types, rngs=rngs)
+        hidden_dim = check_int("int(embed_dim * mlp_ratio)", int(dim * mlp_ratio), least=1)
+        self.mlp = Mlp(dim, hidden_dim, drop_rate=drop_rate, **init, **types, rngs=rngs)
         self.ls2 = layer_scale()
 
     def __call__(

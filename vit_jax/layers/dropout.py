@@ -5,18 +5,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from vit_jax.layers.checks import check_rate
+
 
 def _keep(x: jax.Array, rate, key: jax.Array, mask_shape: tuple[int, ...]) -> jax.Array:
     keep_prob = 1.0 - rate
     mask = jax.random.bernoulli(key, keep_prob, mask_shape)
     return jnp.where(mask, x / jnp.asarray(keep_prob, x.dtype), jnp.zeros((), x.dtype))
-
-
-def check_rate(name: str, rate: float) -> float:
-    """Returns `rate`, or raises ValueError unless 0 <= rate < 1."""
-    if not 0.0 <= rate < 1.0:
-        raise ValueError(f"{name} must be at least 0 and below 1, got {rate}")
-    return rate
 
 
 class Dropout(nnx.Module):
@@ -55,5 +50,5 @@ def drop_path(
 
 def drop_path_rates(rate: float, depth: int) -> tuple[float, ...]:
     """The linear decay rule: `depth` rates from 0 at the first block to `rate` at the last."""
-    check_rate("drop_path_rate", rate)
+    rate = check_rate("drop_path_rate", rate)
     return tuple(rate * i / max(depth - 1, 1) for i in range(depth))

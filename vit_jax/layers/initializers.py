@@ -4,6 +4,7 @@ Kernels are in Flax layout: the last axis is the output, the one before it the i
 stands before those is spatial.
 """
 
+import functools
 import math
 
 import jax
@@ -11,8 +12,10 @@ import jax.numpy as jnp
 from flax.typing import Initializer
 
 zeros = jax.nn.initializers.zeros
-ones = jax.nn.initializers.ones
-normal = jax.nn.initializers.normal
+
+# Cached: NNX compares a module's initialisers by identity, and two models built alike should be
+# one to `nnx.jit`.
+normal = functools.cache(jax.nn.initializers.normal)
 
 
 def _fan_in(shape: tuple[int, ...]) -> int:
@@ -23,6 +26,7 @@ def _fan_out(shape: tuple[int, ...]) -> int:
     return math.prod(shape[:-2]) * shape[-1]
 
 
+@functools.cache
 def _uniform(bound: float) -> Initializer:
     def init(key, shape, dtype=jnp.float32):
         return jax.random.uniform(key, shape, dtype, -bound, bound)

@@ -1,24 +1,15 @@
 """Patches to tokens."""
 
-from collections.abc import Sequence
-
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float
 
+from vit_jax.layers.checks import check_choice
 from vit_jax.layers.initializers import uniform_bias, uniform_fan_in
 from vit_jax.layers.unfold import extract_patches
 
 PATCHIFY = ("conv", "unfold")
-
-
-def to_pair(name: str, value: int | Sequence[int]) -> tuple[int, int]:
-    """Returns (height, width) of a size given as one number of pixels or as two."""
-    sides = (value, value) if isinstance(value, int) else tuple(value)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise ValueError(f"{name} must be a positive int or (height, width), got {value!r}")
-    return sides[0], sides[1]
 
 
 def patch_grid(img_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[int, int]:
@@ -29,12 +20,6 @@ def patch_grid(img_size: tuple[int, int], patch_size: tuple[int, int]) -> tuple[
             f"number of {patch_size[0]}x{patch_size[1]} patches"
         )
     return img_size[0] // patch_size[0], img_size[1] // patch_size[1]
-
-
-def check_patchify(patchify: str) -> str:
-    if patchify not in PATCHIFY:
-        raise ValueError(f"patchify must be one of {PATCHIFY}, got {patchify!r}")
-    return patchify
 
 
 class PatchEmbed(nnx.Module):
@@ -72,7 +57,7 @@ class PatchEmbed(nnx.Module):
         self.grid_size = patch_grid(img_size, patch_size)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
         self.patch_size = patch_size
-        self.patchify = check_patchify(patchify)
+        self.patchify = check_choice("patchify", patchify, PATCHIFY)
         self.dtype = dtype
         self.proj = nnx.Conv(
             in_chans,

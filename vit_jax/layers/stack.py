@@ -11,12 +11,6 @@ from jaxtyping import Array, Float, Key
 REMAT = ("none", "blocks", "dots")
 
 
-def check_remat(remat: str) -> str:
-    if remat not in REMAT:
-        raise ValueError(f"remat must be one of {REMAT}, got {remat!r}")
-    return remat
-
-
 class ScannedLayers(nnx.Module):
     """Layers of one structure kept as one, every array with a leading axis of their number.
 

@@ -2,15 +2,22 @@
 
 import abc
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from flax.typing import Dtype
+
+from vit_jax.layers.checks import check_int, check_rate, to_pair
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF_MEAN, HALF_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+
+_DTYPES = tuple(jnp.dtype(name) for name in ("float32", "bfloat16", "float16", "float64"))
 
 Logits = jax.Array | tuple[jax.Array, jax.Array]
 
@@ -37,13 +44,13 @@ def check_dtype(name: str, dtype) -> jnp.dtype:
     Raises:
       ValueError: it is not a floating type, or float64 while JAX's x64 mode is off.
     """
-    wanted = f"{name} must be float32, bfloat16, float16 or float64, got {dtype!r}"
     try:
         checked = jnp.dtype(dtype)
     except TypeError:
-        raise ValueError(wanted) from None
-    if not jnp.issubdtype(checked, jnp.floating):
-        raise ValueError(wanted)
+        checked = None
+    # NumPy takes None for float64.
+    if dtype is None or checked is None or checked not in _DTYPES:
+        raise ValueError(f"{name} must be float32, bfloat16, float16 or float64, got {dtype!r}")
     if checked == jnp.float64 and not jax.config.read("jax_enable_x64"):
         raise ValueError(f"{name} float64 needs JAX's x64 mode: set JAX_ENABLE_X64=1")
     return checked
@@ -52,13 +59,19 @@ def check_dtype(name: str, dtype) -> jnp.dtype:
 class VisionModel(nnx.Module):
     """An image classifier: `forward_head(forward_features(images))`.
 
-    Train mode is NNX's `deterministic` attribute. A model holds no random state: one key drawn from
-    `rngs` (stream "dropout") at the start of a call decides every dropout of it.
+    Train mode is NNX's `deterministic` attribute. A model holds no random state: `forward_features`
+    and `forward_head` each draw one key from `rngs` (stream "dropout") for all their dropouts.
+
+    Args:
+      img_size: pixels, one number or (height, width); in_chans: channels.
+      num_classes: width of the logits; 0 means that the head is the identity.
+      drop_rates: the rates of its dropouts by the names of their fields.
+      drop_path_rates: stochastic depth, one rate a block.
+      dtype: of the computation; param_dtype: of the parameters.
 
     Attributes:
-      img_size: (height, width) in pixels; in_chans: channels.
-      num_classes: width of the logits; 0 means that the head is the identity.
-      preprocessing: how the registered name's images are made ready.
+      preprocessing: how images are made ready: the registered name's, or that of loaded weights;
+        None where neither knows (a number of channels that is not the name's).
       torch_names: (pattern, replacement) pairs for the names of the PyTorch source's state dict
         that do not follow from the attributes: see `vit_jax.interop.state_dict`.
     """
@@ -66,16 +79,24 @@ class VisionModel(nnx.Module):
     torch_names: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def __init__(
-        self, img_size: tuple[int, int], in_chans: int, num_classes: int, dropout_rates, dtype
+        self,
+        *,
+        img_size: int | Sequence[int],
+        in_chans: int,
+        num_classes: int,
+        drop_rates: Mapping[str, float],
+        drop_path_rates: Sequence[float],
+        dtype: Dtype | str,
+        param_dtype: Dtype | str,
     ):
-        for name, value, least in (("in_chans", in_chans, 1), ("num_classes", num_classes, 0)):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        self.img_size = img_size
-        self.in_chans = in_chans
-        self.num_classes = num_classes
-        self.dtype = dtype
-        self.uses_dropout = any(rate > 0 for rate in dropout_rates)
+        rates = [check_rate(name, rate) for name, rate in drop_rates.items()]
+        self.img_size = to_pair("img_size", img_size)
+        self.in_chans = check_int("in_chans", in_chans, least=1)
+        self.num_classes = check_int("num_classes", num_classes, least=0)
+        self.dtype = check_dtype("dtype", dtype)
+        self.param_dtype = check_dtype("param_dtype", param_dtype)
+        self.drop_path_rates = tuple(drop_path_rates)
+        self.uses_dropout = any(rates) or any(drop_path_rates)
         self.preprocessing: Preprocessing | None = None
         self.deterministic = False
 
@@ -83,14 +104,15 @@ class VisionModel(nnx.Module):
         """Returns the key of this call's dropouts; None in eval mode and where nothing drops.
 
         Raises:
-          ValueError: the model would drop, and there are no `rngs`.
+          ValueError: the model would drop, and there are no `rngs` to draw from.
         """
         if self.deterministic or not self.uses_dropout:
             return None
-        if rngs is None:
+        if not isinstance(rngs, nnx.Rngs) or not {"dropout", "default"} & set(rngs):
             raise ValueError(
                 "this model has active dropout in train mode: call "
-                "model(images, rngs=nnx.Rngs(...)), or model.eval() first"
+                'model(images, rngs=nnx.Rngs(...)) with a stream "dropout" or "default", or '
+                f"model.eval() first; got rngs={rngs!r}"
             )
         return rngs.dropout()
 
@@ -98,13 +120,14 @@ class VisionModel(nnx.Module):
         """Raises ValueError unless images are (B, H, W, C) floats of this model's size."""
         height, width = self.img_size
         wanted = f"images (batch, {height}, {width}, {self.in_chans}), channels last"
+        if not isinstance(images, jax.Array | np.ndarray):
+            raise ValueError(f"wanted {wanted}, a JAX or NumPy array, got {type(images).__name__}")
         shape = tuple(images.shape)
+        if len(shape) == 3:
+            raise ValueError(f"wanted {wanted}, got rank 3: {shape}; one image is images[None]")
         if len(shape) != 4:
             raise ValueError(f"wanted {wanted}, got rank {len(shape)}: {shape}")
-        if shape[1:] == (self.in_chans, height, width) and shape[1:] != (
-            *self.img_size,
-            self.in_chans,
-        ):
+        if shape[1] == self.in_chans and shape[3] != self.in_chans:
             raise ValueError(
                 f"wanted {wanted}, got {shape}: these are channels first (NCHW, PyTorch's layout); "
                 "use images.transpose(0, 2, 3, 1)"
@@ -121,7 +144,7 @@ class VisionModel(nnx.Module):
 
     @abc.abstractmethod
     def forward_features(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """Images (B, H, W, C) to tokens (B, N, D) after the last norm, class tokens first."""
+        """Images (B, H, W, C) to tokens (B, N, D), class tokens first."""
 
     @abc.abstractmethod
     def forward_head(
@@ -141,7 +164,7 @@ class VisionModel(nnx.Module):
           rngs: needed in train mode where the model drops; its stream is "dropout".
 
         Returns:
-          Logits (B, num_classes).
+          Logits (B, num_classes); see `forward_head` for what a model may return beside.
 
         Raises:
           ValueError: images of another layout, size or type; `rngs` missing.

@@ -8,21 +8,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.typing import Dtype
 from jaxtyping import Array, Float, Key
 
 from vit_jax.layers.attention import MultiheadAttention
+from vit_jax.layers.checks import check_bool, check_choice, check_int, check_number, to_pair
 from vit_jax.layers.dropout import Dropout, drop_path, drop_path_rates
 from vit_jax.layers.initializers import normal, uniform_0_1
 from vit_jax.layers.keys import split_key
 from vit_jax.layers.linear import torch_linear
 from vit_jax.layers.mlp import gelu
 from vit_jax.layers.norm import layer_norm
-from vit_jax.layers.patch_embed import check_patchify, patch_grid, to_pair
-from vit_jax.layers.stack import check_remat, run_layers, stack_layers
+from vit_jax.layers.patch_embed import PATCHIFY, patch_grid
+from vit_jax.layers.stack import REMAT, run_layers, stack_layers
 from vit_jax.layers.unfold import extract_patches
-from vit_jax.models.base import Logits, VisionModel, check_dtype
+from vit_jax.models.base import Logits, VisionModel
 
 
 class CreatePatches(nnx.Module):
@@ -233,26 +235,41 @@ class ViTClassifier(VisionModel):
         param_dtype: Dtype | str = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        dtype, param_dtype = check_dtype("dtype", dtype), check_dtype("param_dtype", param_dtype)
+        depth = check_int("depth", depth, least=0)
         super().__init__(
-            to_pair("img_size", img_size),
-            in_chans,
-            num_classes,
-            dropout_rates=(drop_rate, attn_drop_rate, drop_path_rate, head_drop_rate),
+            img_size=img_size,
+            in_chans=in_chans,
+            num_classes=num_classes,
+            drop_rates={
+                "drop_rate": drop_rate,
+                "attn_drop_rate": attn_drop_rate,
+                "head_drop_rate": head_drop_rate,
+            },
+            drop_path_rates=drop_path_rates(drop_path_rate, depth),
             dtype=dtype,
+            param_dtype=param_dtype,
         )
-        head_units = tuple(mlp_head_units)
+        types: dict[str, Any] = {
+            "dtype": self.dtype,
+            "param_dtype": self.param_dtype,
+            "rngs": rngs,
+        }
+        embed_dim = check_int("embed_dim", embed_dim, least=1)
+        num_heads = check_int("num_heads", num_heads, least=1)
+        mlp_dim = check_int("mlp_dim", mlp_dim, least=1)
+        class_token_batch = check_int("class_token_batch", class_token_batch, least=1)
+        norm_eps = check_number("norm_eps", norm_eps, above=0)
+        check_bool("scan_layers", scan_layers)
+        head_units = tuple(mlp_head_units) if np.ndim(mlp_head_units) else ()
         if not head_units:
-            raise ValueError("mlp_head_units must name at least one width, got ()")
-        if class_token_batch < 1:
-            raise ValueError(f"class_token_batch must be at least 1, got {class_token_batch}")
-        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        rows, columns = patch_grid(self.img_size, to_pair("patch_size", patch_size))
+            raise ValueError(
+                f"mlp_head_units must be a sequence of at least one width, got {mlp_head_units!r}"
+            )
+        head_units = tuple(check_int("mlp_head_units", width, least=1) for width in head_units)
         self.patch_size = to_pair("patch_size", patch_size)
-        self.patchify = check_patchify(patchify)
-        self.remat = check_remat(remat)
-        self.drop_path_rates = drop_path_rates(drop_path_rate, depth)
-        self._param_dtype = param_dtype
+        rows, columns = patch_grid(self.img_size, self.patch_size)
+        self.patchify = check_choice("patchify", patchify, PATCHIFY)
+        self.remat = check_choice("remat", remat, REMAT)
         self.create_patch_layer = CreatePatches(self.patch_size)
         self.patch_embedding_layer = PatchEmbedding(
             rows * columns,
@@ -282,10 +299,8 @@ class ViTClassifier(VisionModel):
 
     def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs) -> None:
         """Replaces the last Linear of the head by a new one; 0 classes make it the identity."""
-        if num_classes < 0:
-            raise ValueError(f"num_classes must be at least 0, got {num_classes}")
-        self.num_classes = num_classes
-        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self._param_dtype}
+        num_classes = self.num_classes = check_int("num_classes", num_classes, least=0)
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.logits_layer = nnx.data(
             torch_linear(self.num_features, num_classes, **types, rngs=rngs)
             if num_classes

@@ -25,7 +25,7 @@ from vit_jax.models.vit import VisionTransformer
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A registered name: its class, the fields that differ from the class's defaults."""
+    """A registered name: its class, the fields that are not the class's defaults, preprocessing."""
 
     model_class: Callable[..., VisionModel]
     fields: dict[str, Any]
@@ -100,7 +100,7 @@ def list_models(pattern: str = "*") -> list[str]:
 def _entry(name: str) -> Entry:
     if name in _REGISTRY:
         return _REGISTRY[name]
-    near = difflib.get_close_matches(name, _REGISTRY, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), _REGISTRY, n=3, cutoff=0.5)
     hint = f"; near: {', '.join(near)}" if near else ""
     raise ValueError(
         f"unknown model {name!r}{hint}; vit_jax.list_models() gives all {len(_REGISTRY)} names"
@@ -152,7 +152,10 @@ def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> VisionModel:
             raise ValueError(
                 f"unknown field {field!r} of {name}{hint} valid fields: {', '.join(fields)}"
             )
+    if not isinstance(rngs, nnx.Rngs):
+        raise ValueError(f"rngs must be flax.nnx.Rngs, such as nnx.Rngs(0), got {rngs!r}")
     entry = _entry(name)
     model = entry.model_class(**{**entry.fields, **overrides}, rngs=rngs)
-    model.preprocessing = entry.preprocessing
+    if model.in_chans == len(entry.preprocessing.mean):
+        model.preprocessing = entry.preprocessing
     return model

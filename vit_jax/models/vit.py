@@ -13,6 +13,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Float
 
 from vit_jax.layers.block import Block
+from vit_jax.layers.checks import check_bool, check_choice, check_int, check_number, to_pair
 from vit_jax.layers.dropout import Dropout, drop_path_rates
 from vit_jax.layers.initializers import (
     kaiming_normal_fan_out,
@@ -23,12 +24,12 @@ from vit_jax.layers.initializers import (
 )
 from vit_jax.layers.keys import split_key
 from vit_jax.layers.norm import layer_norm
-from vit_jax.layers.patch_embed import PatchEmbed, to_pair
-from vit_jax.layers.stack import check_remat, run_layers, stack_layers
-from vit_jax.models.base import Logits, VisionModel, check_dtype
+from vit_jax.layers.patch_embed import PatchEmbed
+from vit_jax.layers.stack import REMAT, run_layers, stack_layers
+from vit_jax.models.base import Logits, VisionModel
 
 GLOBAL_POOLS = ("token", "avg", "max", "avgmax", "")
-WEIGHT_INITS = ("timm", "kaiming_conv")
+WEIGHT_INITS = ("", "kaiming_conv")
 
 
 class PreLogits(nnx.Module):
@@ -63,7 +64,7 @@ class VisionTransformer(VisionModel):
       mlp_ratio: hidden width of the MLP over `embed_dim`.
       qkv_bias, qk_scale, qk_norm: see `layers.attention.Attention`.
       representation_size: width of a tanh layer before the head; None or 0 means none. As in the
-        sources, a distilled model has none.
+        sources, a distilled model has none. (With another pool than "token" it is ours alone.)
       distilled: a second class token with a head of its own. Train mode returns (class logits,
         distillation logits), eval mode their mean.
       class_token: whether there is one; without it `global_pool` cannot be "token".
@@ -74,14 +75,15 @@ class VisionTransformer(VisionModel):
       global_pool: "token" (the class token), "avg", "max" or "avgmax" (over the patch tokens, the
         last norm after it), or "" (no pooling: the head at every token).
       norm_eps: epsilon of every LayerNorm.
-      drop_rate: dropout after the positions, the attention's output and in the MLP.
+      drop_rate: dropout after the positions, the attention's output and in the MLP (timm's own
+        `drop_rate` is `head_drop_rate` here).
       attn_drop_rate: dropout on attention weights.
       drop_path_rate: stochastic depth of the last block; linear from 0 at the first.
       head_drop_rate: dropout before the head.
       patchify: "conv" or "unfold", the same numbers: see `PatchEmbed`.
-      weight_init: "timm" (Linear N(0, .02), the patch convolution as torch's default) or
-        "kaiming_conv" (Linear N(0, .01), the patch convolution Kaiming-normal over fan_out: the
-        initialisation of seed 004's text).
+      weight_init: "", timm's default (Linear N(0, .02), class and register tokens N(0, 1e-6), the
+        patch convolution as torch's), or "kaiming_conv" (Linear N(0, .01), tokens N(0, .02), the
+        patch convolution Kaiming-normal over fan_out), the initialisation of seed 004's text.
       remat: "none", "blocks" or "dots": see `run_layers`.
       scan_layers: keeps the blocks stacked and scans over them.
       dtype: of the computation; param_dtype: of the parameters.
@@ -117,46 +119,65 @@ class VisionTransformer(VisionModel):
         drop_path_rate: float = 0.0,
         head_drop_rate: float = 0.0,
         patchify: str = "conv",
-        weight_init: str = "timm",
+        weight_init: str = "",
         remat: str = "none",
         scan_layers: bool = False,
         dtype: Dtype | str = jnp.float32,
         param_dtype: Dtype | str = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        dtype, param_dtype = check_dtype("dtype", dtype), check_dtype("param_dtype", param_dtype)
+        depth = check_int("depth", depth, least=0)
         super().__init__(
-            to_pair("img_size", img_size),
-            in_chans,
-            num_classes,
-            dropout_rates=(drop_rate, attn_drop_rate, drop_path_rate, head_drop_rate),
+            img_size=img_size,
+            in_chans=in_chans,
+            num_classes=num_classes,
+            drop_rates={
+                "drop_rate": drop_rate,
+                "attn_drop_rate": attn_drop_rate,
+                "head_drop_rate": head_drop_rate,
+            },
+            drop_path_rates=drop_path_rates(drop_path_rate, depth),
             dtype=dtype,
+            param_dtype=param_dtype,
         )
-        if global_pool not in GLOBAL_POOLS:
-            raise ValueError(f"global_pool must be one of {GLOBAL_POOLS}, got {global_pool!r}")
+        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        embed_dim = check_int("embed_dim", embed_dim, least=1)
+        num_heads = check_int("num_heads", num_heads, least=1)
+        reg_tokens = check_int("reg_tokens", reg_tokens, least=0)
+        representation_size = check_int("representation_size", representation_size or 0, least=0)
+        mlp_ratio = check_number("mlp_ratio", mlp_ratio, above=0)
+        norm_eps = check_number("norm_eps", norm_eps, above=0)
+        init_values = None if init_values is None else check_number("init_values", init_values)
+        for name, value in (
+            ("qkv_bias", qkv_bias),
+            ("qk_norm", qk_norm),
+            ("distilled", distilled),
+            ("class_token", class_token),
+            ("no_embed_class", no_embed_class),
+            ("scan_layers", scan_layers),
+        ):
+            check_bool(name, value)
+        check_choice("global_pool", global_pool, GLOBAL_POOLS)
         if global_pool == "token" and not class_token:
-            raise ValueError("global_pool 'token' needs class_token=True; other pools do not")
+            raise ValueError(
+                "global_pool='token' needs class_token=True, got class_token=False; without a "
+                "class token use 'avg', 'max', 'avgmax' or ''"
+            )
         if distilled and (global_pool != "token" or reg_tokens):
             raise ValueError(
                 "distilled=True reads the class and the distillation token: it needs "
                 f"global_pool='token' and reg_tokens=0, got {global_pool!r} and {reg_tokens}"
             )
-        if reg_tokens < 0:
-            raise ValueError(f"reg_tokens must be at least 0, got {reg_tokens}")
-        if weight_init not in WEIGHT_INITS:
-            raise ValueError(f"weight_init must be one of {WEIGHT_INITS}, got {weight_init!r}")
-        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-        is_timm = weight_init == "timm"
+        is_timm = check_choice("weight_init", weight_init, WEIGHT_INITS) != "kaiming_conv"
         self._linear_init = trunc_normal(0.02 if is_timm else 0.01)
-        self._param_dtype = param_dtype
         self.distilled = distilled
         self.no_embed_class = no_embed_class
         self.global_pool = global_pool
-        self.remat = check_remat(remat)
-        self.drop_path_rates = drop_path_rates(drop_path_rate, depth)
+        self.remat = check_choice("remat", remat, REMAT)
 
         def token(count: int, std: float) -> nnx.Param:
-            return nnx.Param(normal(std)(rngs.params(), (1, count, embed_dim), param_dtype))
+            shape = (1, count, embed_dim)
+            return nnx.Param(normal(std)(rngs.params(), shape, self.param_dtype))
 
         self.patch_embed = PatchEmbed(
             self.img_size,
@@ -203,7 +224,7 @@ class VisionTransformer(VisionModel):
         last_norm = layer_norm(embed_dim, norm_eps, **types, rngs=rngs)
         self.norm = None if pools_patches else last_norm
         self.fc_norm = last_norm if pools_patches else None
-        width = None if distilled else representation_size
+        width = 0 if distilled else representation_size
         self.num_features = width or embed_dim
         self.pre_logits = (
             PreLogits(embed_dim, width, kernel_init=self._linear_init, **types, rngs=rngs)
@@ -220,8 +241,7 @@ class VisionTransformer(VisionModel):
           num_classes: width of the logits; 0 makes the heads the identity.
           rngs: stream "params".
         """
-        if num_classes < 0:
-            raise ValueError(f"num_classes must be at least 0, got {num_classes}")
+        num_classes = check_int("num_classes", num_classes, least=0)
 
         def head() -> nnx.Linear | None:
             if num_classes == 0:
@@ -231,7 +251,7 @@ class VisionTransformer(VisionModel):
                 num_classes,
                 kernel_init=self._linear_init,
                 dtype=self.dtype,
-                param_dtype=self._param_dtype,
+                param_dtype=self.param_dtype,
                 rngs=rngs,
             )
 
@@ -309,8 +329,9 @@ class VisionTransformer(VisionModel):
           rngs: needed in train mode where the model drops.
 
         Returns:
-          (B, num_classes), or (B, features) with `pre_logits`; two of them from a distilled model
-          in train mode; (B, N, num_classes) with global_pool "".
+          (B, num_classes), a pair of them from a distilled model in train mode, and
+          (B, N, num_classes) with global_pool "". With `pre_logits` always one array, (B, features)
+          or (B, N, features).
         """
         class_key, dist_key = split_key(self.dropout_key(rngs), 2)
         if self.distilled:

@@ -206,13 +206,15 @@ class _Run:
         if last or self.step % config.log.every_steps == 0:
             self._log_train_row(timer)
         checkpoint_due = last or self.step % config.checkpoint.every_steps == 0
-        if self._validation_due():
+        validation_due = self._validation_due()
+        if validation_due:
             best_before = self.best
             self._validate()
-            timer.start(self.step)
             checkpoint_due |= config.checkpoint.keep_best and self.best != best_before
         if checkpoint_due:
             self._save()
+        if validation_due:
+            timer.start(self.step)  # training speed is without it
 
     def _log_train_row(self, timer: "_Timer") -> None:
         self._check_finite()

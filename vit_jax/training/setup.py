@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -190,6 +191,8 @@ def build(config: TrainConfig) -> Setup:
     template = jax.eval_shape(init)
     shardings = state_shardings(mesh, template)
     graphs = model_graphs(model)
+    # Normalised in float32 or wider: a model that computes in float64 is not fed rounded pixels.
+    pixels = jnp.promote_types(model.dtype, jnp.float32)
     settings = StepSettings(
         graphs=graphs,
         optimizer=optimizer,
@@ -202,8 +205,11 @@ def build(config: TrainConfig) -> Setup:
             flip=data.horizontal_flip,
             mean=statistics.mean,
             std=statistics.std,
+            dtype=pixels,
         ),
-        prepare_eval=make_eval_preprocess(size, mean=statistics.mean, std=statistics.std),
+        prepare_eval=make_eval_preprocess(
+            size, mean=statistics.mean, std=statistics.std, dtype=pixels
+        ),
     )
     crop = model.preprocessing.crop_fraction if model.preprocessing else 1.0
     return Setup(

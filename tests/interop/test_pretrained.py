@@ -1,0 +1,71 @@
+"""Weight files."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from safetensors.torch import load_file
+
+import vit_jax
+from tests.models.families import FAMILIES, build
+from tests.reference.vit import VisionTransformer
+from vit_jax.models.base import Preprocessing
+
+
+def test_every_bit_and_the_preprocessing_come_back(tmp_path):
+    model = build("vit")
+    model.preprocessing = Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.8, "bilinear")
+    path = tmp_path / "deep" / "weights.safetensors"
+    vit_jax.save_pretrained(model, path)
+    other = build("vit", weight_init="kaiming_conv")
+    vit_jax.load_state_dict(other, {k: v + 1 for k, v in vit_jax.state_dict(other).items()})
+    vit_jax.load_pretrained(other, path)
+    for name, array in vit_jax.state_dict(model).items():
+        np.testing.assert_array_equal(vit_jax.state_dict(other)[name], array)
+    assert other.preprocessing == model.preprocessing
+    assert [file.name for file in path.parent.iterdir()] == ["weights.safetensors"]
+
+
+def test_pytorch_loads_the_file_strictly(tmp_path):
+    vit_jax.save_pretrained(build("vit"), tmp_path / "weights.safetensors")
+    VisionTransformer(num_classes=5, **FAMILIES["vit"][1]).load_state_dict(
+        load_file(tmp_path / "weights.safetensors"), strict=True
+    )
+
+
+def test_a_file_without_metadata_leaves_the_preprocessing(tmp_path):
+    model = build("vit")
+    save_file(vit_jax.state_dict(model), tmp_path / "weights.safetensors")
+    vit_jax.load_pretrained(model, tmp_path / "weights.safetensors")
+    assert model.preprocessing is not None
+
+
+@pytest.mark.parametrize(
+    "metadata", ["{", "[]", '{"mean": [1, 2, 3]}', '{"mean": [1], "std": [1]}', '{"mean": 1}']
+)
+def test_preprocessing_that_cannot_be_read(tmp_path, metadata):
+    model = build("vit")
+    before = dataclasses.replace(model.preprocessing)
+    path = tmp_path / "weights.safetensors"
+    save_file(vit_jax.state_dict(model), path, metadata={"preprocessing": metadata})
+    with pytest.raises(ValueError, match="preprocessing cannot be read"):
+        vit_jax.load_pretrained(model, path)
+    assert model.preprocessing == before
+
+
+def test_files_that_are_none(tmp_path):
+    model = build("vit")
+    with pytest.raises(ValueError, match=r"no weights file '.*missing\.safetensors'"):
+        vit_jax.load_pretrained(model, tmp_path / "missing.safetensors")
+    with pytest.raises(ValueError, match=r"\*\.safetensors, got '.*weights\.pth'"):
+        vit_jax.load_pretrained(model, tmp_path / "weights.pth")
+    vit_jax.save_pretrained(model, tmp_path / "whole.safetensors")
+    cut = (tmp_path / "whole.safetensors").read_bytes()[:-100]
+    (tmp_path / "cut.safetensors").write_bytes(cut)
+    with pytest.raises(ValueError, match=r"cut\.safetensors' is not a whole safetensors file"):
+        vit_jax.load_pretrained(model, tmp_path / "cut.safetensors")
+
+
+def test_a_number_of_channels_that_is_not_the_names_has_no_preprocessing():
+    assert build("vit", in_chans=1).preprocessing is None
