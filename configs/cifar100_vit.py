@@ -52,7 +52,7 @@ def get_config() -> TrainConfig:
             validation_split="shuffled(test)[:70%]",
             test_split="shuffled(test)[70%:]",
             batch_size=32,
-            eval_batch_size=200,
+            eval_batch_size=256,
             image_size=72,
             rotation_degrees=7.0,
             horizontal_flip=True,

@@ -42,7 +42,7 @@ def get_config() -> TrainConfig:
         data=DataConfig(
             source="digits",
             batch_size=64,
-            eval_batch_size=180,
+            eval_batch_size=192,
             image_size=32,
             rotation_degrees=15.0,
             num_workers=0,  # 80 kB in memory: a worker would cost more than it loads

@@ -39,10 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.run(options)
     except KeyboardInterrupt:
         return 130
-    except (ValueError, OSError) as error:
-        if not _is_for_the_user(error):
+    except (ValueError, OSError, RuntimeError) as error:
+        message = _for_the_user(error)
+        if message is None:
             raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
         return 2
 
 
@@ -147,17 +148,25 @@ def _model_fields(name: str) -> Mapping[str, Any]:
     return model_fields(name)
 
 
-def _is_for_the_user(error: Exception) -> bool:
-    """Whether the message was written for the user: what failed outside, or what we refuse.
+def _for_the_user(error: Exception) -> str | None:
+    """What the user is told: what failed outside, or what we refuse; None for a bug.
 
     A ValueError that this package raises is a refusal; one from inside a library is our bug.
     """
     if isinstance(error, OSError):
-        return error.errno is not None
+        return None if error.errno is None else str(error)
+    if isinstance(error, RuntimeError):  # XLA's errors are of this kind
+        if "RESOURCE_EXHAUSTED" in str(error):
+            return (
+                "the device is out of memory: lower config.data.batch_size, or set "
+                f"config.model.kwargs.remat=blocks ({str(error)[:200]})"
+            )
+        return str(error) if "Unable to initialize backend" in str(error) else None
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
-    return frame is not None and _PACKAGE in pathlib.Path(frame.tb_frame.f_code.co_filename).parents
+    ours = frame is not None and _PACKAGE in pathlib.Path(frame.tb_frame.f_code.co_filename).parents
+    return str(error) if ours else None
 
 
 if __name__ == "__main__":

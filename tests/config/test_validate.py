@@ -32,7 +32,7 @@ def test_a_valid_config_passes(config):
         ("seed", True, "an integer"),
         ("seed", 1.0, "an integer"),
         ("num_epochs", 0, "an integer >= 1"),
-        ("init_from", None, "a string"),
+        ("init_from", 3, "a string, or None"),
         ("parallel", "pjit", '"jit" or "pmap"'),
         ("model.name", 3, "a string"),
         ("model.kwargs", (), "a dict"),
@@ -57,7 +57,7 @@ def test_a_valid_config_passes(config):
         ("loss.label_smoothing", 1.0, "a number >= 0 and < 1"),
         ("checkpoint.keep", 0, "an integer >= 1"),
         ("log.progress", "loud", '"auto" or "plain" or "none"'),
-        ("mesh.fsdp", 0, "an integer >= 1"),
+        ("mesh.fsdp", -2, "an integer >= -1"),
     ],
 )
 def test_a_bad_value_names_field_wish_and_value(config, path, value, wanted):

@@ -74,13 +74,16 @@ def test_every_bit_comes_back(written):
 def test_latest_and_best_stay(tmp_path):
     checkpoints = Checkpoints(tmp_path, 2, True)
     for step, best in ((1, None), (2, 2), (3, 2), (4, 2), (5, 2)):
+        if best:
+            checkpoints.keep_best_of(best)
         checkpoints.save(make_state(), info(step, best))
     checkpoints.close()
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 4, 5]
-    # The best is known after a resume as well.
+    # After a resume as well.
     checkpoints = Checkpoints(tmp_path, 1, True)
     state = make_state()
     checkpoints.restore(state, state_shardings(make_mesh(1, 1), state), pytest.fail)
+    checkpoints.keep_best_of(2)
     checkpoints.save(state, info(6, 2))
     checkpoints.close()
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == [2, 6]

@@ -256,6 +256,7 @@ def test_all_checkpoints_damaged_is_an_error(tmp_path, monkeypatch):
         ({"init_from": "nowhere"}, "nowhere"),
         ({"data__train_split": "trian"}, "there is no split 'trian'"),
         ({"model__name": "vit_tinny"}, "unknown model 'vit_tinny'"),
+        ({"model__kwargs__global_pool": ""}, r"output has shape \(32, 5, 10\).*global_pool"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -263,6 +264,7 @@ def test_what_does_not_fit_is_one_error_and_nothing_is_trained(overrides, messag
     with pytest.raises(ValueError, match=message):
         train(tiny(**overrides), tmp_path)
     assert not (tmp_path / "metrics.jsonl").exists() or not rows(tmp_path)
+    train(tiny(num_epochs=1), tmp_path)  # the mistake mended, in the same work directory
 
 
 def test_init_from_a_work_directory_takes_its_latest_weights(finished, tmp_path, monkeypatch):

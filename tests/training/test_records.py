@@ -35,8 +35,12 @@ def test_half_a_line_is_dropped(path, tail):
 
 
 def test_a_broken_line_in_the_middle_is_an_error(path):
-    path.write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
+    row = '{"step": 1, "split": "train"}\n'
+    path.write_text(row + "nonsense\n" + row)
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2, is not a row"):
+        read_rows(path)
+    path.write_text('{"step": 1}\n' + row)
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 1, is not a row"):
         read_rows(path)
 
 

@@ -113,7 +113,10 @@ def test_killed_in_a_checkpoint_and_in_an_epoch_with_other_workers_each_time(
     check_none_left(leaders)
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)],
+)
 def test_a_signal_ends_the_process_with_its_status_and_no_traceback(
     number, status, tmp_path, cache_dir
 ):
@@ -123,6 +126,18 @@ def test_a_signal_ends_the_process_with_its_status_and_no_traceback(
     assert process.returncode == status
     assert "Traceback" not in err
     assert steps(tmp_path), err
+
+
+def test_a_signal_to_the_whole_group_finds_the_workers_ready(tmp_path, cache_dir):
+    """As `timeout`, systemd and schedulers send it."""
+    process = child(config(1, "process"), tmp_path, cache_dir)
+    wait_for(lambda: row_count(tmp_path) >= 1, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 143, err
+    assert "Traceback" not in err
+    assert steps(tmp_path), err
+    check_none_left([process.pid])
 
 
 def test_training_imports_neither_tensorflow_nor_torch(tmp_path, cache_dir):

@@ -54,6 +54,8 @@ def test_a_file_is_no_work_directory(tmp_path):
 def test_another_config_is_refused_and_a_resumable_field_is_not(tmp_path):
     check_config(tiny(), tmp_path)
     store_config(tiny(), tmp_path)
+    check_config(tiny(seed=4), tmp_path)  # nothing was trained: nothing to lose
+    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "split": "train"}\n')
     check_config(tiny(data__num_workers=3, mesh__fsdp=2, log__every_steps=1), tmp_path)
     with pytest.raises(ValueError, match=r"differs in seed \(was 3, now 4\), data\.batch_size"):
         check_config(tiny(seed=4, data__batch_size=16), tmp_path)

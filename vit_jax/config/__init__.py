@@ -18,7 +18,6 @@ from vit_jax.config.serialize import (
     diff,
     from_dict,
     load_config,
-    save_config,
     to_dict,
 )
 from vit_jax.config.validate import check_model_kwargs, validate
@@ -42,7 +41,6 @@ __all__ = [
     "load_config",
     "load_recipe",
     "recipe_names",
-    "save_config",
     "to_dict",
     "validate",
 ]

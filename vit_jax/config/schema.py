@@ -57,15 +57,19 @@ class DataConfig:
     """The images, how they are read, and how they are prepared."""
 
     source: str = _option("where images come from", choices=("digits", "tfds", "folder"))
-    name: str = _option("the TFDS name of the set; empty for the other sources", "")
+    name: OptionalStr = _option("the TFDS name of the set; None or empty: no name", "")
     data_dir: OptionalStr = _option(
         "tfds: the directory that holds prepared sets; folder: the images' root; "
         "None: the source's default",
         None,
     )
     train_split: str = _option("the split to train on", "train")
-    validation_split: str = _option("the split to validate on; empty: none", "validation")
-    test_split: str = _option("the split to test on once, at the end; empty: none", "test")
+    validation_split: OptionalStr = _option(
+        "the split to validate on; None or empty: none", "validation"
+    )
+    test_split: OptionalStr = _option(
+        "the split to test on once, at the end; None or empty: none", "test"
+    )
     num_train_examples: OptionalInt = _option(
         "train on the first n of a seeded permutation; None: all", None, minimum=1
     )
@@ -171,7 +175,9 @@ class MeshConfig:
     """The device mesh: data * fsdp is the number of devices."""
 
     data: int = _option("devices along the batch; -1: all that fsdp leaves", -1)
-    fsdp: int = _option("devices that share one copy of the parameters", 1, minimum=1)
+    fsdp: int = _option(
+        "devices that share one copy of the parameters; -1: all that data leaves", 1, minimum=-1
+    )
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -182,8 +188,9 @@ class TrainConfig:
         "seed of initialisation, order, augmentation and dropout", 0, minimum=0, maximum=2**32 - 1
     )
     num_epochs: int = _option("passes over the training split", minimum=1)
-    init_from: str = _option(
-        "start from these weights: a weights file, a checkpoint or a work directory; empty: none",
+    init_from: OptionalStr = _option(
+        "start from these weights: a weights file, a checkpoint or a work directory; "
+        "None or empty: none",
         "",
     )
     parallel: str = _option("how the step is spread over devices", "jit", choices=("jit", "pmap"))
@@ -198,11 +205,11 @@ class TrainConfig:
 
 
 # A run may be resumed with other values of these fields and of these groups: they move work
-# about, keep more or less of it, or report it, and leave every update as it was.
+# about, keep more or less of it, or report it. (Another mesh adds up in another order: the update
+# is the same but for rounding. All else leaves every bit as it was.)
 RESUMABLE_FIELDS = frozenset(
     {
         "checkpoint",
-        "data.data_dir",
         "data.num_workers",
         "data.worker_kind",
         "log",

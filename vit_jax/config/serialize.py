@@ -28,13 +28,8 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
     return config
 
 
-def save_config(config: TrainConfig, path: str | pathlib.Path) -> None:
-    """Write the config to a JSON file."""
-    pathlib.Path(path).write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
-
-
 def load_config(path: str | pathlib.Path) -> TrainConfig:
-    """Read what `save_config` wrote.
+    """Read a work directory's config.json, the JSON of `to_dict`.
 
     Raises:
       ValueError: the file holds no JSON object, or not that of a config.
@@ -57,7 +52,12 @@ def diff(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
     before, after = _flatten(to_dict(old)), _flatten(to_dict(new))
     paths = [*before, *(path for path in after if path not in before)]
     pairs = {path: (before.get(path, "unset"), after.get(path, "unset")) for path in paths}
-    return {path: pair for path, pair in pairs.items() if pair[0] != pair[1]}
+    # None and "" both mean that there is none.
+    return {
+        path: (old, new)
+        for path, (old, new) in pairs.items()
+        if old != new and not (old in (None, "") and new in (None, ""))
+    }
 
 
 def check_resumable(old: TrainConfig, new: TrainConfig) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import hashlib
+import http.client
 import os
 import tempfile
 import threading
@@ -158,7 +159,7 @@ def _download(layout: CifarFormat, name: str, path: Path) -> None:
             while chunk := response.read(_CHUNK_BYTES):
                 digest.update(chunk)
                 file.write(chunk)
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise ValueError(f"downloading {layout.url} failed: {error}. {_ways_out(name)}") from error
     if digest.hexdigest() != layout.sha256:
         raise ValueError(

@@ -43,7 +43,6 @@ def open_splits(
     test_split: str | None = "test",
     seed: int = 0,
     num_train_examples: int | None = None,
-    max_classes: int | None = None,
 ) -> Splits:
     """Opens the train, validation and test data of a run. Reads local files only.
 
@@ -59,7 +58,6 @@ def open_splits(
         test_split: the same, or None or "" for no test.
         seed: of the permutation that `num_train_examples` takes its examples from.
         num_train_examples: the first n of a seeded permutation of the training images; None: all.
-        max_classes: the classes that the model's head tells apart; None: not checked.
 
     Raises:
         ValueError: anything above that cannot be had.
@@ -84,11 +82,6 @@ def open_splits(
         validation=select(available, validation_split) if validation_split else None,
         test=select(available, test_split) if test_split else None,
     )
-    if max_classes is not None and train.num_classes > max_classes:
-        raise ValueError(
-            f"{train.name} has {train.num_classes} classes, but the model's head has "
-            f"{max_classes}; set the head's num_classes to {train.num_classes}"
-        )
     for part in (splits.train, splits.validation, splits.test):
         if part is not None:
             part.__getitems__([0, len(part) - 1])

@@ -23,6 +23,4 @@ STATISTICS = {
     "imagenet": Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     # Measured on the 1,257 training images as uint8, see digits.py.
     "digits": Statistics((0.3052,), (0.3760,)),
-    # timm's IMAGENET_INCEPTION_MEAN and _STD: maps to [-1, 1].
-    "half": Statistics((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }

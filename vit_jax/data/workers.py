@@ -1,4 +1,4 @@
-"""What a loader's worker process does on its start: end with its parent, and leave Ctrl-C to it."""
+"""How a loader's worker process starts: it ends with its parent and leaves signals to it."""
 
 import multiprocessing
 import multiprocessing.connection
@@ -22,8 +22,9 @@ def init_worker(worker_index: int, worker_count: int) -> None:
     import cv2
 
     del worker_index, worker_count
-    # Ctrl-C reaches the whole process group; the parent decides, and stops its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Signals reach the whole process group; the parent decides, and stops its workers (SIGKILL).
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     # The workers are the parallelism.
     cv2.setNumThreads(0)
     threading.Thread(target=_exit_with_parent, name="exit-with-parent", daemon=True).start()

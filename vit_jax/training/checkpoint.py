@@ -106,7 +106,6 @@ class Checkpoints:
         if info.step in self._manager.all_steps():
             return
         self.wait()
-        self._policy.best_step = info.best_step if self._keep_best else None
         items = {
             item: ocp.args.StandardSave({**arrays, FINGERPRINT: fingerprint_of(arrays)})
             for item, arrays in _items(state).items()
@@ -119,6 +118,11 @@ class Checkpoints:
             )
         except Exception as error:
             raise self._cannot_write(error) from error
+
+    def keep_best_of(self, step: int) -> None:
+        """Tells which checkpoint is that of the best validation, which `keep_best` keeps."""
+        if self._keep_best:
+            self._policy.best_step = step
 
     def wait(self) -> None:
         """Waits until the checkpoint that is being written is complete.
@@ -182,7 +186,6 @@ class Checkpoints:
             if damaged:
                 self._manager.reload()
             self._good = step
-            self._policy.best_step = info.best_step if self._keep_best else None
             return _rebuild(template, arrays), info
         if damaged:
             first = max(damaged)

@@ -5,6 +5,7 @@ installed, and write from a thread of their own, which a full disk kills unseen.
 of TensorFlow's `record_writer.cc` around the protocol buffers of `event.proto` and `summary.proto`.
 """
 
+import contextlib
 import os
 import pathlib
 import socket
@@ -87,7 +88,8 @@ class EventWriter:
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk: `scalars` has said so
+            self._file.close()
 
     def _write(self, event: bytes) -> None:
         length = struct.pack("<Q", len(event))

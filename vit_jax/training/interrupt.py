@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the run is told, saves, and ends."""
+"""SIGTERM, SIGHUP and Ctrl-C: the run is told, saves, and ends."""
 
 import os
 import signal
@@ -7,10 +7,10 @@ from types import FrameType, TracebackType
 
 
 class Interrupted(SystemExit):
-    """A run that was asked to stop, and has saved. Ends the process with status 143 or 130.
+    """A run that was asked to stop, and has saved. Ends with status 143, 129 or 130.
 
-    143 (128 + SIGTERM) and 130 (128 + SIGINT) are what a shell reports for a program that the
-    signal ended.
+    128 + SIGTERM, SIGHUP (a terminal that is gone) or SIGINT are what a shell reports for a program
+    that the signal ended.
     """
 
     def __init__(self, signal_number: int) -> None:
@@ -19,12 +19,12 @@ class Interrupted(SystemExit):
 
 
 class StopSignals:
-    """While active, turns the first SIGTERM or Ctrl-C into `received`; another Ctrl-C ends at once.
+    """While active, turns the first signal into `received`; another Ctrl-C ends at once.
 
     Outside the main thread, where Python takes no signals, it does nothing.
     """
 
-    _HANDLED = (signal.SIGTERM, signal.SIGINT)
+    _HANDLED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
     def __init__(self) -> None:
         self.received: int | None = None

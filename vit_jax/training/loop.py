@@ -9,6 +9,7 @@ away.
 import collections
 import contextlib
 import dataclasses
+import math
 import pathlib
 import time
 from collections.abc import Iterator
@@ -50,8 +51,8 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
     Repeating the call resumes from the latest whole checkpoint; a finished run returns at once. The
     test split is evaluated once, at the end, with the final weights.
 
-    SIGTERM and Ctrl-C save at the current step and raise `Interrupted`, a SystemExit of status 143
-    and 130; a second Ctrl-C ends the process at once.
+    SIGTERM, SIGHUP and Ctrl-C save at the current step and raise `Interrupted`, a SystemExit of
+    status 143, 129 and 130; a second Ctrl-C ends the process at once.
 
     Args:
       config: the run; `workdir` keeps it.
@@ -66,7 +67,7 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
         checkpoint among those there, or a loss that is not finite (the step is named).
     """
     validate(config)
-    workdir = pathlib.Path(workdir)
+    workdir = pathlib.Path(workdir).expanduser()
     with StopSignals() as signals, locked(workdir), quiet_orbax():
         check_config(config, workdir)
         records = Records(workdir / METRICS_FILE)
@@ -77,7 +78,6 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
             check_init_from(config.init_from)
         setup = build(config)
         checkpoint = config.checkpoint
-        store_config(config, workdir)
         with contextlib.closing(
             Checkpoints(workdir / CHECKPOINTS, checkpoint.keep, checkpoint.keep_best)
         ) as checkpoints:
@@ -155,8 +155,10 @@ class _Run:
             self.events = (
                 EventWriter(workdir, purge_step=self.step + 1) if config.log.tensorboard else None
             )
+            store_config(config, workdir)
         for row in records.rows:
             self._note_best(row)
+        self._keep_best()
         self.progress = Progress(mode, setup.total_steps, self.step, config.data.batch_size)
 
     def _first_state(self, progress: Progress) -> TrainState:
@@ -185,6 +187,8 @@ class _Run:
         with self.setup.train_batches(self.step) as host_batches:
             batches = self.setup.on_device(host_batches)
             while self.step < total:
+                if self.signals.received is not None:
+                    self._stop()
                 with self._saving_if_data_fail():
                     batch = next(batches)
                 self.state, loss = self.setup.train_step(self.state, batch)
@@ -197,8 +201,8 @@ class _Run:
                     jax.block_until_ready(under_way.popleft())
                 self.progress.advance(self.step)
                 self._after_step(timer)
-                if self.signals.received is not None:
-                    self._stop()
+        if self.signals.received is not None:
+            self._stop()
 
     def _after_step(self, timer: "_Timer") -> None:
         config = self.setup.config
@@ -230,8 +234,14 @@ class _Run:
         return {"step": self.step, "epoch": epoch, "split": split, **averages}
 
     def _write(self, row: Row) -> None:
+        if not math.isfinite(row["loss"]):
+            raise ValueError(
+                f"the {row['split']} loss at step {row['step']} is {row['loss']}, with parameters "
+                "that are finite: the model's dtype is too narrow for it"
+            )
         with _written(self.records.path):
             self.records.append(row)
+        with _written(self.workdir):
             if self.events is not None:
                 figures = {k: v for k, v in row.items() if k not in ("step", "epoch", "split")}
                 self.events.scalars(
@@ -244,6 +254,10 @@ class _Run:
         better = self.best is None or row["top1"] > self.best[0]
         if row["split"] == "validation" and better:
             self.best = (row["top1"], row["step"])
+
+    def _keep_best(self) -> None:
+        if self.best is not None:
+            self.checkpoints.keep_best_of(self.best[1])
 
     def _validation_due(self) -> bool:
         epoch, rest = divmod(self.step, self.setup.steps_per_epoch)
@@ -260,6 +274,7 @@ class _Run:
         assert self.setup.splits.validation is not None
         self._check_finite()
         self._evaluate("validation", self.setup.splits.validation)
+        self._keep_best()
 
     def _evaluate(self, split: str, source: ImageSource) -> None:
         with self._saving_if_data_fail(), self.setup.eval_batches(source) as batches:
@@ -307,7 +322,9 @@ class _Run:
         """An image that cannot be read ends the run, and loses none of it."""
         try:
             yield
-        except ValueError:
+        except (ValueError, RuntimeError):
+            if self.signals.received is not None:  # its workers may have met the signal first
+                self._stop()
             self._save()
             raise
 

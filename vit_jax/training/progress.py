@@ -1,5 +1,6 @@
 """What a run shows while it goes on: a live bar on a terminal, plain lines elsewhere."""
 
+import os
 import sys
 from types import TracebackType
 from typing import Any, TextIO
@@ -99,7 +100,10 @@ class Progress:
         self._print(f"warning: {text}", sys.stderr)
 
     def _print(self, text: str, stream: TextIO) -> None:
-        if self._bar is not None and stream is sys.stdout:
-            self._bar.console.print(text, markup=False, highlight=False)
-        else:
-            print(text, file=stream, flush=True)
+        try:
+            if self._bar is not None and stream is sys.stdout:
+                self._bar.console.print(text, markup=False, highlight=False)
+            else:
+                print(text, file=stream, flush=True)
+        except BrokenPipeError:  # the reader has gone (`| head`); the run goes on without it
+            setattr(sys, "stdout" if stream is sys.stdout else "stderr", open(os.devnull, "w"))  # noqa: SIM115

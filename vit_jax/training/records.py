@@ -30,7 +30,8 @@ def read_rows(path: pathlib.Path) -> list[Row]:
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append({"step": int(json.loads(line)["step"]), **json.loads(line)})
+            row = json.loads(line)
+            rows.append({"step": int(row["step"]), "split": str(row["split"]), **row})
         except (ValueError, KeyError, TypeError):
             if number == len(lines) and not rest:
                 break  # its newline was written, its middle was not: a full disk does that

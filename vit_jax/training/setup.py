@@ -117,7 +117,11 @@ def statistics_of(config: TrainConfig, channels: int) -> Statistics:
     if data.mean is not None and data.std is not None:
         found = Statistics(data.mean, data.std)
     else:
-        key = data.source if data.source == "digits" else data.name.split("/")[0].split(":")[0]
+        key = (
+            data.source
+            if data.source == "digits"
+            else (data.name or "").split("/")[0].split(":")[0]
+        )
         # ImageNet's subsets share its statistics.
         key = "imagenet" if key.startswith("imagenet") else key
         if key not in STATISTICS:
@@ -146,11 +150,16 @@ def _check_model(model: VisionModel, config: TrainConfig, source: ImageSource) -
             f"{source.name} has {source.num_classes} classes and the model's head only "
             f"{model.num_classes}: set config.model.kwargs.num_classes={source.num_classes}"
         )
-    size = _image_size(config, model)
-    if size != model.img_size:
-        # Some designs take other sizes; a model that does not says so itself.
-        images = jax.ShapeDtypeStruct((1, *size, channels), np.float32)
-        nnx.eval_shape(lambda m, x: m(x, rngs=nnx.Rngs(dropout=0)), model, images)
+    # A model that does not take images of this size says so itself.
+    batch = config.data.batch_size
+    images = jax.ShapeDtypeStruct((batch, *_image_size(config, model), channels), np.float32)
+    logits = nnx.eval_shape(lambda m, x: m(x, rngs=nnx.Rngs(dropout=0)), model, images)
+    for part in jax.tree.leaves(logits):
+        if part.shape != (batch, model.num_classes):
+            raise ValueError(
+                f"config.model.kwargs: the model's output has shape {part.shape}, wanted logits of "
+                f"shape {(batch, model.num_classes)}: choose another global_pool"
+            )
 
 
 def build(config: TrainConfig) -> Setup:

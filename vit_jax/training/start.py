@@ -50,7 +50,7 @@ def load_checkpoint(model: VisionModel, path: pathlib.Path) -> CheckpointInfo:
 
 def check_init_from(init_from: str) -> None:
     """Raises ValueError unless `config.init_from` names a file, or a checkpoint that is there."""
-    path = pathlib.Path(init_from)
+    path = pathlib.Path(init_from).expanduser()
     if path.is_dir():
         find_checkpoint(path)
     elif not path.exists():
@@ -70,7 +70,7 @@ def load_weights(model: VisionModel, init_from: str) -> str:
       ValueError: it is neither a .safetensors file nor a checkpoint, or does not fit the model.
     """
     check_init_from(init_from)
-    path = pathlib.Path(init_from)
+    path = pathlib.Path(init_from).expanduser()
     if path.is_dir():
         info = load_checkpoint(model, path)
         return f"weights of {path}, step {info.step}"

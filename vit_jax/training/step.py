@@ -10,6 +10,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from vit_jax.data.augment import example_keys
 from vit_jax.training.losses import classification_loss
 from vit_jax.training.mesh import batch_sharding, replicated
 from vit_jax.training.metrics import Sums
@@ -51,10 +52,8 @@ class StepSettings:
     prepare_eval: PrepareEval
 
 
-def _augment_keys(seed: int, epoch: jax.Array, indices: jax.Array) -> jax.Array:
-    """The key of each example, of (seed, epoch, index): neither order nor devices change it."""
-    epoch_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _AUGMENT), epoch)
-    return jax.vmap(lambda index: jax.random.fold_in(epoch_key, index))(indices)
+def _augment_key(seed: int) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(seed), _AUGMENT)
 
 
 def _dropout_key(seed: int, step: jax.Array) -> jax.Array:
@@ -74,7 +73,7 @@ def _train_step(
     if axis is not None:
         dropout_key = at_position(dropout_key, jax.lax.axis_index(axis))
     images = settings.prepare_train(
-        _augment_keys(settings.seed, epoch, batch["index"]), batch["image"]
+        example_keys(_augment_key(settings.seed), epoch, batch["index"]), batch["image"]
     )
 
     def loss_of(params: nnx.State) -> tuple[jax.Array, Sums]:

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Iterator
 
 from vit_jax.config import TrainConfig, check_resumable, load_config, to_dict
-from vit_jax.training.records import write_atomically
+from vit_jax.training.records import read_rows, write_atomically
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
@@ -57,10 +57,13 @@ def check_config(config: TrainConfig, workdir: pathlib.Path) -> None:
     Raises:
       ValueError: naming the fields that differ; or there are checkpoints and no config.
     """
-    path = workdir / CONFIG_FILE
+    path, checkpoints = workdir / CONFIG_FILE, workdir / CHECKPOINTS
+    has_checkpoints = checkpoints.is_dir() and any(checkpoints.iterdir())
     if path.exists():
-        check_resumable(load_config(path), config)
-    elif (workdir / CHECKPOINTS).is_dir() and any((workdir / CHECKPOINTS).iterdir()):
+        # A run that failed before its first row has nothing to lose: its config is replaced.
+        if has_checkpoints or read_rows(workdir / METRICS_FILE):
+            check_resumable(load_config(path), config)
+    elif has_checkpoints:
         raise ValueError(
             f"{workdir} holds checkpoints but no {CONFIG_FILE}, so that nobody can tell whose they "
             "are: put the file back, or give another --workdir"
