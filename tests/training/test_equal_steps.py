@@ -8,9 +8,9 @@ import pytest
 from tests.parity.equal_steps import run_both, without_chance
 from vit_jax.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 
-# The two sides sum in another order, and Adam divides such differences by gradients that shrink. On
-# CIFAR-10 at full size 200 steps differ by 1.2e-14 in a loss (`equal_steps`); Adam's epsilon at 1e-7
-# shows at 1000 times the tolerance within 20 steps.
+# The two sides sum in another order, and Adam divides such differences by gradients that shrink.
+# On CIFAR-10 at full size 200 steps differ by 1.2e-14 in a loss (`equal_steps`); Adam's epsilon at
+# 1e-7 shows at 1000 times the tolerance within 20 steps.
 TOLERANCE = 1e-9
 
 

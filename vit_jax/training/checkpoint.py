@@ -5,6 +5,7 @@ are read, and what damage is noticed, is in `checkpoint_reading`.
 """
 
 import dataclasses
+import logging
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -140,6 +141,10 @@ class Checkpoints:
 
     def _cannot_write(self, error: Exception) -> ValueError:
         step, self._writing = self._writing, None
+        # Orbax's other writes fail as well, some of them after this run has ended: its threads and
+        # asyncio would log each with a traceback. What happened is said once, here.
+        for late in ("absl", "asyncio"):
+            logging.getLogger(late).disabled = True
         good = "there is none before it"
         if self._good is not None:
             good = f"the last good one is that of step {self._good}, from which a new run goes on"
