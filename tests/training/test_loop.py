@@ -222,10 +222,10 @@ def test_damaged_latest_checkpoint_is_said_and_the_one_before_used(
     with pytest.raises(Interrupted):
         train(tiny(), tmp_path)
     monkeypatch.undo()
-    largest = max(
-        (tmp_path / "checkpoints" / "10").rglob("*"), key=lambda path: path.stat().st_size
-    )
-    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    # All of them: OCDBT leaves files behind that hold nothing which is still read, at times the
+    # largest.
+    for path in (tmp_path / "checkpoints" / "10").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     train(tiny(), tmp_path)
     assert "checkpoint of step 10 is damaged, using that of step 8" in capsys.readouterr().err
     assert (tmp_path / "checkpoints.damaged" / "10").is_dir()
