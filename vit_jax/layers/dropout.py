@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from vit_jax.layers.checks import check_rate
+from vit_jax.layers.checks import check_int, check_rate
 
 
 def _keep(x: jax.Array, rate, key: jax.Array, mask_shape: tuple[int, ...]) -> jax.Array:
@@ -51,4 +51,5 @@ def drop_path(
 def drop_path_rates(rate: float, depth: int) -> tuple[float, ...]:
     """The linear decay rule: `depth` rates from 0 at the first block to `rate` at the last."""
     rate = check_rate("drop_path_rate", rate)
+    depth = check_int("depth", depth, least=0)
     return tuple(rate * i / max(depth - 1, 1) for i in range(depth))

@@ -11,7 +11,15 @@ import numpy as np
 from flax import nnx
 from flax.typing import Dtype
 
-from vit_jax.layers.checks import check_int, check_rate, to_pair
+from vit_jax.layers.checks import (
+    check_bool,
+    check_choice,
+    check_int,
+    check_number,
+    check_rate,
+    to_pair,
+)
+from vit_jax.layers.stack import REMAT
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF_MEAN, HALF_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -65,6 +73,8 @@ class VisionModel(nnx.Module):
     Args:
       img_size: pixels, one number or (height, width); in_chans: channels.
       num_classes: width of the logits; 0 means that the head is the identity.
+      embed_dim: width of a token; num_heads: heads of a block; norm_eps: of every LayerNorm.
+      remat: see `vit_jax.layers.stack.run_layers`; scan_layers: whether layers are kept stacked.
       drop_rates: the rates of its dropouts by the names of their fields.
       drop_path_rates: stochastic depth, one rate a block.
       dtype: of the computation; param_dtype: of the parameters.
@@ -84,6 +94,11 @@ class VisionModel(nnx.Module):
         img_size: int | Sequence[int],
         in_chans: int,
         num_classes: int,
+        embed_dim: int,
+        num_heads: int,
+        norm_eps: float,
+        remat: str,
+        scan_layers: bool,
         drop_rates: Mapping[str, float],
         drop_path_rates: Sequence[float],
         dtype: Dtype | str,
@@ -93,6 +108,11 @@ class VisionModel(nnx.Module):
         self.img_size = to_pair("img_size", img_size)
         self.in_chans = check_int("in_chans", in_chans, least=1)
         self.num_classes = check_int("num_classes", num_classes, least=0)
+        self.embed_dim = check_int("embed_dim", embed_dim, least=1)
+        self.num_heads = check_int("num_heads", num_heads, least=1)
+        self.norm_eps = check_number("norm_eps", norm_eps, above=0)
+        self.remat = check_choice("remat", remat, REMAT)
+        self.scan_layers = check_bool("scan_layers", scan_layers)
         self.dtype = check_dtype("dtype", dtype)
         self.param_dtype = check_dtype("param_dtype", param_dtype)
         self.drop_path_rates = tuple(drop_path_rates)
@@ -134,13 +154,17 @@ class VisionModel(nnx.Module):
             )
         if shape[3] != self.in_chans:
             raise ValueError(f"wanted {wanted}, got {shape[3]} channels: {shape}")
-        if shape[1:3] != self.img_size:
-            raise ValueError(
-                f"wanted {wanted}, got {shape[1]}x{shape[2]} pixels; another size is the model's "
-                "field img_size"
-            )
+        self.check_size(shape[1], shape[2])
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise ValueError(f"wanted normalised floating-point images, got {images.dtype}")
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ValueError unless this model takes images of so many pixels."""
+        if (height, width) != self.img_size:
+            raise ValueError(
+                f"wanted images (batch, {self.img_size[0]}, {self.img_size[1]}, {self.in_chans}), "
+                f"got {height}x{width} pixels; another size is the model's field img_size"
+            )
 
     @abc.abstractmethod
     def forward_features(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:

@@ -14,7 +14,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Float, Key
 
 from vit_jax.layers.attention import MultiheadAttention
-from vit_jax.layers.checks import check_bool, check_choice, check_int, check_number, to_pair
+from vit_jax.layers.checks import check_choice, check_int, to_pair
 from vit_jax.layers.dropout import Dropout, drop_path, drop_path_rates
 from vit_jax.layers.initializers import normal, uniform_0_1
 from vit_jax.layers.keys import split_key
@@ -22,7 +22,7 @@ from vit_jax.layers.linear import torch_linear
 from vit_jax.layers.mlp import gelu
 from vit_jax.layers.norm import layer_norm
 from vit_jax.layers.patch_embed import PATCHIFY, patch_grid
-from vit_jax.layers.stack import REMAT, run_layers, stack_layers
+from vit_jax.layers.stack import run_layers, stack_layers
 from vit_jax.layers.unfold import extract_patches
 from vit_jax.models.base import Logits, VisionModel
 
@@ -235,11 +235,15 @@ class ViTClassifier(VisionModel):
         param_dtype: Dtype | str = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        depth = check_int("depth", depth, least=0)
         super().__init__(
             img_size=img_size,
             in_chans=in_chans,
             num_classes=num_classes,
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            norm_eps=norm_eps,
+            remat=remat,
+            scan_layers=scan_layers,
             drop_rates={
                 "drop_rate": drop_rate,
                 "attn_drop_rate": attn_drop_rate,
@@ -254,12 +258,8 @@ class ViTClassifier(VisionModel):
             "param_dtype": self.param_dtype,
             "rngs": rngs,
         }
-        embed_dim = check_int("embed_dim", embed_dim, least=1)
-        num_heads = check_int("num_heads", num_heads, least=1)
         mlp_dim = check_int("mlp_dim", mlp_dim, least=1)
         class_token_batch = check_int("class_token_batch", class_token_batch, least=1)
-        norm_eps = check_number("norm_eps", norm_eps, above=0)
-        check_bool("scan_layers", scan_layers)
         head_units = tuple(mlp_head_units) if np.ndim(mlp_head_units) else ()
         if not head_units:
             raise ValueError(
@@ -269,7 +269,6 @@ class ViTClassifier(VisionModel):
         self.patch_size = to_pair("patch_size", patch_size)
         rows, columns = patch_grid(self.img_size, self.patch_size)
         self.patchify = check_choice("patchify", patchify, PATCHIFY)
-        self.remat = check_choice("remat", remat, REMAT)
         self.create_patch_layer = CreatePatches(self.patch_size)
         self.patch_embedding_layer = PatchEmbedding(
             rows * columns,

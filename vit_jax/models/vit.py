@@ -25,7 +25,7 @@ from vit_jax.layers.initializers import (
 from vit_jax.layers.keys import split_key
 from vit_jax.layers.norm import layer_norm
 from vit_jax.layers.patch_embed import PatchEmbed
-from vit_jax.layers.stack import REMAT, run_layers, stack_layers
+from vit_jax.layers.stack import run_layers, stack_layers
 from vit_jax.models.base import Logits, VisionModel
 
 GLOBAL_POOLS = ("token", "avg", "max", "avgmax", "")
@@ -126,11 +126,15 @@ class VisionTransformer(VisionModel):
         param_dtype: Dtype | str = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        depth = check_int("depth", depth, least=0)
         super().__init__(
             img_size=img_size,
             in_chans=in_chans,
             num_classes=num_classes,
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            norm_eps=norm_eps,
+            remat=remat,
+            scan_layers=scan_layers,
             drop_rates={
                 "drop_rate": drop_rate,
                 "attn_drop_rate": attn_drop_rate,
@@ -141,12 +145,9 @@ class VisionTransformer(VisionModel):
             param_dtype=param_dtype,
         )
         types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        embed_dim = check_int("embed_dim", embed_dim, least=1)
-        num_heads = check_int("num_heads", num_heads, least=1)
         reg_tokens = check_int("reg_tokens", reg_tokens, least=0)
         representation_size = check_int("representation_size", representation_size or 0, least=0)
         mlp_ratio = check_number("mlp_ratio", mlp_ratio, above=0)
-        norm_eps = check_number("norm_eps", norm_eps, above=0)
         init_values = None if init_values is None else check_number("init_values", init_values)
         for name, value in (
             ("qkv_bias", qkv_bias),
@@ -154,7 +155,6 @@ class VisionTransformer(VisionModel):
             ("distilled", distilled),
             ("class_token", class_token),
             ("no_embed_class", no_embed_class),
-            ("scan_layers", scan_layers),
         ):
             check_bool(name, value)
         check_choice("global_pool", global_pool, GLOBAL_POOLS)
@@ -173,7 +173,6 @@ class VisionTransformer(VisionModel):
         self.distilled = distilled
         self.no_embed_class = no_embed_class
         self.global_pool = global_pool
-        self.remat = check_choice("remat", remat, REMAT)
 
         def token(count: int, std: float) -> nnx.Param:
             shape = (1, count, embed_dim)
