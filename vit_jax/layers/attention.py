@@ -115,7 +115,11 @@ class Attention(nnx.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         x = attend(q, k, v, scale=self.scale, dropout=self.attn_drop, key=attn_key)
-        return self.proj_drop(self.proj(merge_heads(x)), proj_key)
+        return self.proj_drop(self.project(merge_heads(x)), proj_key)
+
+    def project(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
+        """The merged heads to the output."""
+        return self.proj(x)
 
 
 class MultiheadAttention(nnx.Module):

@@ -1,5 +1,6 @@
 """The pre-norm transformer block."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -39,6 +40,7 @@ class Block(nnx.Module):
       norm_eps: epsilon of every LayerNorm.
       drop_rate: dropout after the attention's output Linear and inside the MLP.
       attn_drop_rate: dropout on the attention weights.
+      attention, mlp: what builds the two branches, with the arguments of `Attention` and `Mlp`.
     """
 
     def __init__(
@@ -46,6 +48,8 @@ class Block(nnx.Module):
         dim: int,
         num_heads: int,
         *,
+        attention: Callable[..., Any] = Attention,
+        mlp: Callable[..., Any] = Mlp,
         mlp_ratio: float,
         qkv_bias: bool,
         qk_scale: float | None,
@@ -67,7 +71,7 @@ class Block(nnx.Module):
             return LayerScale(dim, init_values, **types) if init_values else None
 
         self.norm1 = layer_norm(dim, norm_eps, **types, rngs=rngs)
-        self.attn = Attention(
+        self.attn = attention(
             dim,
             num_heads,
             qkv_bias=qkv_bias,
@@ -83,7 +87,7 @@ class Block(nnx.Module):
         self.ls1 = layer_scale()
         self.norm2 = layer_norm(dim, norm_eps, **types, rngs=rngs)
         hidden_dim = check_int("int(embed_dim * mlp_ratio)", int(dim * mlp_ratio), least=1)
-        self.mlp = Mlp(dim, hidden_dim, drop_rate=drop_rate, **init, **types, rngs=rngs)
+        self.mlp = mlp(dim, hidden_dim, drop_rate=drop_rate, **init, **types, rngs=rngs)
         self.ls2 = layer_scale()
 
     def __call__(

@@ -1,7 +1,9 @@
 """Linear layers that start as PyTorch's."""
 
+import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
+from jaxtyping import Array, Float
 
 from vit_jax.layers.initializers import uniform_bias, uniform_fan_in
 
@@ -19,3 +21,16 @@ def torch_linear(
         param_dtype=param_dtype,
         rngs=rngs,
     )
+
+
+def wide_linear(
+    linear: nnx.Linear, x: Float[Array, "*batch in_dim"]
+) -> Float[Array, "*batch out_dim"]:
+    """Calls a Linear without rounding its output to a narrow dtype: float32 or wider."""
+    dtype = linear.dtype or x.dtype
+    wide = jnp.promote_types(dtype, jnp.float32)
+    kernel = linear.kernel[...].astype(dtype)
+    y = jnp.matmul(x.astype(dtype), kernel, preferred_element_type=wide)
+    if linear.bias is None:
+        return y
+    return y + linear.bias[...].astype(wide).reshape((1,) * (y.ndim - 1) + (-1,))

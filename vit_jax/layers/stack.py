@@ -45,7 +45,7 @@ def run_layers(
     drop_path_rates: Sequence[float],
     key: Key[Array, ""] | None,
     remat: str,
-) -> Float[Array, "batch tokens dim"]:
+) -> Float[Array, "batch tokens out_dim"]:
     """Applies each layer as `layer(x, drop_path_rate=rate, key=key)`, in order.
 
     Layer i gets the key folded with i, so the scanned and the rematerialised forms drop what the

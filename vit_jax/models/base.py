@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -119,6 +119,11 @@ class VisionModel(nnx.Module):
         self.uses_dropout = any(rates) or any(drop_path_rates)
         self.preprocessing: Preprocessing | None = None
         self.deterministic = False
+
+    @property
+    def types(self) -> dict[str, Any]:
+        """The two types, as the constructors of layers take them."""
+        return {"dtype": self.dtype, "param_dtype": self.param_dtype}
 
     def dropout_key(self, rngs: nnx.Rngs | None) -> jax.Array | None:
         """Returns the key of this call's dropouts; None in eval mode and where nothing drops.
