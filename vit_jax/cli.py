@@ -75,6 +75,7 @@ def models(options: argparse.Namespace) -> int:
     import jax
     from flax import nnx
 
+    from vit_jax.layers.variables import Frozen
     from vit_jax.models.registry import create_model, list_models
 
     names = list_models(options.glob)
@@ -84,7 +85,9 @@ def models(options: argparse.Namespace) -> int:
     for name in names:
         # Shapes only: no array is made.
         model = nnx.eval_shape(lambda name=name: create_model(name, rngs=nnx.Rngs(0)))
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+        # Frozen tables count, as in PyTorch's totals.
+        arrays = nnx.state(model, (nnx.Param, Frozen))
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(arrays))
         size = " x ".join(map(str, model.img_size))
         print(f"{name:<36}{parameters:>14,}{size:>13}", flush=True)  # a large model takes a second
     return 0

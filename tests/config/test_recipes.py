@@ -26,6 +26,10 @@ def test_recipes_come_along():
 def test_a_recipe_is_valid_and_says_how_it_went(name):
     path = find_recipe(name)
     config = load_recipe(path)
+    if config.unbuilt:
+        with pytest.raises(ValueError, match=r"unbuilt.*not built yet: .*unbuilt=None trains"):
+            validate(config)
+        config.unbuilt = None
     validate(config)
     check_model_kwargs(config.model.name, config.model.kwargs, model_fields(config.model.name))
     text = path.read_text().split('"""')[1]
@@ -63,6 +67,33 @@ def test_cifar100_is_seed_003s_to_the_letter():
         "class_token_batch": 1,
     }
     assert {name: kwargs[name] for name in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "learning_rate", "weight_decay"),
+    [
+        ("t2t_vit_7", 1e-3, 0.03),
+        ("t2t_vit_14", 5e-4, 0.05),
+        ("t2t_vit_t_14", 5e-4, 0.05),
+        ("t2t_vit_19", 5e-4, 0.065),
+        ("t2t_vit_24", 5e-4, 0.065),
+    ],
+)
+def test_imagenet_t2t_has_the_numbers_of_the_release(name, learning_rate, weight_decay):
+    config = load_recipe(find_recipe(f"imagenet_{name}"))
+    optimizer = config.optimizer
+    assert config.model.name == name
+    assert config.model.kwargs["drop_path_rate"] == 0.1
+    assert (optimizer.learning_rate, optimizer.weight_decay) == (learning_rate, weight_decay)
+    assert (config.num_epochs, config.data.batch_size) == (300, 512)
+    assert (optimizer.schedule, optimizer.warmup_epochs) == ("cosine", 10)
+    assert (optimizer.warmup_learning_rate, optimizer.min_learning_rate) == (1e-6, 1e-5)
+    assert (optimizer.beta1, optimizer.beta2, optimizer.eps) == (0.9, 0.999, 1e-8)
+    assert optimizer.decay_mask == "matrices"
+    assert optimizer.gradient_clip_norm is None
+    assert config.loss.label_smoothing == 0.1
+    for method in ("RandAugment", "random erasing", "mixup", "cutmix", "EMA", "cooldown"):
+        assert method in config.unbuilt
 
 
 def test_cifar10_differs_from_cifar100_only_in_the_set():

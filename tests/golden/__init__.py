@@ -21,6 +21,13 @@ from tests.golden import weights
 _FOLDER = Path(__file__).parent
 
 
+def _sinusoid(tokens: int, dim: int) -> np.ndarray:
+    """The official T2T table (1, N, D): sines in even columns, cosines in odd, float64 rounded."""
+    column = np.arange(dim)
+    angle = np.arange(tokens)[:, None] / 10000 ** (2 * (column // 2) / dim)
+    return np.where(column % 2, np.cos(angle), np.sin(angle))[None].astype(np.float32)
+
+
 @dataclass(frozen=True)
 class Golden:
     """One fixture. `spec` is its JSON, `arrays` its npz, both as stored."""
@@ -31,12 +38,17 @@ class Golden:
 
     @functools.cached_property
     def params(self) -> dict[str, np.ndarray]:
-        """PyTorch's name -> float32 array in PyTorch's layout."""
+        """PyTorch's name -> float32 array in its layout; tied arrays under their first name."""
         params = weights.params_from_spec(self.spec)
         ordered = [params[name] for name, _, _ in self.spec["state_dict"] if name in params]
         assert weights.digest(ordered) == self.spec["params_sha256"], (
             "numpy's random stream changed"
         )
+        shapes = {name: shape for name, shape, _ in self.spec["state_dict"]}
+        for name in self.spec["computed"]:
+            assert name == "pos_embed", name
+            stored = self.arrays.get(f"computed/{name}")  # in the small fixtures
+            params[name] = _sinusoid(*shapes[name][1:]) if stored is None else stored
         return params
 
     @functools.cached_property
@@ -76,8 +88,13 @@ class Golden:
         renamed, dropped = row.get("fields", {}), row.get("drop", [])
         fields = dict(row["fixed"])
         for key, value in spec["kwargs"].items():
-            if key not in dropped:  # JSON has no tuples
-                fields[renamed.get(key, key)] = tuple(value) if isinstance(value, list) else value
+            field = renamed.get(key, key)
+            if field.startswith("!"):  # the opposite of the field
+                fields[field[1:]] = not value
+            elif key not in dropped:  # JSON has no tuples
+                fields[field] = tuple(value) if isinstance(value, list) else value
+        if fields.pop("shared_cls", False):
+            fields["class_token_batch"] = 1
         if row["registry"] == "vit_classifier":
             fields["img_size"] = spec["input"]["shape"][2]
             fields["class_token_batch"] = len(self.params["patch_embedding_layer.class_parameter"])

@@ -5,6 +5,7 @@ a few 1e-14) and none for an error of substance: the smallest mutation of test_m
 an output by more than 1e-6.
 """
 
+import re
 from collections.abc import Callable, Mapping
 
 import chex
@@ -14,6 +15,8 @@ from tests.golden import Golden
 from tests.parity.evaluation import Evaluation
 
 FLOAT64 = 1e-12
+# The biases of keys alone: of their norm, and of seed 001's Linear.
+_KEY_BIAS = re.compile(r"((?:k_norm|\.key\.linear)\.)bias$")
 Record = Callable[[str, float], None]
 
 
@@ -37,8 +40,12 @@ def assert_close(
     scales: Mapping[str, float],
     tolerance: float,
 ) -> float:
-    """Holds max|got - want| to tolerance * scale for each name; returns the worst such ratio."""
+    """Holds max|got - want| to tolerance * scale for each name; returns the worst such ratio.
+
+    A scale of zero is that of exact zeros, which only exact zeros meet.
+    """
     assert got.keys() == want.keys()
+    scales = {name: scale or float(np.finfo(np.float64).tiny) for name, scale in scales.items()}
     scaled_got = {name: np.asarray(got[name], np.float64) / scales[name] for name in want}
     scaled_want = {name: np.asarray(want[name], np.float64) / scales[name] for name in want}
     chex.assert_trees_all_equal_shapes(scaled_got, scaled_want)
@@ -98,7 +105,7 @@ def _by_parameter(named, golden, first, l2):
         got[name], want[name] = first8(named[name]), first[index]
         got[f"{name} l2"], want[f"{name} l2"] = norm(named[name]), l2[index]
         # All of this gradient is rounding (see is_key_bias): its weight's gives it a scale.
-        scale_from = names.index(name.replace("k_norm.bias", "k_norm.weight"))
+        scale_from = names.index(_KEY_BIAS.sub(r"\1weight", name))
         scales[f"{name} l2"] = float(l2[scale_from])
         scales[name] = float(l2[scale_from]) / np.sqrt(named[name].size)
     return got, want, scales
@@ -111,7 +118,9 @@ def is_key_bias(name: str) -> bool:
     1e-17), which Adam divides by itself plus 1e-8: ten steps of 1e-3 * 1e-17 / 1e-8 = 1e-12.
     The first eight values of a stacked bias are the queries'.
     """
-    return name.endswith(("qkv.bias l2", "in_proj_bias l2", "k_norm.bias", "k_norm.bias l2"))
+    name, is_norm = name.removesuffix(" l2"), name.endswith(" l2")
+    stacked = is_norm and name.endswith(("qkv.bias", "in_proj_bias"))
+    return stacked or bool(_KEY_BIAS.search(name))
 
 
 # Two runs of PyTorch's own trajectory in float64, the batch in the other order, differ in these

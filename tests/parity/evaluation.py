@@ -54,7 +54,7 @@ class Runner:
     def forward(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Logits and stage outputs alone, operation by operation: without jit."""
         _, (logits, stages) = self._loss(self.params, self.images, True)
-        return np.asarray(logits), {name: np.asarray(output) for name, output in stages.items()}
+        return np.asarray(logits), self._in_stated_layout(stages)
 
     def evaluate(self) -> Evaluation:
         (loss, (logits, stages)), (grads, image_grad) = self._differentiate(
@@ -62,14 +62,26 @@ class Runner:
         )
         return Evaluation(
             np.asarray(logits),
-            {name: np.asarray(output) for name, output in stages.items()},
+            self._in_stated_layout(stages),
             float(loss),
             self.named(grads),
             np.asarray(image_grad).transpose(0, 3, 1, 2),
         )
 
+    def _in_stated_layout(self, stages: dict[str, jax.Array]) -> dict[str, np.ndarray]:
+        """Tokens (B, N, features) as (B, features, N) where PyTorch's stage has that shape."""
+        outputs = {name: np.asarray(output) for name, output in stages.items()}
+        for name, output in outputs.items():
+            stated = tuple(self.golden.spec["activations"][name]["shape"])
+            if output.shape != stated and output.swapaxes(-1, -2).shape == stated:
+                outputs[name] = output.swapaxes(-1, -2)
+        return outputs
+
     def named(self, params: nnx.State) -> dict[str, np.ndarray]:
-        return vit_jax.state_dict(nnx.merge(self.graph, params, self.rest))
+        """By PyTorch's names, frozen arrays left out: they are in `rest`, not in `params`."""
+        named = vit_jax.state_dict(nnx.merge(self.graph, params, self.rest))
+        frozen = self.golden.spec["non_trainable"]
+        return {name: array for name, array in named.items() if name not in frozen}
 
     def train(
         self, make_optimizer: Callable[[dict[str, Any]], optax.GradientTransformation]

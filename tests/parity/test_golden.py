@@ -1,16 +1,21 @@
 """Every number of the golden fixtures: outputs, stages, gradients and ten steps of training."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import vit_jax
 from tests import golden
 from tests.golden import Golden
 from tests.parity import compare
 from tests.parity.evaluation import Runner, optax_adamw, torch_adamw
+from vit_jax.layers.variables import Frozen
+from vit_jax.models.registry import model_fields
 
 TINY, FULL = golden.names("tiny"), golden.names("full")
 
@@ -78,8 +83,15 @@ def test_heads_of_distilled_models(name: str) -> None:
     compare.assert_close(got, want, scales, compare.FLOAT64)
 
 
+PATCHIFY = [
+    name
+    for name in TINY
+    if "patchify" in model_fields(golden.load(name).registry_name_and_fields()[0])
+]
+
+
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", PATCHIFY)
 def test_im2col_equals_convolution(name: str) -> None:
     """The same weights through both patch embeddings, to 1e-13 of the logits' rms."""
     fixture = golden.load(name)
@@ -89,6 +101,31 @@ def test_im2col_equals_convolution(name: str) -> None:
     )
     scales = {"logits": compare.rms(np.asarray(conv))}
     compare.assert_close({"logits": unfold}, {"logits": conv}, scales, 1e-13)
+
+
+def size_of(model: nnx.Module, *filters: Any) -> int:
+    return sum(variable.size for _, variable in nnx.to_flat_state(nnx.state(model, *filters)))
+
+
+@pytest.mark.parametrize("name", TINY + FULL)
+def test_trained_and_frozen_arrays(name: str) -> None:
+    """As many numbers as in PyTorch, and as many of them trained."""
+    fixture = golden.load(name)
+    registered, fields = fixture.registry_name_and_fields()
+    model = nnx.eval_shape(lambda: vit_jax.create_model(registered, rngs=nnx.Rngs(0), **fields))
+    assert size_of(model, nnx.Param) == fixture.spec["param_count_trainable"]
+    assert size_of(model, (nnx.Param, Frozen)) == fixture.spec["param_count_total"]
+    frozen = {".".join(map(str, path)) for path, _ in nnx.to_flat_state(nnx.state(model, Frozen))}
+    assert frozen == set(fixture.spec["non_trainable"])
+
+
+@pytest.mark.parametrize("name", [name for name in TINY if golden.load(name).spec["computed"]])
+def test_computed_tables_are_in_a_fresh_model(name: str) -> None:
+    fixture = golden.load(name)
+    registered, fields = fixture.registry_name_and_fields()
+    model = vit_jax.create_model(registered, rngs=nnx.Rngs(0), **fields)
+    for table in fixture.spec["computed"]:
+        np.testing.assert_array_equal(vit_jax.state_dict(model)[table], fixture.params[table])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

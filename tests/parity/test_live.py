@@ -2,16 +2,13 @@
 
 from typing import Any
 
-import chex
-import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-import torch
 from flax import nnx
 
 import vit_jax
 from tests.parity import compare
+from tests.parity.live import assert_equals_pytorch
 from tests.reference.classifier_vit import ClassifierViT
 from tests.reference.vit import VisionTransformer
 
@@ -51,8 +48,8 @@ CLASSIFIER_CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def build(case: str) -> tuple[torch.nn.Module, nnx.Module, dict[str, Any]]:
-    """The reference with random float32 weights of unit scale, and ours, empty of them."""
+@pytest.mark.parametrize("case", [*CASES, *CLASSIFIER_CASES])
+def test_equals_pytorch(case: str, record: compare.Record) -> None:
     if case in CLASSIFIER_CASES:
         name, kind = "vit_classifier", ClassifierViT
         fields = {**CLASSIFIER, **CLASSIFIER_CASES[case]}
@@ -60,59 +57,10 @@ def build(case: str) -> tuple[torch.nn.Module, nnx.Module, dict[str, Any]]:
         name, kind = "vit_base_patch16_224", VisionTransformer
         fields = {**VIT, **CASES[case]}
     fields.setdefault("num_classes", 7)
-    torch.manual_seed(0)
-    reference = kind(**{key: value for key, value in fields.items() if key != "patchify"})
-    with torch.no_grad():
-        for parameter in reference.parameters():
-            parameter.copy_(torch.randn_like(parameter) / max(parameter[0].numel(), 2) ** 0.5)
     model = vit_jax.create_model(
         name, rngs=nnx.Rngs(0), dtype=jnp.float64, param_dtype=jnp.float64, **fields
     )
     model.eval()
-    return reference.eval(), model, fields
-
-
-@pytest.mark.parametrize("case", [*CASES, *CLASSIFIER_CASES])
-def test_equals_pytorch(case: str, record: compare.Record) -> None:
-    """State dict both ways, logits, and the gradients of parameters and images."""
-    reference, model, fields = build(case)
-    weights = reference.state_dict()
-    vit_jax.load_state_dict(model, weights)
-    stored = vit_jax.state_dict(model)
-    assert stored.keys() == weights.keys()
-    chex.assert_trees_all_equal(
-        stored, {name: tensor.numpy().astype(np.float64) for name, tensor in weights.items()}
-    )
-    copy = type(reference)(**{k: v for k, v in fields.items() if k != "patchify"}).double()
-    copy.load_state_dict({name: torch.tensor(value) for name, value in stored.items()}, strict=True)
-
-    reference = copy.eval()
-    generator = np.random.default_rng(1)
-    height, width = fields["img_size"]
-    images = generator.normal(size=(2, height, width, fields.get("in_chans", 3)))
-
-    torch_images = torch.tensor(images.transpose(0, 3, 1, 2), requires_grad=True)
-    torch_logits = reference(torch_images)
-    direction = generator.normal(size=torch_logits.shape)
-    (torch_logits * torch.tensor(direction)).sum().backward()
-
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
-
-    @jax.jit
-    def differentiate(params, images):
-        def value(params, images):
-            logits = nnx.merge(graph, params, rest)(images)
-            return (logits * direction).sum(), logits
-
-        return jax.value_and_grad(value, argnums=(0, 1), has_aux=True)(params, images)
-
-    (_, logits), (grads, image_grad) = differentiate(params, jnp.asarray(images))
-    got = vit_jax.state_dict(nnx.merge(graph, grads, rest))
-    got |= {"logits": np.asarray(logits), "images": np.asarray(image_grad).transpose(0, 3, 1, 2)}
-    want = {name: parameter.grad.numpy() for name, parameter in reference.named_parameters()}
-    want |= {"logits": torch_logits.detach().numpy(), "images": torch_images.grad.numpy()}
-    scales = {name: compare.rms(value) for name, value in want.items()}
-    for name in scales:
-        if name.endswith("k_norm.bias"):  # its exact gradient is zero: see compare.is_key_bias
-            scales[name] = scales[name.replace("bias", "weight")]
-    record("logits and gradients", compare.assert_close(got, want, scales, compare.FLOAT64))
+    fields.pop("patchify", None)
+    shape = (*fields["img_size"], fields.get("in_chans", 3))
+    assert_equals_pytorch(lambda: kind(**fields), model, shape, record)

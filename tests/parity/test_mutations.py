@@ -14,6 +14,7 @@ from tests import golden
 from tests.golden import Golden
 from tests.parity import compare
 from tests.parity.evaluation import Runner, optax_adamw
+from vit_jax.models.registry import model_fields
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -47,7 +48,8 @@ def tanh_gelu(fixture: Golden, patch: Patch) -> nnx.Module:
 
 
 def layer_norm_epsilon(fixture: Golden, patch: Patch) -> nnx.Module:
-    stated = fixture.registry_name_and_fields()[1].get("norm_eps", 1e-6)
+    name, fields = fixture.registry_name_and_fields()
+    stated = {**model_fields(name), **fields}["norm_eps"]
     return fixture.build(norm_eps={1e-6: 1e-5, 1e-5: 1e-6}[stated])
 
 

@@ -193,6 +193,11 @@ class TrainConfig:
         "None or empty: none",
         "",
     )
+    unbuilt: OptionalStr = _option(
+        "methods of a recipe's source that are not built yet: while any is named the run is "
+        "refused; None or empty: train without them",
+        "",
+    )
     parallel: str = _option("how the step is spread over devices", "jit", choices=("jit", "pmap"))
     model: ModelConfig
     data: DataConfig

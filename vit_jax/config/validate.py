@@ -16,7 +16,7 @@ from vit_jax.config.schema import Limits, TrainConfig
 # Constructor fields that take more than their defaults show: (height, width), or None for none
 # where the default of some registered name is a number.
 _MAY_BE_PAIRS = ("img_size", "patch_size")
-_MAY_BE_NONE = ("init_values",)
+_MAY_BE_NONE = ("init_values", "token_drop_rate")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,6 +197,11 @@ def _like(field: str, value: Any, default: Any) -> bool:
 
 def _check_together(config: TrainConfig) -> None:
     data, optimizer, mesh = config.data, config.optimizer, config.mesh
+    if config.unbuilt:
+        raise ValueError(
+            f"config.unbuilt: this recipe needs what is not built yet: {config.unbuilt}; "
+            "--config.unbuilt=None trains without them, for less accuracy than its source reports"
+        )
     if (data.source == "tfds") != bool(data.name):
         raise ValueError(
             'config.data.name: wanted the TFDS name of a set with data.source="tfds", and an empty '

@@ -3,14 +3,15 @@
 One rule: the attribute path is the key, joined by dots. A `kernel` is a `weight` whose axes go from
 (*spatial, in, out) to (out, in, *spatial); `scale` and `embedding` are a `weight` as they are. What
 does not follow from it stands in the model class's `torch_names`, a short table of substitutions.
-The layers of a `ScannedLayers` are named as if they stood in a list.
+The layers of a `ScannedLayers` are named as if they stood in a list. An array that stands in
+several places (tied layers) has the name of the first; the names of the others are its aliases.
 
 Both directions come from the same list of entries, so they cannot disagree.
 """
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -53,6 +54,13 @@ class _Entry:
         return np.moveaxis(array, (0, 1), (-1, -2)) if self.is_kernel else array
 
 
+def _torch_name(model: nnx.Module, parents: Sequence[str], leaf: str) -> str:
+    name = ".".join((*parents, _LEAVES.get(leaf, leaf)))
+    for pattern, replacement in getattr(type(model), "torch_names", ()):
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
 def _entries(model: nnx.Module) -> list[_Entry]:
     stacks = {
         path: module.depth
@@ -66,11 +74,29 @@ def _entries(model: nnx.Module) -> list[_Entry]:
         for layer in range(stacks[stack]) if stack is not None else (None,):
             if stack is not None:  # in place of the attribute `layer` of ScannedLayers
                 parents[len(stack)] = str(layer)
-            name = ".".join((*parents, _LEAVES.get(leaf, leaf)))
-            for pattern, replacement in getattr(type(model), "torch_names", ()):
-                name = re.sub(pattern, replacement, name)
+            name = _torch_name(model, parents, leaf)
             entries.append(_Entry(name, variable, layer, leaf == "kernel"))
     return entries
+
+
+def _aliases(model: nnx.Module) -> dict[str, str]:
+    """The further names of arrays that stand in several places, and the first name of each."""
+    names: dict[int, list[str]] = {}
+
+    def visit(node: nnx.Module, path: tuple[str, ...]) -> None:
+        for key, child in nnx.iter_children(node):
+            if isinstance(child, nnx.Param | Frozen):
+                names.setdefault(id(child), []).append(_torch_name(model, path, str(key)))
+            elif isinstance(child, nnx.Module):
+                visit(child, (*path, str(key)))
+
+    visit(model, ())
+    return {alias: first for first, *others in names.values() for alias in others}
+
+
+def torch_shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each array of `state_dict`; the model may be abstract."""
+    return {entry.name: entry.torch_shape() for entry in _entries(model)}
 
 
 def state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
@@ -111,14 +137,15 @@ def load_state_dict(model: nnx.Module, mapping: Mapping[str, Any]) -> None:
     Args:
       model: it keeps its dtypes and shardings: values are cast to `param_dtype`. It may be
         abstract, of `nnx.eval_shape`.
-      mapping: name to array (numpy, JAX or torch) in PyTorch layout.
+      mapping: name to array (numpy, JAX or torch) in PyTorch layout. Tied arrays may stand there
+        under any of their further names too, with equal values.
 
     Raises:
-      ValueError: names every missing, unexpected, misshapen and not numeric entry; the model is
-        unchanged.
+      ValueError: names every missing, unexpected, misshapen and not numeric entry, and those that
+        differ where the model has one array; the model is unchanged.
     """
-    entries = _entries(model)
-    known = {entry.name for entry in entries}
+    entries, aliases = _entries(model), _aliases(model)
+    known = {entry.name for entry in entries} | aliases.keys()
     problems = [f"missing: {entry.name}" for entry in entries if entry.name not in mapping]
     problems += [f"unexpected: {name}" for name in mapping if name not in known]
     loaded: dict[str, np.ndarray] = {}
@@ -132,6 +159,13 @@ def load_state_dict(model: nnx.Module, mapping: Mapping[str, Any]) -> None:
             )
         elif not _is_real(array.dtype):
             problems.append(f"not numeric: {entry.name} wanted real numbers, got {array.dtype}")
+    problems += [
+        f"not tied: {alias} differs from {first}, and the model has one array for both"
+        for alias, first in aliases.items()
+        if alias in mapping
+        and first in loaded
+        and not np.array_equal(_to_numpy(mapping[alias]), loaded[first])
+    ]
     if problems:
         raise ValueError("the state dict does not fit the model:\n  " + "\n  ".join(problems))
 

@@ -143,8 +143,7 @@ class VisionModel(nnx.Module):
 
     def check_images(self, images: jax.Array) -> None:
         """Raises ValueError unless images are (B, H, W, C) floats of this model's size."""
-        height, width = self.img_size
-        wanted = f"images (batch, {height}, {width}, {self.in_chans}), channels last"
+        wanted = f"images {self.wanted_shape()}, channels last"
         if not isinstance(images, jax.Array | np.ndarray):
             raise ValueError(f"wanted {wanted}, a JAX or NumPy array, got {type(images).__name__}")
         shape = tuple(images.shape)
@@ -163,12 +162,16 @@ class VisionModel(nnx.Module):
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise ValueError(f"wanted normalised floating-point images, got {images.dtype}")
 
+    def wanted_shape(self) -> str:
+        """The shape of its images, in words."""
+        return f"(batch, {self.img_size[0]}, {self.img_size[1]}, {self.in_chans})"
+
     def check_size(self, height: int, width: int) -> None:
         """Raises ValueError unless this model takes images of so many pixels."""
         if (height, width) != self.img_size:
             raise ValueError(
-                f"wanted images (batch, {self.img_size[0]}, {self.img_size[1]}, {self.in_chans}), "
-                f"got {height}x{width} pixels; another size is the model's field img_size"
+                f"wanted images {self.wanted_shape()}, got {height}x{width} pixels; another size "
+                "is the model's field img_size"
             )
 
     @abc.abstractmethod

@@ -20,6 +20,10 @@ from vit_jax.models.base import (
     VisionModel,
 )
 from vit_jax.models.classifier_vit import ViTClassifier
+from vit_jax.models.encoder_vit import EncoderViT
+from vit_jax.models.modular_vit import ModularViT
+from vit_jax.models.t2t_vit import T2TViT, T2TViTGhost, T2TViTSE
+from vit_jax.models.t2t_vit_dense import T2TViTDense
 from vit_jax.models.vit import VisionTransformer
 
 
@@ -60,6 +64,37 @@ def _vit(family: str, size: str, patch_size: int, img_size: int, **fields: Any) 
     )
 
 
+_T2T = Preprocessing(IMAGENET_MEAN, IMAGENET_STD, crop_fraction=0.9)
+
+
+def _t2t_entries() -> dict[str, Entry]:
+    entries = {"t2t_vit_dense": Entry(T2TViTDense, {}, _T2T)}
+    for name, model_class, embed_dim, depth, num_heads, mlp_ratio in (
+        ("t2t_vit_7", T2TViT, 256, 7, 4, 2.0),
+        ("t2t_vit_10", T2TViT, 256, 10, 4, 2.0),
+        ("t2t_vit_12", T2TViT, 256, 12, 4, 2.0),
+        ("t2t_vit_14", T2TViT, 384, 14, 6, 3.0),
+        ("t2t_vit_19", T2TViT, 448, 19, 7, 3.0),
+        ("t2t_vit_24", T2TViT, 512, 24, 8, 3.0),
+        ("t2t_vit_t_14", T2TViT, 384, 14, 6, 3.0),
+        ("t2t_vit_t_19", T2TViT, 448, 19, 7, 3.0),
+        ("t2t_vit_t_24", T2TViT, 512, 24, 8, 3.0),
+        ("t2t_vit_14_resnext", T2TViT, 384, 14, 32, 3.0),
+        ("t2t_vit_14_wide", T2TViT, 768, 4, 12, 3.0),
+        ("t2t_vit_14_se", T2TViTSE, 384, 14, 6, 3.0),
+        ("t2t_vit_16_ghost", T2TViTGhost, 384, 16, 6, 3.0),
+    ):
+        fields = {
+            "tokens_type": "transformer" if name.startswith("t2t_vit_t_") else "performer",
+            "embed_dim": embed_dim,
+            "depth": depth,
+            "num_heads": num_heads,
+            "mlp_ratio": mlp_ratio,
+        }
+        entries[name] = Entry(model_class, fields, _T2T)
+    return entries
+
+
 def _entries() -> dict[str, Entry]:
     entries = {}
     for size, patch, img_size in (
@@ -83,9 +118,15 @@ def _entries() -> dict[str, Entry]:
         entries[f"deit3_{size}_patch{patch}_{img_size}"] = _vit(
             "deit3", size, patch, img_size, no_embed_class=True, init_values=1e-6
         )
+    entries |= _t2t_entries()
     entries["vit_classifier"] = Entry(
         ViTClassifier, {}, Preprocessing(CIFAR100_MEAN, CIFAR100_STD, interpolation="bilinear")
     )
+    # Their texts normalise nothing: 0..1 becomes -1..1.
+    for name, model_class in (("vit_encoder", EncoderViT), ("vit_modular", ModularViT)):
+        entries[name] = Entry(
+            model_class, {}, Preprocessing(HALF_MEAN, HALF_STD, interpolation="bilinear")
+        )
     return entries
 
 

@@ -1,0 +1,47 @@
+"""Train mode against PyTorch's: masks differ, so the distributions of the logits are compared."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+import torch
+from flax import nnx
+
+import vit_jax
+
+DRAWS = 4000  # copies of one image in a batch, each with masks of its own
+STANDARD_ERRORS = 5.0
+SMALLEST_P_VALUE = 1e-5
+
+
+def assert_drops_as(
+    reference: torch.nn.Module, registry_name: str, img_size: tuple[int, int], **fields: Any
+) -> None:
+    """Mean, spread and distribution of every logit over many draws of all dropouts."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.copy_(torch.randn_like(parameter) / max(parameter[0].numel(), 2) ** 0.5)
+    model = vit_jax.create_model(registry_name, rngs=nnx.Rngs(0), img_size=img_size, **fields)
+    vit_jax.load_state_dict(model, reference.state_dict())
+    image = np.random.default_rng(0).normal(size=(1, *img_size, 3)).astype(np.float32)
+    batch = np.broadcast_to(image, (DRAWS, *image.shape[1:]))
+    with torch.no_grad():
+        theirs = reference.train()(torch.tensor(batch.transpose(0, 3, 1, 2))).numpy()
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def logits(state, batch):
+        return nnx.merge(graph, state)(batch, rngs=nnx.Rngs(dropout=0))
+
+    ours = np.asarray(logits(state, jnp.asarray(batch)))
+    assert ours.std(axis=0).min() > 1e-3  # dropout was active
+    for own, other in zip(ours.T, theirs.T, strict=True):
+        error = STANDARD_ERRORS * np.sqrt((own.var() + other.var()) / DRAWS)
+        assert abs(own.mean() - other.mean()) < error
+        # The standard error of a variance, by the fourth moment.
+        error = np.sqrt(sum(np.var(np.square(x - x.mean())) for x in (own, other)) / DRAWS)
+        assert abs(own.var() - other.var()) < STANDARD_ERRORS * error
+        assert scipy.stats.ks_2samp(own, other).pvalue > SMALLEST_P_VALUE
