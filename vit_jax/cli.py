@@ -5,9 +5,11 @@ answer without them.
 """
 
 import argparse
+import ast
 import importlib.metadata
 import os
 import pathlib
+import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -93,6 +95,44 @@ def models(options: argparse.Namespace) -> int:
     return 0
 
 
+def convert(options: argparse.Namespace) -> int:
+    """`convert SRC DST --model NAME ...`: weights of one form into those of another."""
+    from rich.console import Console
+
+    from vit_jax.interop.convert import convert, print_report
+
+    head: Any = options.head
+    if head is not None and head != "drop":
+        if not re.fullmatch(r"\d+(,\d+)*", head):
+            raise ValueError(f'--head: wanted "drop" or class indices such as 0,5,7, got {head!r}')
+        head = [int(index) for index in head.split(",")]
+    model, report = convert(
+        options.source,
+        options.target,
+        options.model,
+        fields=dict(_field(text) for text in options.field),
+        to=options.to,
+        ema=options.ema,
+        resize=options.resize,
+        head=head,
+        in_chans=options.in_chans,
+    )
+    print_report(model, report, Console())
+    print(f"wrote {options.target}")
+    return 0
+
+
+def _field(text: str) -> tuple[str, Any]:
+    """NAME=VALUE as the command line gives it; a value is a Python literal, else a string."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise ValueError(f"--field: wanted NAME=VALUE, got {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return name, value
+
+
 def set_up_jax() -> None:
     """What the package does to the process, and only on behalf of a command.
 
@@ -136,6 +176,47 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--archive", metavar="FILE", help="a local copy of the official archive")
     command.set_defaults(run=prepare)
+
+    command = commands.add_parser("convert", help="weights of one form into those of another")
+    command.add_argument(
+        "source",
+        metavar="SRC",
+        help="a .safetensors, .pth or .npz file, a Hugging Face or Orbax folder, hf:OWNER/NAME, or "
+        "a work directory",
+    )
+    command.add_argument("target", metavar="DST", help="a .safetensors or .pth file, or see --to")
+    command.add_argument("--model", required=True, metavar="NAME", help="a registered model")
+    command.add_argument(
+        "--field",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a constructor field of the model; may be given again",
+    )
+    command.add_argument(
+        "--to",
+        default="timm",
+        choices=("timm", "hf", "google", "orbax"),
+        help="whose names: the model's own (DST .safetensors or .pth), Hugging Face's (a folder), "
+        "Google's (.npz), or an Orbax folder (default: timm, the model's own)",
+    )
+    command.add_argument(
+        "--ema",
+        action=argparse.BooleanOptionalAction,
+        help="of a training checkpoint the averaged weights, or the raw ones (default: raw first)",
+    )
+    command.add_argument(
+        "--resize",
+        metavar="METHOD",
+        help='resize position embeddings: "source" for the design\'s own way, or a method by name',
+    )
+    command.add_argument(
+        "--head", metavar="WHAT", help='"drop" the head, or keep the classes 0,5,7'
+    )
+    command.add_argument(
+        "--in-chans", action="store_true", help="adapt the patches to the model's channels"
+    )
+    command.set_defaults(run=convert)
 
     command = commands.add_parser("models", help="list models, their parameters and image sizes")
     command.add_argument(

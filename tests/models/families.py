@@ -8,8 +8,11 @@ import numpy as np
 from flax import nnx
 
 import vit_jax
+from vit_jax.models.registry import model_fields
 
 _VIT = {"img_size": (8, 12), "patch_size": 4, "embed_dim": 8, "depth": 3, "num_heads": 2}
+_T2T = {"img_size": (8, 12), "token_dim": 4, "embed_dim": 8, "num_heads": 2, "mlp_ratio": 2.0}
+_DEPTH = {"depth": 3}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("vit_tiny_patch16_224", _VIT),
     "distilled": ("deit_tiny_distilled_patch16_224", _VIT),
@@ -18,9 +21,41 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "vit_classifier",
         {**_VIT, "mlp_dim": 16, "mlp_head_units": (12, 10)},
     ),
+    "t2t performer": ("t2t_vit_7", {**_T2T, **_DEPTH}),
+    "t2t transformer": ("t2t_vit_t_14", {**_T2T, **_DEPTH}),
+    "t2t convolution": ("t2t_vit_7", {**_T2T, **_DEPTH, "tokens_type": "convolution"}),
+    # Three units in the gate: with one or two, all may be on the flat side of their ReLU.
+    "t2t se": ("t2t_vit_14_se", {**_T2T, **_DEPTH, "embed_dim": 48}),
+    "t2t dense": (
+        "t2t_vit_dense",
+        {**_T2T, "growth_rate": 4, "block_config": (1, 2)},
+    ),
+    "t2t ghost": ("t2t_vit_16_ghost", {**_T2T, **_DEPTH, "mlp_ratio": 3.0}),
 }
-DROPS = {"drop_rate": 0.2, "attn_drop_rate": 0.3, "drop_path_rate": 0.4, "head_drop_rate": 0.3}
-_NO_DROPS = dict.fromkeys(DROPS, 0.0)
+# Those that differ from another in the token module or in the blocks alone: for what these have no
+# part in, such as heads, the others stand for them.
+DESIGNS = [
+    family
+    for family in FAMILIES
+    if family not in ("t2t transformer", "t2t convolution", "t2t se", "t2t ghost")
+]
+_DROPS = {
+    "drop_rate": 0.2,
+    "attn_drop_rate": 0.3,
+    "drop_path_rate": 0.4,
+    "head_drop_rate": 0.3,
+    "token_drop_rate": 0.2,
+}
+
+
+def has_field(family: str, field: str) -> bool:
+    return field in model_fields(FAMILIES[family][0])
+
+
+def drops(family: str) -> dict[str, float]:
+    """A rate above zero for every dropout that the family has."""
+    without = {"token_drop_rate"} if family == "t2t convolution" else set()
+    return {k: v for k, v in _DROPS.items() if has_field(family, k) and k not in without}
 
 
 def build(family: str, dtype: Any = jnp.float32, **overrides: Any) -> Any:
@@ -29,7 +64,13 @@ def build(family: str, dtype: Any = jnp.float32, **overrides: Any) -> Any:
     (LayerScale, zero biases and tokens of 1e-6 would hide what becomes of them.)
     """
     name, fields = FAMILIES[family]
-    fields = {"num_classes": 5, **_NO_DROPS, **fields, "param_dtype": dtype, **overrides}
+    fields = {
+        "num_classes": 5,
+        **dict.fromkeys(drops(family), 0.0),
+        **fields,
+        "param_dtype": dtype,
+        **overrides,
+    }
     model = vit_jax.create_model(name, rngs=nnx.Rngs(0), dtype=dtype, **fields)
     generator = np.random.default_rng(0)
     weights = vit_jax.state_dict(model)

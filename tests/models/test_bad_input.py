@@ -12,7 +12,8 @@ import pytest
 from flax import nnx
 
 import vit_jax
-from tests.models.families import FAMILIES, build, images
+from tests.models.families import DESIGNS, FAMILIES, build, images
+from vit_jax.models.registry import model_fields
 
 
 @pytest.fixture
@@ -53,37 +54,44 @@ def test_unknown_field_names_the_valid_ones(name: str) -> None:
         assert re.search(rf"\b{field}\b", str(error.value)), field
 
 
+COMMON_FIELDS: list[tuple[dict[str, Any], str]] = [
+    ({"embed_dim": 10, "num_heads": 4}, r"embed_dim.*divisible.*num_heads.*10.*4"),
+    ({"num_heads": 0}, r"num_heads must be an int of at least 1, got 0"),
+    ({"num_heads": 2.0}, r"num_heads must be an int.*2\.0"),
+    ({"embed_dim": 0}, r"embed_dim must be an int of at least 1, got 0"),
+    ({"depth": -1}, r"depth must be an int of at least 0, got -1"),
+    ({"depth": True}, r"depth must be an int.*True"),
+    ({"norm_eps": -1.0}, r"norm_eps must be a finite number above 0.*-1"),
+    ({"scan_layers": "no"}, r"scan_layers must be True or False.*'no'"),
+    ({"remat": "all"}, r"remat.*none.*blocks.*dots.*'all'"),
+    ({"drop_rate": "0.1"}, r"drop_rate must be at least 0 and below 1, got '0\.1'"),
+    ({"head_drop_rate": float("nan")}, r"head_drop_rate must be.*nan"),
+    ({"dtype": None}, r"dtype must be float32.*None"),
+    ({"dtype": "float8_e4m3fn"}, r"dtype must be float32.*float8"),
+    ({"img_size": 32.0}, r"img_size must be a positive int.*32\.0"),
+    ({"num_classes": 2.5}, r"num_classes must be an int.*2\.5"),
+    ({"img_size": 30, "patch_size": 16}, r"img_size.*divisible.*patch_size.*30x30.*16x16"),
+    ({"img_size": (32, 20), "patch_size": 16}, r"img_size.*divisible.*patch_size.*32x20"),
+    ({"img_size": (32, 32, 3)}, r"img_size must be.*\(32, 32, 3\)"),
+    ({"img_size": 0}, r"img_size must be a positive int.*0"),
+    ({"in_chans": 0}, r"in_chans must be an int of at least 1.*0"),
+    ({"num_classes": -1}, r"num_classes must be an int of at least 0.*-1"),
+    ({"patchify": "stride"}, r"patchify.*conv.*unfold.*'stride'"),
+    ({"dtype": "int32"}, r"dtype must be float32.*'int32'"),
+    ({"param_dtype": "float99"}, r"param_dtype must be float32.*'float99'"),
+    ({"dtype": "float64"}, r"float64.*x64"),
+]
+
+
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("name", "fields", "message"),
     [
-        ({"embed_dim": 10, "num_heads": 4}, r"embed_dim.*divisible.*num_heads.*10.*4"),
-        ({"num_heads": 0}, r"num_heads must be an int of at least 1, got 0"),
-        ({"num_heads": 2.0}, r"num_heads must be an int.*2\.0"),
-        ({"embed_dim": 0}, r"embed_dim must be an int of at least 1, got 0"),
-        ({"depth": -1}, r"depth must be an int of at least 0, got -1"),
-        ({"depth": True}, r"depth must be an int.*True"),
-        ({"norm_eps": -1.0}, r"norm_eps must be a finite number above 0.*-1"),
-        ({"scan_layers": "no"}, r"scan_layers must be True or False.*'no'"),
-        ({"remat": "all"}, r"remat.*none.*blocks.*dots.*'all'"),
-        ({"drop_rate": "0.1"}, r"drop_rate must be at least 0 and below 1, got '0\.1'"),
-        ({"head_drop_rate": float("nan")}, r"head_drop_rate must be.*nan"),
-        ({"dtype": None}, r"dtype must be float32.*None"),
-        ({"dtype": "float8_e4m3fn"}, r"dtype must be float32.*float8"),
-        ({"img_size": 32.0}, r"img_size must be a positive int.*32\.0"),
-        ({"num_classes": 2.5}, r"num_classes must be an int.*2\.5"),
-        ({"img_size": 30, "patch_size": 16}, r"img_size.*divisible.*patch_size.*30x30.*16x16"),
-        ({"img_size": (32, 20), "patch_size": 16}, r"img_size.*divisible.*patch_size.*32x20"),
-        ({"img_size": (32, 32, 3)}, r"img_size must be.*\(32, 32, 3\)"),
-        ({"img_size": 0}, r"img_size must be a positive int.*0"),
-        ({"in_chans": 0}, r"in_chans must be an int of at least 1.*0"),
-        ({"num_classes": -1}, r"num_classes must be an int of at least 0.*-1"),
-        ({"patchify": "stride"}, r"patchify.*conv.*unfold.*'stride'"),
-        ({"dtype": "int32"}, r"dtype must be float32.*'int32'"),
-        ({"param_dtype": "float99"}, r"param_dtype must be float32.*'float99'"),
-        ({"dtype": "float64"}, r"float64.*x64"),
+        (name, fields, message)
+        for name in ("vit_tiny_patch16_224", "vit_classifier", "t2t_vit_7")
+        for fields, message in COMMON_FIELDS
+        if fields.keys() <= model_fields(name).keys()
     ],
 )
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_classifier"])
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_fields_that_do_not_fit(name: str, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -110,6 +118,48 @@ def test_fields_that_do_not_fit(name: str, fields: dict[str, Any], message: str)
 def test_vit_fields_that_do_not_fit(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         create(**fields)
+
+
+T2T_FIELDS: list[tuple[str, dict[str, Any], str]] = [
+    ("t2t_vit_7", {"tokens_type": "perfomer"}, r"tokens_type.*performer.*convolution.*'perfomer'"),
+    ("t2t_vit_7", {"token_dim": 0}, r"token_dim must be an int of at least 1, got 0"),
+    ("t2t_vit_7", {"token_dim": 1}, r"token_dim \* kernel_ratio.*at least 1, got 0"),
+    ("t2t_vit_7", {"token_drop_rate": 1.0}, r"token_drop_rate must be at least 0 and below 1.*1"),
+    (
+        "t2t_vit_7",
+        {"tokens_type": "convolution", "token_drop_rate": 0.1},
+        r"convolution.*token_drop_rate must be 0.*0\.1",
+    ),
+    ("t2t_vit_7", {"img_size": (32, 2)}, r"32x2.*smaller than a window"),
+    ("t2t_vit_7", {"mlp_ratio": 0}, r"mlp_ratio must be a finite number above 0"),
+    ("t2t_vit_7", {"qk_scale": "big"}, r"qk_scale must be a finite number.*'big'"),
+    ("t2t_vit_7", {"qkv_bias": 1}, r"qkv_bias must be True or False.*1"),
+    ("t2t_vit_14_se", {"embed_dim": 8, "num_heads": 2}, r"embed_dim // 16.*at least 1, got 0"),
+    ("t2t_vit_16_ghost", {"mlp_ratio": 2.0}, r"mlp_ratio must be 3.*768.*384"),
+    ("t2t_vit_16_ghost", {"embed_dim": 9, "num_heads": 3}, r"embed_dim: it must be even, got 9"),
+    ("t2t_vit_dense", {"block_config": ()}, r"block_config must be .*at least one.*\(\)"),
+    ("t2t_vit_dense", {"block_config": 4}, r"block_config must be a sequence.*4"),
+    ("t2t_vit_dense", {"block_config": (2, 0)}, r"block_config must be an int of at least 1.*0"),
+    ("t2t_vit_dense", {"growth_rate": 0}, r"growth_rate must be an int of at least 1, got 0"),
+    ("t2t_vit_dense", {"growth_rate": 4}, r"divisible by num_heads, got 132 and 8"),
+]
+
+
+@pytest.mark.parametrize(("name", "fields", "message"), T2T_FIELDS)
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_t2t_fields_that_do_not_fit(name: str, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create(name, **fields)
+
+
+def test_t2t_has_no_patches_and_a_dense_one_no_scan() -> None:
+    for name, field in (
+        ("t2t_vit_7", "patch_size"),
+        ("t2t_vit_dense", "scan_layers"),
+        ("t2t_vit_dense", "depth"),
+    ):
+        with pytest.raises(ValueError, match=rf"unknown field '{field}' of {name}"):
+            create(name, **{field: 2})
 
 
 def test_classifier_fields_that_do_not_fit() -> None:
@@ -149,7 +199,7 @@ def test_numpy_integers_are_integers() -> None:
         ((2, 16, 24, 3), r"images \(batch, 8, 12, 3\).*16x24.*img_size"),
     ],
 )
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DESIGNS)
 @pytest.mark.usefixtures("unchecked_shapes")
 def test_images_of_another_shape(family: str, shape: tuple[int, ...], message: str) -> None:
     name, fields = FAMILIES[family]
@@ -177,7 +227,7 @@ def test_nchw_is_not_suspected_where_the_layout_fits() -> None:
     assert nnx.eval_shape(logits).shape == (2, 1000)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DESIGNS)
 def test_a_state_dict_that_does_not_fit_names_every_entry(family: str) -> None:
     model = build(family)
     before = vit_jax.state_dict(model)

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import vit_jax
-from tests.models.families import DROPS, FAMILIES, build, images, rms
+from tests.models.families import DESIGNS, FAMILIES, build, drops, has_field, images, rms
 
 FORMS = {
     "remat blocks": {"remat": "blocks"},
@@ -41,13 +41,14 @@ def differentiate(model: Any, batch: jax.Array) -> tuple[np.ndarray, dict[str, n
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DESIGNS)
 def test_remat_and_scan_equal_the_plain_form(family: str) -> None:
     """State dict bits, outputs with and without dropout, and gradients, in float64 to 1e-13."""
     batch = images(jnp.float64, batch=6)  # so many that no block is dropped for all of them
 
     def everything(**form: Any):
-        model = build(family, jnp.float64, depth=2, **DROPS, **form)
+        size = {"depth": 2} if has_field(family, "depth") else {"block_config": (1, 1)}
+        model = build(family, jnp.float64, **size, **drops(family), **form)
         model.eval()
         evaluated = model(batch)
         return vit_jax.state_dict(model), evaluated, *differentiate(model, batch)
@@ -55,6 +56,8 @@ def test_remat_and_scan_equal_the_plain_form(family: str) -> None:
     plain = everything()
     assert rms(plain[1] - plain[2][0]) > 1e-3  # dropout was active
     for form, fields in FORMS.items():
+        if not all(has_field(family, field) for field in fields):
+            continue  # dense stages are of no one width, and cannot be scanned
         weights, evaluated, trained, grads = everything(**fields)
         assert weights.keys() == plain[0].keys(), form
         chex.assert_trees_all_equal(weights, plain[0])
@@ -64,7 +67,18 @@ def test_remat_and_scan_equal_the_plain_form(family: str) -> None:
         chex.assert_trees_all_close(grads, plain[3], rtol=0, atol=1e-13 * unit)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["t2t se", "t2t ghost"])
+def test_blocks_with_other_parts_can_be_scanned(family: str) -> None:
+    plain, scanned = build(family), build(family, scan_layers=True)
+    weights = vit_jax.state_dict(plain)
+    assert vit_jax.state_dict(scanned).keys() == weights.keys()
+    chex.assert_trees_all_equal(vit_jax.state_dict(scanned), weights)
+    want, got = (np.asarray(jax.jit(model)(images())) for model in (plain, scanned))
+    tolerance = 20 * float(jnp.finfo(jnp.float32).eps) * rms(want)
+    np.testing.assert_allclose(got, want, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("family", DESIGNS)
 def test_jit_and_vmap_equal_the_eager_call(family: str) -> None:
     """Float32: the forms order their sums differently, by a few units in the last place."""
     model, batch = build(family), images(batch=4)
@@ -88,8 +102,10 @@ def test_gradients_are_finite_and_none_is_lost(family: str) -> None:
 
 
 @pytest.mark.usefixtures("promoting")
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [*((family, "bfloat16") for family in FAMILIES), *((family, "float16") for family in DESIGNS)],
+)
 def test_half_precision_compute(family: str, dtype: str) -> None:
     """Float32 parameters, half the precision: outputs and gradients within a few roundings."""
     batch = images()

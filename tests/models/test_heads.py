@@ -7,21 +7,24 @@ import pytest
 from flax import nnx
 
 import vit_jax
-from tests.models.families import FAMILIES, build, images
+from tests.models.families import DESIGNS, build, images
 
-TOKENS = {"vit": 7, "distilled": 8, "deit3": 7, "classifier": 7}  # 2x3 patches and the prefix
+# 2x3 patches and the prefix; T2T makes one token of 8x12 pixels.
+TOKENS = {"vit": 7, "distilled": 8, "deit3": 7, "classifier": 7}
+# Dense: 8 + 4, half of it, + 4 + 4.
+WIDTHS = {"t2t dense": 14}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DESIGNS)
 def test_the_call_is_features_then_head(family: str) -> None:
     model = build(family)
     model.eval()
     features = model.forward_features(images())
-    chex.assert_shape(features, (2, TOKENS[family], 8))
+    chex.assert_shape(features, (2, TOKENS.get(family, 2), WIDTHS.get(family, 8)))
     np.testing.assert_array_equal(model.forward_head(features), model(images()))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DESIGNS)
 def test_pre_logits_are_the_input_of_the_last_linear(family: str) -> None:
     model = build(family)
     model.eval()
@@ -47,7 +50,7 @@ def test_distilled_returns_both_in_train_and_the_mean_in_eval_mode() -> None:
     assert isinstance(model(images()), tuple)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DESIGNS)
 def test_reset_classifier(family: str) -> None:
     model = build(family)
     model.eval()
@@ -66,7 +69,7 @@ def test_reset_classifier(family: str) -> None:
         assert {"head.weight", "head_dist.weight"} <= changed
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DESIGNS)
 def test_no_classes_give_features(family: str) -> None:
     model = build(family)
     model.eval()
@@ -84,7 +87,7 @@ def test_no_classes_give_features(family: str) -> None:
 
 
 @pytest.mark.usefixtures("promoting")
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DESIGNS)
 def test_a_replaced_head_keeps_the_dtypes(family: str) -> None:
     model = build(family, "bfloat16", param_dtype=jnp.float16)
     model.reset_classifier(num_classes=4, rngs=nnx.Rngs(0))

@@ -11,6 +11,11 @@ from tests.reference.t2t_tokens import sinusoid, token_grid, tokens_module
 from tests.reference.vit import Attention, Block, Mlp, pair
 
 
+def linear_rates(last, count):
+    """`count` rates from 0 to `last`."""
+    return [last * index / max(count - 1, 1) for index in range(count)]
+
+
 class T2TViT(nn.Module):
     """Images (B, C, H, W) to logits (B, num_classes)."""
 
@@ -50,7 +55,7 @@ class T2TViT(nn.Module):
         self.reset_parameters()
 
     def make_blocks(self, dim, depth):
-        rates = torch.linspace(0, self.drop_path_rate, depth).tolist()
+        rates = linear_rates(self.drop_path_rate, depth)
         return nn.ModuleList(self.make_block(dim, rate) for rate in rates), dim
 
     def make_block(self, dim, drop_path):
@@ -158,7 +163,7 @@ class T2TViTDense(T2TViT):
         super().__init__(depth=block_config, **fields)
 
     def make_blocks(self, dim, depth):
-        rates = torch.linspace(0, self.drop_path_rate, len(depth)).tolist()
+        rates = linear_rates(self.drop_path_rate, len(depth))
         blocks = nn.ModuleList()
         for stage, (count, rate) in enumerate(zip(depth, rates, strict=True)):
             if stage:

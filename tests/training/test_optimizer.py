@@ -9,6 +9,7 @@ import torch
 from flax import nnx
 
 from vit_jax.config import OptimizerConfig
+from vit_jax.interop.state_dict import state_dict, torch_shapes
 from vit_jax.layers.variables import Frozen
 from vit_jax.models.registry import create_model
 from vit_jax.training.optimizer import (
@@ -91,6 +92,39 @@ def test_only_matrices_decay_on_demand():
     spared = {name for name, decayed in decays.items() if not decayed}
     assert {"cls_token", "dist_token", "pos_embed", "head.bias", "norm.scale"} <= spared
     assert is_matrix(("blocks", 0, "kernel"))
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize(
+    "name", ["t2t_vit_7", "t2t_vit_t_14", "t2t_vit_14_se", "t2t_vit_16_ghost", "t2t_vit_dense"]
+)
+def test_t2t_spares_what_the_release_spares(name, scan):
+    """timm's rule, which the release takes: 1-D parameters, biases and `cls_token`."""
+    fields = {"scan_layers": True} if scan and name != "t2t_vit_dense" else {}
+    model = nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0), **fields))
+    shapes = torch_shapes(model)
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    mask = nnx.map_state(lambda path, v: v.replace(np.full(v.shape, is_matrix(path))), params)
+    decays = {
+        key: bool(value.all())
+        for key, value in state_dict(nnx.merge(graph, mask, filled(rest))).items()
+    }
+    frozen = {"pos_embed", "tokens_to_token.attention1.w", "tokens_to_token.attention2.w"}
+    for key, shape in shapes.items():
+        if key in frozen:
+            assert key not in optimised_names(model)
+            continue
+        spared = len(shape) <= 1 or key.endswith(".bias") or key == "cls_token"
+        assert decays[key] == (not spared), key
+
+
+def filled(state: nnx.State) -> nnx.State:
+    return nnx.map_state(lambda _, variable: variable.replace(np.zeros(variable.shape)), state)
+
+
+def optimised_names(model: nnx.Module) -> set[str]:
+    params = nnx.state(model, nnx.Param)
+    return {".".join(map(str, path)) for path, _ in nnx.to_flat_state(params)}
 
 
 def test_clipping_bounds_the_global_norm():

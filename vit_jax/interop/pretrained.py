@@ -1,88 +1,210 @@
-"""Weight files."""
+"""Weights from elsewhere into a model, and a model's weights to elsewhere."""
 
+import dataclasses
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from flax import nnx
 
+from vit_jax.interop.adapt import adapt
+from vit_jax.interop.dialects import DialectError, google_heads, to_timm
+from vit_jax.interop.fit import is_of_classes, models_that_fit
+from vit_jax.interop.formats import (
+    HUB_PREFIX,
+    SAFETENSORS,
+    TORCH_SUFFIXES,
+    Weights,
+    check_preprocessing,
+    is_weights_folder,
+    read_weights,
+)
+from vit_jax.interop.hub import fetch
 from vit_jax.interop.state_dict import load_state_dict, state_dict
-from vit_jax.models.base import Preprocessing, VisionModel
+from vit_jax.interop.torch_writer import write_torch_file
+from vit_jax.interop.writers import (
+    write_google,
+    write_huggingface,
+    write_orbax,
+    write_safetensors,
+)
+from vit_jax.models.base import VisionModel
+from vit_jax.models.registry import create_model
 
-_SUFFIX = ".safetensors"
+
+@dataclasses.dataclass(frozen=True)
+class LoadReport:
+    """What `load_pretrained` did.
+
+    Attributes:
+      source: what was read.
+      dialect: whose names its arrays had: "huggingface", "torchvision", "google"; None for the
+        model's own (timm's, DeiT's, the official T2T-ViT's).
+      loaded: names of the model's arrays that were taken from it.
+      adapted: what was changed on the way, a line each.
+      left: what was unwrapped, and what the file holds beside, a line each.
+    """
+
+    source: str
+    dialect: str | None
+    loaded: tuple[str, ...]
+    adapted: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
 
 
-def _check_suffix(path: str | os.PathLike) -> Path:
-    path = Path(path)
-    if path.suffix != _SUFFIX:
-        raise ValueError(f"weights are read and written as *{_SUFFIX}, got {str(path)!r}")
-    return path
-
-
-def load_pretrained(model: VisionModel, path: str | os.PathLike) -> None:
-    """Loads weights from a file into the model, in place and strictly.
+def load_pretrained(
+    model: VisionModel,
+    source: str | os.PathLike,
+    *,
+    ema: bool | None = None,
+    resize: str | None = None,
+    old_grid: Sequence[int] | None = None,
+    head: Literal["drop"] | Sequence[int] | None = None,
+    in_chans: bool = False,
+) -> LoadReport:
+    """Loads weights into the model, in place and strictly: every array of it, and none beside.
 
     Args:
       model: it keeps its dtypes.
-      path: a .safetensors file under the names of the model's PyTorch source. Preprocessing that
-        `save_pretrained` wrote with it becomes the model's.
+      source: a .safetensors file; a PyTorch file (.pth, .pt, .bin, .pth.tar), read without PyTorch;
+        Google's .npz; a Hugging Face folder, or hf:OWNER/NAME of the hub; an Orbax folder of named
+        arrays; a work directory of a training run, or one of its checkpoints. Names of timm, DeiT,
+        the official T2T-ViT, the seeds' texts, torchvision, Hugging Face and Google are understood.
+        Preprocessing that stands beside the weights becomes the model's.
+      ema: of a training checkpoint the averaged weights (True) or the raw ones (False); None takes
+        the raw ones where there are both.
+      resize: how position embeddings of another image size become this model's: see
+        `vit_jax.interop.adapt.adapt`; None refuses them.
+      old_grid: (rows, columns) of the patches in the file where they are not square.
+      head: "drop" keeps the model's own head where the number of classes differs; a sequence of
+        class indices cuts the head to those; None refuses.
+      in_chans: adapts the patch embedding to this model's number of channels.
+
+    Returns:
+      What was done.
 
     Raises:
-      ValueError: no such file, not a safetensors file, or entries that do not fit the model (each
-        is named); the model is unchanged.
+      ValueError: no such file, a damaged one, or one that holds more than data; arrays that do not
+        fit the model (each is named, and registered names that do fit); fields of the model, such
+        as norm_eps, that the file contradicts. The model is unchanged.
     """
-    path = _check_suffix(path)
-    if not path.is_file():
-        raise ValueError(f"no weights file {str(path)!r}")
+    weights, dialect = read_source(source, ema)
+    for field, value in weights.fields.items():
+        own = getattr(model, field, value)
+        if own != value:
+            raise ValueError(
+                f"{str(source)!r} is of a model with {field}={value!r}, this one has {own!r}: "
+                f"create_model(..., {field}={value!r})"
+            )
+    arrays, adapted = weights.arrays, []
+    if resize is not None or head is not None or in_chans:
+        arrays, adapted = adapt(
+            arrays, model, resize=resize, old_grid=old_grid, head=head, in_chans=in_chans
+        )
     try:
-        with safe_open(path, framework="np") as file:
-            mapping = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{str(path)!r} is not a whole safetensors file: {error}") from error
-    preprocessing = _read_preprocessing(path, metadata, model.in_chans)
-    load_state_dict(model, mapping)
-    if preprocessing is not None:
+        load_state_dict(model, arrays)
+    except ValueError as error:
+        fitting = models_that_fit(weights.arrays)
+        if not fitting:
+            raise
+        raise ValueError(f"{error}\nregistered models that these weights fit: {fitting}") from error
+    left, preprocessing = list(weights.notes), weights.preprocessing
+    if preprocessing is not None and len(preprocessing.mean) != model.in_chans:
+        left.append(f"its preprocessing, of {len(preprocessing.mean)} channels")
+    elif preprocessing is not None:
         model.preprocessing = preprocessing
+    loaded = tuple(name for name in arrays if head != "drop" or not is_of_classes(name))
+    return LoadReport(str(source), dialect, loaded, tuple(adapted), tuple(left))
 
 
-def _read_preprocessing(
-    path: Path, metadata: Mapping[str, str], in_chans: int
-) -> Preprocessing | None:
-    """What `save_pretrained` wrote; None where the file says nothing."""
-    if "preprocessing" not in metadata:
+def read_source(source: str | os.PathLike, ema: bool | None) -> tuple[Weights, str | None]:
+    """Reads weights under the models' own names, and the dialect they were in: None for these.
+
+    Raises:
+      ValueError: see `load_pretrained`.
+    """
+    name = str(source)
+    if name.startswith(HUB_PREFIX):
+        source = fetch(name.removeprefix(HUB_PREFIX))
+    run = _run_of(Path(source))
+    if run is not None and ema:
+        raise ValueError(f"{name!r} is of a run that averages no weights (ema=True)")
+    if run is not None:
+        return run, None
+    weights = read_weights(source, ema=ema)
+    try:
+        arrays, dialect = to_timm(weights.arrays)
+    except DialectError as error:
+        raise ValueError(f"{name!r}: {error}") from error
+    heads = google_heads(weights.arrays) if dialect == "google" else None
+    fields = weights.fields if heads is None else {**weights.fields, "num_heads": heads}
+    return dataclasses.replace(weights, arrays=arrays, fields=fields), dialect
+
+
+def _run_of(path: Path) -> Weights | None:
+    """The weights of a training run, given by its work directory or by a checkpoint in it."""
+    if not path.is_dir() or is_weights_folder(path):
+        return None
+    # Here and not above: Orbax takes a second to import.
+    from vit_jax.training.start import load_checkpoint
+    from vit_jax.training.workdir import CHECKPOINTS
+
+    workdir = path.parent.parent if path.parent.name == CHECKPOINTS else path
+    if not (workdir / CHECKPOINTS).is_dir() or not (workdir / "config.json").is_file():
         return None
     try:
-        fields = json.loads(metadata["preprocessing"])
-        mean, std = (tuple(float(value) for value in fields.pop(key)) for key in ("mean", "std"))
-        preprocessing = Preprocessing(mean, std, **fields)
-        if not len(mean) == len(std) == in_chans:
-            raise ValueError(f"wanted mean and std of {in_chans} channels")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{str(path)!r}: its preprocessing cannot be read: {error}") from error
-    return preprocessing
+        config = json.loads((workdir / "config.json").read_text())["model"]
+        name, fields = str(config["name"]), dict(config["kwargs"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{str(workdir / 'config.json')!r} cannot be read: {error!r}") from error
+    fields = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+    model = nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0), **fields))
+    info = load_checkpoint(model, path)
+    return Weights(
+        state_dict(model),
+        check_preprocessing(**info.preprocessing),
+        notes=[f"step {info.step} of a run of {name}"],
+    )
 
 
-def save_pretrained(model: VisionModel, path: str | os.PathLike) -> None:
-    """Writes the model's weights, and its preprocessing as metadata, to a .safetensors file.
+def save_pretrained(
+    model: VisionModel, path: str | os.PathLike, *, dialect: str | None = None
+) -> None:
+    """Writes the model's weights, and its preprocessing where the form has a place for it.
 
-    The names and layouts are those of the PyTorch source: its module loads the file with
-    `strict=True`. The file is put in place whole: a crash leaves the old one.
+    The file is put in place whole: a crash leaves the old one.
+
+    Args:
+      model: any.
+      path: the form follows from it: a .safetensors or a .pth / .pt file under the names and in the
+        layouts of the model's PyTorch source, whose module loads it with `strict=True`.
+      dialect: for a `vit_*` or `deit_*` model "huggingface" (path: a folder, which
+        `ViTForImageClassification.from_pretrained` takes, or DeiT's), "google" (path: a .npz file),
+        or "orbax" (path: a folder; any model); None for the source's own.
 
     Raises:
-      ValueError: the path does not end in .safetensors.
+      ValueError: a path of another form; a dialect that has no place for the model's arrays.
     """
-    path = _check_suffix(path)
-    metadata = {"format": "pt"}  # the layout of the arrays is PyTorch's
-    if model.preprocessing is not None:
-        metadata["preprocessing"] = json.dumps(asdict(model.preprocessing))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(state_dict(model), partial, metadata=metadata)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    path = Path(path)
+    if dialect == "huggingface":
+        write_huggingface(model, path)
+    elif dialect == "google":
+        write_google(model, path)
+    elif dialect == "orbax":
+        write_orbax(model, path)
+    elif dialect is not None:
+        raise ValueError(
+            f"dialect must be None, 'huggingface', 'google' or 'orbax', got {dialect!r}"
+        )
+    elif path.suffix == SAFETENSORS:
+        write_safetensors(state_dict(model), path, model.preprocessing)
+    elif path.suffix in TORCH_SUFFIXES:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_torch_file(path, state_dict(model))
+    else:
+        raise ValueError(
+            f"weights are written as .safetensors, or as {', '.join(TORCH_SUFFIXES)}, got "
+            f"{str(path)!r}"
+        )

@@ -36,11 +36,11 @@ def make_schedule(config: OptimizerConfig, steps_per_epoch: int, num_epochs: int
 def is_matrix(path: tuple[Any, ...]) -> bool:
     """Whether the parameter at this path decays under `decay_mask="matrices"`.
 
-    Those are the weights of linear and convolution layers, which NNX calls `kernel`. The name tells
-    and not the rank: tokens and position embeddings have three axes, and where layers are stacked
-    for a scan even a bias has two.
+    Those are the weights of linear and convolution layers, which NNX calls `kernel`, and the bare
+    patch matrix of `vit_encoder`, `weight`. The name tells and not the rank: tokens and position
+    embeddings have three axes, and where layers are stacked for a scan even a bias has two.
     """
-    return path[-1] == "kernel"
+    return path[-1] in ("kernel", "weight")
 
 
 def _matrices(params: nnx.State) -> nnx.State:

@@ -5,6 +5,7 @@ import pathlib
 import jax
 from flax import nnx
 
+from vit_jax.interop.formats import HUB_PREFIX, is_weights_folder
 from vit_jax.interop.pretrained import load_pretrained
 from vit_jax.models.base import VisionModel
 from vit_jax.training.checkpoint_reading import CheckpointInfo, named_arrays, read_model
@@ -25,7 +26,7 @@ def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
     if not steps:
         raise ValueError(
             f"no checkpoint in {path}: wanted a work directory, its {CHECKPOINTS}/STEP, or a "
-            ".safetensors file"
+            "weights file or folder"
         )
     return directory / str(max(steps))
 
@@ -51,11 +52,13 @@ def load_checkpoint(model: VisionModel, path: pathlib.Path) -> CheckpointInfo:
 def check_init_from(init_from: str) -> None:
     """Raises ValueError unless `config.init_from` names a file, or a checkpoint that is there."""
     path = pathlib.Path(init_from).expanduser()
+    if init_from.startswith(HUB_PREFIX) or is_weights_folder(path):
+        return
     if path.is_dir():
         find_checkpoint(path)
     elif not path.exists():
         raise ValueError(
-            f"config.init_from: there is no {init_from!r}; wanted a .safetensors file, a work "
+            f"config.init_from: there is no {init_from!r}; wanted a weights file, a work "
             "directory or a checkpoint of one"
         )
 
@@ -67,11 +70,14 @@ def load_weights(model: VisionModel, init_from: str) -> str:
       What was loaded, in words.
 
     Raises:
-      ValueError: it is neither a .safetensors file nor a checkpoint, or does not fit the model.
+      ValueError: it is neither weights nor a checkpoint, or does not fit the model.
     """
     check_init_from(init_from)
+    if init_from.startswith(HUB_PREFIX):
+        load_pretrained(model, init_from)
+        return f"weights of {init_from}"
     path = pathlib.Path(init_from).expanduser()
-    if path.is_dir():
+    if path.is_dir() and not is_weights_folder(path):
         info = load_checkpoint(model, path)
         return f"weights of {path}, step {info.step}"
     load_pretrained(model, path)

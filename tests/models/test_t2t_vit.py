@@ -1,0 +1,215 @@
+"""T2T-ViT: its names and sizes, initial values, dropouts, and what is trained of it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import vit_jax
+from tests.models.families import build, images
+from tests.models.test_initialisation import assert_initialised_as
+from tests.models.train_mode import assert_drops_as
+from tests.reference.t2t_vit import T2TViT, T2TViTDense, T2TViTGhost, T2TViTSE
+from vit_jax.config import OptimizerConfig
+from vit_jax.layers.variables import Frozen
+from vit_jax.models.registry import model_fields
+from vit_jax.training.optimizer import make_optimizer
+
+# name: (parameters with the frozen ones, reference, fields of the release)
+MODELS: dict[str, tuple[int, type[torch.nn.Module], dict[str, Any]]] = {
+    "t2t_vit_7": (4_310_222, T2TViT, {"embed_dim": 256, "depth": 7, "num_heads": 4}),
+    "t2t_vit_10": (5_889_230, T2TViT, {"embed_dim": 256, "depth": 10, "num_heads": 4}),
+    "t2t_vit_12": (6_941_902, T2TViT, {"embed_dim": 256, "depth": 12, "num_heads": 4}),
+    "t2t_vit_14": (21_545_550, T2TViT, {"embed_dim": 384, "depth": 14, "num_heads": 6}),
+    "t2t_vit_19": (39_177_422, T2TViT, {"embed_dim": 448, "depth": 19, "num_heads": 7}),
+    "t2t_vit_24": (64_105_934, T2TViT, {"embed_dim": 512, "depth": 24, "num_heads": 8}),
+    "t2t_vit_t_14": (21_541_070, T2TViT, {"embed_dim": 384, "depth": 14, "num_heads": 6}),
+    "t2t_vit_t_19": (39_172_942, T2TViT, {"embed_dim": 448, "depth": 19, "num_heads": 7}),
+    "t2t_vit_t_24": (64_101_454, T2TViT, {"embed_dim": 512, "depth": 24, "num_heads": 8}),
+    "t2t_vit_14_resnext": (21_545_550, T2TViT, {"embed_dim": 384, "depth": 14, "num_heads": 32}),
+    "t2t_vit_14_wide": (25_156_302, T2TViT, {"embed_dim": 768, "depth": 4, "num_heads": 12}),
+    "t2t_vit_14_se": (21_803_598, T2TViTSE, {"embed_dim": 384, "depth": 14, "num_heads": 6}),
+    "t2t_vit_dense": (
+        23_647_062,
+        T2TViTDense,
+        {"embed_dim": 128, "growth_rate": 64, "block_config": (3, 6, 6, 4), "num_heads": 8},
+    ),
+    "t2t_vit_16_ghost": (16_253_262, T2TViTGhost, {"embed_dim": 384, "depth": 16, "num_heads": 6}),
+}
+
+
+def release_fields(name: str) -> dict[str, Any]:
+    tokens_type = "transformer" if name.startswith("t2t_vit_t_") else "performer"
+    narrow = name in ("t2t_vit_7", "t2t_vit_10", "t2t_vit_12", "t2t_vit_dense")
+    mlp_ratio = 2.0 if narrow else 3.0
+    return {**MODELS[name][2], "tokens_type": tokens_type, "mlp_ratio": mlp_ratio}
+
+
+def test_the_names_are_those_of_the_release() -> None:
+    assert vit_jax.list_models("t2t*") == sorted(MODELS)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters_fields_and_preprocessing_are_the_releases(name: str) -> None:
+    """The known count, frozen arrays included, and the reference's shapes of them and the rest."""
+    count, kind, _ = MODELS[name]
+    fields = release_fields(name)
+    ours = model_fields(name)
+    assert {field: ours[field] for field in fields} == fields
+    assert (ours["token_dim"], ours["norm_eps"], ours["qkv_bias"]) == (64, 1e-5, False)
+    assert (ours["qk_scale"], ours["img_size"], ours["in_chans"]) == (None, 224, 3)
+    # The release's only dropout that no field of its own turns off: the performers' 0.1.
+    assert (ours["drop_rate"], ours["token_drop_rate"]) == (0.0, None)
+
+    model = nnx.eval_shape(lambda: vit_jax.create_model(name, rngs=nnx.Rngs(0)))
+    with torch.device("meta"):
+        reference = kind(**fields)
+    for types, trained in ((nnx.Param, True), (Frozen, False)):
+        shapes = [variable.shape for _, variable in nnx.to_flat_state(nnx.state(model, types))]
+        want = [p.shape for p in reference.parameters() if p.requires_grad == trained]
+        assert sorted(sorted(shape) for shape in shapes) == sorted(sorted(shape) for shape in want)
+    sizes = [v.size for _, v in nnx.to_flat_state(nnx.state(model, (nnx.Param, Frozen)))]
+    assert sum(sizes) == count
+    assert model.preprocessing.mean == (0.485, 0.456, 0.406)
+    assert model.preprocessing.std == (0.229, 0.224, 0.225)
+    assert model.preprocessing.crop_fraction == 0.9
+    assert model.preprocessing.interpolation == "bicubic"
+
+
+SIZES = {(64, 64): 16, (96, 160): 60, (224, 224): 196, (33, 50): 3 * 4}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_training_step_takes_any_size(name: str) -> None:
+    """Its shapes, of a truncated model; the tests of parity hold the numbers."""
+    truncated = {"block_config": (1, 1)} if name == "t2t_vit_dense" else {"depth": 1}
+    for size, tokens in SIZES.items():
+
+        def step(size=size):
+            model = vit_jax.create_model(name, rngs=nnx.Rngs(0), img_size=size, **truncated)
+            graph, params, rest = nnx.split(model, nnx.Param, ...)
+            batch = jnp.zeros((2, *size, 3))
+
+            def loss(params):
+                model = nnx.merge(graph, params, rest)
+                features = model.forward_features(batch, rngs=nnx.Rngs(0))
+                return jnp.square(model.forward_head(features, rngs=nnx.Rngs(0))).mean(), features
+
+            grads, features = jax.grad(loss, has_aux=True)(params)
+            return params, grads, features
+
+        params, grads, features = jax.eval_shape(step)
+        assert features.shape[:2] == (2, tokens + 1)
+        assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, params)
+
+
+@pytest.mark.usefixtures("promoting")  # optax relies on it
+@pytest.mark.parametrize("family", ["t2t performer", "t2t convolution", "t2t se", "t2t ghost"])
+def test_what_an_update_trains_and_what_decays(family: str) -> None:
+    """Frozen arrays keep every bit; without gradients only weights of linear layers move."""
+    model = build(family)
+    frozen = {name for name in vit_jax.state_dict(model) if name.endswith((".w", "pos_embed"))}
+    assert len(frozen) == (1 if family == "t2t convolution" else 3)
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    config = OptimizerConfig(learning_rate=0.1, weight_decay=0.1, decay_mask="matrices")
+    optimizer = make_optimizer(config, lambda update: 0.1)
+    batch = images()
+
+    def loss(params):
+        return jnp.square(nnx.merge(graph, params, rest)(batch)).mean()
+
+    @jax.jit
+    def update(params, grads):
+        updates, _ = optimizer.update(grads, optimizer.init(params), params)
+        return jax.tree.map(jnp.add, params, updates)
+
+    def changed(updated: nnx.State) -> set[str]:
+        after = vit_jax.state_dict(nnx.merge(graph, updated, rest))
+        return {name for name, array in before.items() if not np.array_equal(array, after[name])}
+
+    before = vit_jax.state_dict(model)
+    value, grads = jax.jit(jax.value_and_grad(loss))(params)
+    assert np.isfinite(value)
+    assert changed(update(params, grads)) == set(before) - frozen
+    matrices = {name for name, array in before.items() if array.ndim > 1}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    assert changed(update(params, zeros)) == matrices - frozen - {"cls_token"}
+
+
+WIDE = {"img_size": 64, "token_dim": 64, "embed_dim": 256, "num_heads": 4, "num_classes": 200}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "fields"),
+    [
+        ("t2t_vit_7", T2TViT, {"depth": 1, "mlp_ratio": 2.0, "qkv_bias": True}),
+        ("t2t_vit_t_14", T2TViT, {"depth": 1, "tokens_type": "transformer"}),
+        ("t2t_vit_7", T2TViT, {"depth": 1, "tokens_type": "convolution"}),
+        ("t2t_vit_14_se", T2TViTSE, {"depth": 1}),
+        ("t2t_vit_dense", T2TViTDense, {"block_config": (1, 1)}),
+        ("t2t_vit_16_ghost", T2TViTGhost, {"depth": 1, "mlp_ratio": 3.0}),
+    ],
+)
+def test_initial_values(name: str, kind: type[torch.nn.Module], fields: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    fields = {**WIDE, "mlp_ratio": 2.0, **fields}
+    assert_initialised_as(kind(**fields), name, **fields)
+
+
+DROPPING = {
+    "num_classes": 3,
+    "token_dim": 4,
+    "embed_dim": 8,
+    "num_heads": 2,
+    "drop_rate": 0.1,
+    "attn_drop_rate": 0.2,
+    "drop_path_rate": 0.3,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "fields"),
+    [
+        ("t2t_vit_7", T2TViT, {"depth": 2, "mlp_ratio": 2.0}),
+        ("t2t_vit_t_14", T2TViT, {"depth": 2, "tokens_type": "transformer", "mlp_ratio": 2.0}),
+        ("t2t_vit_14_se", T2TViTSE, {"depth": 2, "mlp_ratio": 2.0, "embed_dim": 16}),
+        (
+            "t2t_vit_dense",
+            T2TViTDense,
+            {"growth_rate": 4, "block_config": (2, 1), "mlp_ratio": 2.0},
+        ),
+        ("t2t_vit_16_ghost", T2TViTGhost, {"depth": 2, "mlp_ratio": 3.0}),
+    ],
+)
+def test_dropouts_are_pytorchs(
+    name: str, kind: type[torch.nn.Module], fields: dict[str, Any]
+) -> None:
+    """Wherever they sit: the performers' own, and in dense stages one rate a stage."""
+    size, fields = (8, 12), {**DROPPING, **fields}
+    assert_drops_as(kind(img_size=size, **fields), name, size, **fields)
+
+
+def test_the_performers_dropout_is_active_without_any_rate() -> None:
+    """As in the release; `token_drop_rate` turns it off."""
+    torch.manual_seed(0)
+    fields = {"num_classes": 3, "token_dim": 8, "embed_dim": 8, "depth": 1, "num_heads": 2}
+    size = (8, 12)
+    assert_drops_as(T2TViT(img_size=size, **fields, mlp_ratio=2.0), "t2t_vit_7", size, **fields)
+    model = build("t2t performer", token_drop_rate=None)
+    with pytest.raises(ValueError, match=r"dropout in train mode.*rngs"):
+        model(images())
+    quiet = build("t2t performer", token_drop_rate=0.0)
+    assert quiet(images()).shape == (2, 5)
+    for family in ("t2t transformer", "t2t convolution"):
+        assert build(family, token_drop_rate=None)(images()).shape == (2, 5)
+
+
+def test_channels_of_another_number() -> None:
+    model = build("t2t dense", in_chans=1)
+    model.eval()
+    assert model.preprocessing is None
+    assert model(images()[..., :1]).shape == (2, 5)

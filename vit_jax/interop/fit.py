@@ -1,0 +1,59 @@
+"""Which registered models a set of weights fits."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from flax import nnx
+
+from vit_jax.interop.state_dict import torch_shapes
+from vit_jax.models.registry import create_model, list_models, model_fields
+
+# A design, told by one of its names, and where the width of a token stands there.
+_DESIGNS = (
+    ("tokens_to_token.project.weight", "t2t_vit_*", 0),
+    ("patch_embedding_layer.position_emb.weight", "vit_classifier", 1),
+    ("positon_embedding_table", "vit_encoder", 1),
+    ("pacth_emb.conv.weight", "vit_modular", 0),
+    ("patch_embed.proj.weight", "[vd]*_patch*", 0),
+)
+
+
+def _depth(names: Iterable[str]) -> int:
+    blocks = (re.match(r"(?:blocks|\w+\.layers|\w*layers?)\.(\d+)\.", name) for name in names)
+    return len({match[1] for match in blocks if match})
+
+
+def models_that_fit(arrays: Mapping[str, np.ndarray], limit: int = 5) -> list[str]:
+    """Registered names whose own arrays are these, but for the number of classes.
+
+    Args:
+      arrays: under the names of the models' PyTorch sources.
+      limit: how many names at most.
+    """
+    design = next((d for d in _DESIGNS if d[0] in arrays and arrays[d[0]].ndim > d[2]), None)
+    if design is None:
+        return []
+    marker, pattern, axis = design
+    width, depth = arrays[marker].shape[axis], _depth(arrays)
+    fitting = []
+    for name in list_models(pattern):
+        fields = model_fields(name)
+        if fields["embed_dim"] != width or fields.get("depth", depth) != depth:
+            continue
+        model = nnx.eval_shape(lambda name=name: create_model(name, rngs=nnx.Rngs(0)))
+        shapes = torch_shapes(model)
+        same = shapes.keys() == arrays.keys() and all(
+            shape == arrays[key].shape or is_of_classes(key) for key, shape in shapes.items()
+        )
+        if same:
+            fitting.append(name)
+            if len(fitting) == limit:
+                break
+    return fitting
+
+
+def is_of_classes(key: str) -> bool:
+    """Whether it is an array of the last Linear, whose rows are the classes."""
+    heads = ("head", "head_dist", "logits_layer", "linear_layer", "classification.linear2")
+    return key.rpartition(".")[0] in heads

@@ -1,0 +1,307 @@
+"""Weight files and folders: whatever the form, arrays by name. What is read cannot run code."""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from vit_jax.interop.torch_file import read_torch_file
+from vit_jax.interop.wrappers import UnwrapReport, unwrap_state_dict
+from vit_jax.models.base import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar")
+SAFETENSORS, NPZ = ".safetensors", ".npz"
+HUB_PREFIX = "hf:"
+_WANTED = (
+    "a .safetensors file, a PyTorch file (.pth, .pt, .bin, .pth.tar), Google's .npz, a Hugging "
+    "Face folder (config.json beside safetensors), an Orbax folder, a work directory of ours, or "
+    "a name hf:OWNER/NAME"
+)
+_INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, in Hugging Face's files
+
+
+@dataclasses.dataclass
+class Weights:
+    """What a file holds.
+
+    Attributes:
+      arrays: by the names in the file.
+      preprocessing: how images are made ready, where the file says so.
+      fields: constructor fields of the model that the file states, such as norm_eps.
+      notes: what was unwrapped or left, in words.
+    """
+
+    arrays: dict[str, np.ndarray]
+    preprocessing: Preprocessing | None = None
+    fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
+def read_weights(path: str | os.PathLike, *, ema: bool | None = None) -> Weights:
+    """Reads a weights file or folder.
+
+    Args:
+      path: a .safetensors file; a PyTorch file, read without PyTorch; Google's .npz; a Hugging Face
+        folder; an Orbax folder of named arrays.
+      ema: of a training checkpoint the averaged weights (True) or the raw ones (False); None takes
+        the raw ones where there are both.
+
+    Raises:
+      ValueError: there is no such file, it is damaged, or it holds more than weights.
+    """
+    path = Path(path)
+    if ema and path.exists() and path.suffix not in TORCH_SUFFIXES:
+        raise ValueError(
+            f"{str(path)!r} does not tell averaged weights from others (ema=True): training "
+            f"checkpoints of PyTorch do, {', '.join(TORCH_SUFFIXES)}"
+        )
+    if path.is_dir():
+        return _read_folder(path)
+    if not path.is_file():
+        raise ValueError(f"no weights file {str(path)!r}; wanted {_WANTED}")
+    if path.suffix == SAFETENSORS:
+        return _read_safetensors(path)
+    if path.suffix == NPZ:
+        return Weights(_read_npz(path))
+    if path.suffix in TORCH_SUFFIXES:
+        try:
+            arrays, report = unwrap_state_dict(read_torch_file(path), ema=ema)
+        except ValueError as error:
+            raise ValueError(f"{str(path)!r}: {error}") from error
+        return Weights(arrays, notes=_notes(report))
+    raise ValueError(f"wanted {_WANTED}, got {str(path)!r}")
+
+
+def _notes(report: UnwrapReport) -> list[str]:
+    notes = []
+    if report.source:
+        kind = "averaged weights" if report.is_ema else "weights"
+        notes.append(f"the {kind} lay under {report.source!r}")
+    if report.prefix:
+        notes.append(f"every name began with {report.prefix!r}")
+    notes += [f"{other}: another state dict" for other in report.others]
+    notes += [f"{name}: no array" for name in report.not_tensors]
+    return notes + [f"{name}: beside the weights" for name in report.left]
+
+
+def _read_safetensors(path: Path) -> Weights:
+    try:
+        with safe_open(path, framework="np") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+    # AttributeError, TypeError: a type that NumPy has not, such as float8.
+    except (SafetensorError, AttributeError, TypeError) as error:
+        raise ValueError(f"{str(path)!r} is not a whole safetensors file: {error}") from error
+    preprocessing = None
+    if "preprocessing" in metadata:
+        preprocessing = _stated(path, lambda: _own_preprocessing(metadata["preprocessing"]))
+    return Weights(arrays, preprocessing)
+
+
+def _stated(path: Path, read: Callable[[], Preprocessing | None]) -> Preprocessing | None:
+    try:
+        return read()
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise ValueError(f"{str(path)!r}: its preprocessing cannot be read: {error}") from error
+
+
+def check_preprocessing(
+    mean: Any, std: Any, crop_fraction: Any, interpolation: Any
+) -> Preprocessing:
+    """Returns the preprocessing that a file states, or raises ValueError where it is none."""
+    mean, std = (tuple(float(value) for value in values) for values in (mean, std))
+    finite = all(math.isfinite(value) for value in mean + std)
+    if len(mean) != len(std) or not finite or not all(value > 0 for value in std):
+        raise ValueError(f"wanted a mean and a positive std for each channel, got {mean} and {std}")
+    if interpolation not in ("bicubic", "bilinear"):
+        raise ValueError(f"wanted bicubic or bilinear interpolation, got {interpolation!r}")
+    fraction = float(crop_fraction)
+    if not 0 < fraction <= 1:
+        raise ValueError(f"wanted a crop fraction above 0 and at most 1, got {fraction}")
+    return Preprocessing(mean, std, crop_fraction=fraction, interpolation=interpolation)
+
+
+def _own_preprocessing(text: str) -> Preprocessing:
+    fields = json.loads(text)
+    wanted = {field.name for field in dataclasses.fields(Preprocessing)}
+    if set(fields) != wanted:
+        raise ValueError(f"wanted {sorted(wanted)}, got {sorted(fields)}")
+    return check_preprocessing(**fields)
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Arrays of a .npz; each entry is exactly as long as its header says, and none is an object."""
+    arrays: dict[str, np.ndarray] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            _check_sizes(entries, path.stat().st_size)
+            for entry in entries:
+                name = entry.filename.removesuffix(".npy")
+                if name in arrays:
+                    raise ValueError(f"there are two entries {name}")
+                with archive.open(entry) as file:
+                    arrays[name] = _read_npy(file, entry)
+    # zipfile, zlib, struct and NumPy's header reader each have their own kinds.
+    except Exception as error:
+        raise ValueError(f"{str(path)!r} is not a whole .npz file: {error}") from error
+    return arrays
+
+
+def _check_sizes(entries: Sequence[zipfile.ZipInfo], packed: int) -> None:
+    """Refuses what would unpack to far more than the file holds.
+
+    Weights hardly shrink, but for an array of zeros, such as a head that was never trained.
+    """
+    for entry in entries:
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"{entry.filename} is packed by a method that NumPy does not write")
+    if sum(entry.compress_size for entry in entries) > packed:
+        raise ValueError("its entries overlap")
+    unpacked = sum(entry.file_size for entry in entries)
+    if unpacked > 10 * packed + 2**28:
+        raise ValueError(f"its {packed:,} bytes would unpack to {unpacked:,}")
+
+
+def _read_npy(file: IO[bytes], entry: zipfile.ZipInfo) -> np.ndarray:
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"{entry.filename} is of the unknown form {version}")
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    shape, fortran, dtype = read(file)
+    if dtype.hasobject or any(side < 0 for side in shape):
+        raise ValueError(f"{entry.filename} is no array of numbers")
+    wanted = dtype.itemsize * math.prod(int(side) for side in shape)
+    # Not all there is: zipfile would unpack it first, and then cut it to the size it has stated.
+    data = file.read(min(wanted, entry.file_size) + 1)
+    if len(data) != wanted:
+        raise ValueError(f"{entry.filename} has {len(data)} bytes, wanted {wanted}")
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, RecursionError, OSError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{str(path)!r}: wanted an object, got {type(content).__name__}")
+    return content
+
+
+_ORBAX, _SHARDS, _SINGLE = "_METADATA", "model.safetensors.index.json", "model.safetensors"
+
+
+def is_weights_folder(path: Path) -> bool:
+    """Whether a folder is Hugging Face's, or Orbax's of named arrays."""
+    return any((path / name).is_file() for name in (_ORBAX, _SHARDS, _SINGLE))
+
+
+def _read_folder(path: Path) -> Weights:
+    if (path / _ORBAX).is_file():
+        return Weights(_read_orbax(path))
+    index, single = path / _SHARDS, path / _SINGLE
+    if index.is_file():
+        weight_map = _read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(
+            isinstance(shard, str) and re.fullmatch(r"[\w.-]+\.safetensors", shard)
+            for shard in weight_map.values()
+        ):
+            raise ValueError(f"{str(index)!r}: wanted a weight_map of names to shards beside it")
+        arrays = {}
+        for shard in sorted(set(weight_map.values())):
+            if not (path / shard).is_file():
+                raise ValueError(f"{str(path)!r}: the shard {shard} is missing")
+            arrays |= _read_safetensors(path / shard).arrays
+        weights = Weights(arrays)
+    elif single.is_file():
+        weights = _read_safetensors(single)
+    else:
+        raise ValueError(f"no weights in the folder {str(path)!r}; wanted {_WANTED}")
+    config = _read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    _read_hf_config(path, config, weights)
+    return weights
+
+
+def _read_hf_config(folder: Path, config: Mapping[str, Any], weights: Weights) -> None:
+    """Adds what config.json and preprocessor_config.json say, of transformers or of timm."""
+    stated = config.get("pretrained_cfg")
+    if not isinstance(stated, Mapping):  # timm's, which may stand at the top
+        stated = config
+    if "mean" in stated and "std" in stated:
+        weights.preprocessing = _stated(
+            folder / "config.json",
+            lambda: check_preprocessing(
+                stated["mean"],
+                stated["std"],
+                stated.get("crop_pct", 1.0),
+                stated.get("interpolation", "bicubic"),
+            ),
+        )
+    if config.get("model_type") in ("vit", "deit"):
+        if config.get("hidden_act", "gelu") != "gelu":
+            raise ValueError(
+                f"{str(folder)!r}: wanted the activation 'gelu' (erf), its config.json says "
+                f"{config['hidden_act']!r}"
+            )
+        if "layer_norm_eps" in config:
+            weights.fields["norm_eps"] = config["layer_norm_eps"]
+        if "num_attention_heads" in config:
+            weights.fields["num_heads"] = config["num_attention_heads"]
+    processor = folder / "preprocessor_config.json"
+    if processor.is_file():
+        fields = _read_json(processor)
+        size, crop = (_side(fields.get(key)) for key in ("size", "crop_size"))
+        cropped = fields.get("do_center_crop", False) and size and crop
+        weights.preprocessing = _stated(
+            processor,
+            lambda: check_preprocessing(
+                fields.get("image_mean", IMAGENET_MEAN),
+                fields.get("image_std", IMAGENET_STD),
+                crop / size if cropped and crop and size else 1.0,
+                _INTERPOLATIONS.get(fields.get("resample", 2), "unknown"),
+            ),
+        )
+
+
+def _side(size: Any) -> int | None:
+    if isinstance(size, Mapping):
+        size = size.get("shortest_edge", size.get("height"))
+    return size if isinstance(size, int) and size > 0 else None
+
+
+def _read_orbax(path: Path) -> dict[str, np.ndarray]:
+    import orbax.checkpoint as ocp
+
+    from vit_jax.training.checkpoint_reading import one_line, quiet_orbax
+
+    with quiet_orbax():
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                tree = checkpointer.restore(path.absolute())
+        except Exception as error:  # Orbax and tensorstore raise their own kinds
+            raise ValueError(
+                f"the Orbax folder {str(path)!r} cannot be read: {one_line(error)}"
+            ) from error
+    if not isinstance(tree, dict) or not all(hasattr(leaf, "shape") for leaf in tree.values()):
+        raise ValueError(f"the Orbax folder {str(path)!r} holds no named arrays")
+    return {name: np.asarray(leaf) for name, leaf in tree.items()}
