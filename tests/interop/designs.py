@@ -1,5 +1,6 @@
 """A small model of each design, ours and in plain PyTorch, for the tests of weight files."""
 
+import inspect
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,8 +15,7 @@ from tests.reference.encoder_vit import EncoderViT
 from tests.reference.modular_vit import ModularViT
 from tests.reference.t2t_vit import T2TViT, T2TViTDense, T2TViTGhost, T2TViTSE
 from tests.reference.vit import VisionTransformer
-from vit_jax.interop.state_dict import torch_shapes
-from vit_jax.models.registry import list_models, model_fields
+from vit_jax.models.registry import model_fields
 
 _SEQUENCE = {"embed_dim": 12, "depth": 2, "num_heads": 3, "mlp_dim": 20, "max_tokens": 30}
 _SEEDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -66,20 +66,10 @@ def reference(design: str) -> torch.nn.Module:
     name, own = ALL[design]
     kind = _REFERENCES.get(design, T2TViT if design.startswith("t2t") else VisionTransformer)
     known = {**model_fields(name), **own, "num_classes": 5}
-    takes = kind.__init__.__code__.co_varnames[: kind.__init__.__code__.co_argcount]
-    fields = {field: known[field] for field in takes if field in known}
+    takes = {name for k in kind.__mro__ for name in inspect.signature(k.__init__).parameters}
+    fields = {field: value for field, value in known.items() if field in takes}
     fields |= {field: 0.0 for field in fields if field.endswith("drop_rate")}
     return kind(**fields).double().eval()
-
-
-def registered_shapes() -> dict[str, dict[str, tuple[int, ...]]]:
-    """The state dict of every registered name, shapes only."""
-    return {
-        name: torch_shapes(
-            nnx.eval_shape(lambda name=name: vit_jax.create_model(name, rngs=nnx.Rngs(0)))
-        )
-        for name in list_models()
-    }
 
 
 def pytorch_logits(module: torch.nn.Module, images: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Damages files at random, and sees what a reader makes of them: for the tests of every format.
 
 `python -m tests.interop.mutate MODULE:FUNCTION FILE SEED COUNT` runs a reader on mutations of a
-file, in a process of its own with bounded memory, and prints the figures as JSON.
+file, in a process of its own with bounded memory, and prints the figures as JSON. Linux only.
 """
 
 import dataclasses
@@ -170,7 +170,9 @@ def run_here(reader: Callable[[str], object], path: Path, seed: int, count: int)
             watching = False
             slowest = max(slowest, time.perf_counter() - start)
             file.unlink()  # the next is a new file: arrays may still map this one
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Of this process alone: getrusage counts what its parent had when it was started.
+    status = Path("/proc/self/status").read_text()
+    peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
     return Figures(count, loaded, refused, failures, acts, slowest, peak)
 
 

@@ -175,14 +175,17 @@ def _claims(data: bytes, size: int) -> bytes:
     return bytes(changed)
 
 
+def test_what_says_that_it_is_large_is_not_unpacked(tmp_path: Path) -> None:
+    path = npz(tmp_path / "w.npz", zipfile.ZIP_DEFLATED, a=npy(ONES))
+    path.write_bytes(_claims(path.read_bytes(), 2**29))
+    with pytest.raises(ValueError, match="would unpack to 536,870,9"):
+        read_weights(path)
+
+
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-@pytest.mark.parametrize("says", ["the truth", "little"])
-def test_a_zip_bomb_is_not_unpacked(tmp_path: Path, method: int, says: str) -> None:
-    size = 300 * 2**20
-    bomb = np.broadcast_to(np.uint8(0), (size,))
-    path = npz(tmp_path / "w.npz", method, a=npy(bomb))
-    if says == "little":
-        path.write_bytes(_claims(path.read_bytes(), 500))
+def test_what_is_larger_than_it_says_is_not_unpacked(tmp_path: Path, method: int) -> None:
+    path = npz(tmp_path / "w.npz", method, a=npy(np.zeros(2**26, np.uint8)))
+    path.write_bytes(_claims(path.read_bytes(), 500))
     tracemalloc.start()
     with pytest.raises(ValueError, match=r"w\.npz' is not a whole"):
         read_weights(path)

@@ -5,6 +5,7 @@
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ import torch
 from tests.interop.mutate import attack
 
 COUNT = int(os.environ.get("VIT_JAX_FUZZ", "0"))
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="its memory limit is Linux's")
+
 READER = "vit_jax.interop.torch_file:read_torch_file"
 
 

@@ -58,8 +58,12 @@ def test_files_that_are_none(tmp_path):
     model = build("vit")
     with pytest.raises(ValueError, match=r"no weights file '.*missing\.safetensors'"):
         vit_jax.load_pretrained(model, tmp_path / "missing.safetensors")
-    with pytest.raises(ValueError, match=r"\*\.safetensors, got '.*weights\.pth'"):
+    with pytest.raises(ValueError, match=r"no weights file '.*weights\.pth'"):
         vit_jax.load_pretrained(model, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"as \.safetensors, or as \.pth, .*got '.*weights\.h5'"):
+        vit_jax.save_pretrained(model, tmp_path / "weights.h5")
+    with pytest.raises(ValueError, match="dialect must be None, 'huggingface'.*got 'torchvision'"):
+        vit_jax.save_pretrained(model, tmp_path / "weights.pth", dialect="torchvision")
     vit_jax.save_pretrained(model, tmp_path / "whole.safetensors")
     cut = (tmp_path / "whole.safetensors").read_bytes()[:-100]
     (tmp_path / "cut.safetensors").write_bytes(cut)

@@ -77,7 +77,7 @@ def test_bfloat16_is_the_type_of_ml_dtypes(tmp_path: Path) -> None:
     assert array.dtype == ml_dtypes.bfloat16
 
 
-def checkpoint() -> dict[str, Any]:
+def checkpoint() -> dict[Any, Any]:
     """As training scripts write them (DeiT's among them)."""
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._utils import _rebuild_tensor_v2
 
 from vit_jax.interop import torch_pickle
 from vit_jax.interop.torch_file import MAGIC_NUMBER, read_torch_file
@@ -109,6 +110,9 @@ PAYLOADS = {
         b"ctorch._tensor\n_rebuild_from_type_v2\n(" + SYSTEM + b"ctorch\nTensor\n" + ARGUMENTS
         + b"}tR."
     ),
+    "tensor with another known function": (
+        b"ctorch._tensor\n_rebuild_from_type_v2\n(" + KNOWN + b"ctorch\nTensor\n)}tR."
+    ),
     "default factory": b"ccollections\ndefaultdict\n" + SYSTEM + b"\x85R.",
     "numpy of objects": (
         b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85C\x01btR(K\x01K\x01\x85"
@@ -193,19 +197,20 @@ def test_every_instruction_of_pickle_is_settled() -> None:
 
 def tensor(
     shape: tuple = (4,), strides: tuple = (1,), offset: Any = 0, numel: Any = 4, key: str = "0",
-    kind: str = "FloatStorage", metadata: Any = None,
+    kind: str = "FloatStorage", metadata: Any = None, view: Any = None,
 ) -> bytes:  # fmt: skip
     """A pickle of {"w": tensor}, by Python's own pickler with torch's names put in."""
 
     class Writer(pickle.Pickler):
         def persistent_id(self, obj: Any) -> Any:
-            is_storage = isinstance(obj, torch.UntypedStorage)
-            return ("storage", getattr(torch, kind), key, "cpu", numel) if is_storage else None
+            if not isinstance(obj, torch.UntypedStorage):
+                return None
+            return ("storage", getattr(torch, kind), key, "cpu", numel, view)
 
     class Tensor:
         def __reduce__(self) -> tuple:
             arguments = (torch.UntypedStorage(0), offset, shape, strides, False, {})
-            return torch._utils._rebuild_tensor_v2, (*arguments, metadata)
+            return _rebuild_tensor_v2, (*arguments, metadata)
 
     buffer = io.BytesIO()
     Writer(buffer, 2).dump({"w": Tensor()})
@@ -240,6 +245,10 @@ def tensor(
         ({"key": "1"}, "no data for storage '1'|its list of storages"),
         ({"key": "../../etc/passwd"}, "no data for storage|its list of storages"),
         ({"metadata": {"conj": True}}, "conjugate"),
+        ({"view": ("1", 2, 3)}, "a view of 3 elements at 2 reaches past the end"),
+        ({"view": ("1", 2, 2)}, "reaches past its end: element 3 of 2"),
+        ({"view": ("1", -2, 2)}, "a damaged view"),
+        ({"view": "1"}, "a damaged view"),
     ],
 )
 def test_tensors_that_lie(lie: dict, message: str | None, write: Write, tmp_path: Path) -> None:
@@ -260,6 +269,23 @@ def test_a_tensor_that_does_not_lie(write: Write, tmp_path: Path) -> None:
     """What the cases above change one thing of."""
     array = read_torch_file(write(tmp_path / "a.pth", tensor()))["w"]
     np.testing.assert_array_equal(array, np.arange(4, dtype=np.float32))
+
+
+@FORMS
+def test_a_storage_that_views_another(write: Write, tmp_path: Path) -> None:
+    """As torch wrote them long ago."""
+    content = tensor(shape=(2,), view=("1", 1, 2))
+    array = read_torch_file(write(tmp_path / "a.pth", content))["w"]
+    np.testing.assert_array_equal(array, np.array([1, 2], np.float32))
+
+
+@FORMS
+def test_a_storage_of_two_types(write: Write, tmp_path: Path) -> None:
+    value = [tensor(), tensor(kind="IntStorage")]
+    parts = [body[body.index(b"c") :].removesuffix(b"s.") for body in value]
+    path = write(tmp_path / "a.pth", b"(" + parts[0] + parts[1] + b"t.")
+    with refused("describes storage '0' in two ways"):
+        read_torch_file(path)
 
 
 @FORMS
@@ -302,6 +328,15 @@ PICKLES = {
     "copied bytes": (
         b"V" + b"x" * 10**6 + b"\nq\x000" + b"c_codecs\nencode\nh\x00Vlatin1\n\x86R" * 1000 + b".",
         "makes more bytes than it holds",
+    ),
+    "repeated set": (
+        b"](\x8f(" + b"".join(b"K" + bytes([i]) for i in range(256)) + b"\x90q\x00"
+        + b"h\x00" * 17_000 + b"e.",
+        "describes more than 4,000,000 objects",
+    ),
+    "storage of no storage class": (
+        b"(" + text("storage") + b"ctorch\nfloat32\n" + text("0") + text("cpu") + b"K\x00tQ.",
+        "a storage of no type that is known",
     ),
     "long int": (b"\x8b\x00\x00\x10\x00" + bytes(2**20) + b".", "an int of 1048576 bytes"),
     "written int": (b"I" + b"9" * 5000 + b"\n.", "a number of more than 64 characters"),
@@ -383,6 +418,7 @@ for path in sys.argv[1:]:
 """
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="its memory limit is Linux's")
 def test_bombs_at_full_size(tmp_path: Path) -> None:
     """In a process whose memory is bounded to 2 GiB, each in less than 10 seconds."""
     files = [

@@ -48,6 +48,13 @@ def test_raw_and_averaged(ema: bool | None, expected: dict, order: int) -> None:
     assert report.left == ()
 
 
+def test_raw_weights_come_first_even_behind_averaged_ones() -> None:
+    arrays, report = unwrap_state_dict({"state_dict": {"ema": EMA}, "model": RAW})
+    assert arrays == RAW
+    assert report.source == "model"
+    assert report.others == ("state_dict.ema",)
+
+
 def test_averaged_alone_serves_unless_raw_is_asked_for() -> None:
     arrays, report = unwrap_state_dict({"state_dict_ema": EMA})
     assert arrays == EMA

@@ -138,6 +138,26 @@ def test_no_matrix_of_queries_and_keys_is_formed() -> None:
     assert max(sizes) == 2 * tokens * dim
 
 
+@pytest.mark.usefixtures("promoting")
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_features_and_sums_are_wide(dtype: str) -> None:
+    """Of the same half-precision inputs: float32's result, rounded once.
+
+    Features of up to e^16 / sqrt(32): an exponent of 16 rounded to bfloat16 is off by up to 3e-2,
+    and the feature by as much.
+    """
+    w = random_features(jax.random.key(0), 32, 64, jnp.float32)
+    factors = np.linspace(0.6, 1.1, 128)[:, None]
+    rows = np.asarray(w)[np.arange(128) % 32]
+    (v,) = draw((128, 16))
+    q, k, v = (jnp.asarray(x, dtype) for x in (factors[::-1] * rows, factors * rows, v))
+    want = linear_attention(*(x.astype(jnp.float32) for x in (q, k, v)), w, eps=1e-8)
+    got = linear_attention(q, k, v, w, eps=1e-8)
+    assert got.dtype == jnp.dtype(dtype)
+    step = float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=step, atol=1e-5)
+
+
 def at_real_magnitudes(dtype: Any) -> tuple[TokenPerformer, jax.Array]:
     """A layer, and tokens of which each has a key and a query that equal a random feature.
 

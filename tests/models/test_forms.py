@@ -101,6 +101,11 @@ def test_gradients_are_finite_and_none_is_lost(family: str) -> None:
         assert np.any(grad), name
 
 
+# Six times as wide as the others: its worst gradient, of the four weights of a norm, is off by 22
+# steps in bfloat16 and by 17 in float16, whose step is an eighth. So it is rounding.
+GRADIENT_STEPS = {"t2t se": 32}
+
+
 @pytest.mark.usefixtures("promoting")
 @pytest.mark.parametrize(
     ("family", "dtype"),
@@ -121,7 +126,7 @@ def test_half_precision_compute(family: str, dtype: str) -> None:
     for name, grad in grads.items():
         assert half_grads[name].dtype == np.float32
         error = rms(half_grads[name] - grad) / max(rms(grad), 1e-2 * rms(outputs))
-        assert error < 16 * step, name
+        assert error < GRADIENT_STEPS.get(family, 16) * step, name
 
 
 @pytest.mark.usefixtures("promoting")

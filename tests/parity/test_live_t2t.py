@@ -21,7 +21,7 @@ MODELS = {
     "ghost": ("t2t_vit_16_ghost", T2TViTGhost),
 }
 CASES: dict[str, dict[str, Any]] = {
-    # Patch grids of ceil(size / 16), not size // 16, where not stated otherwise.
+    # Patch grids that are not size // 16, where not stated otherwise.
     "performer": {"img_size": (100, 40), "in_chans": 1, "mlp_ratio": 2.5, "token_dim": 4},
     "performer wide": {"img_size": (36, 52), "in_chans": 4, "qkv_bias": True, "depth": 2},
     "performer odd": {"img_size": (52, 20), "token_dim": 9, "num_heads": 3, "num_classes": 0},

@@ -8,7 +8,7 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -155,8 +155,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
                 name = entry.filename.removesuffix(".npy")
                 if name in arrays:
                     raise ValueError(f"there are two entries {name}")
-                with archive.open(entry) as file:
-                    arrays[name] = _read_npy(file, entry)
+                arrays[name] = _read_npy(archive, entry)
     # zipfile, zlib, struct and NumPy's header reader each have their own kinds.
     except Exception as error:
         raise ValueError(f"{str(path)!r} is not a whole .npz file: {error}") from error
@@ -178,21 +177,22 @@ def _check_sizes(entries: Sequence[zipfile.ZipInfo], packed: int) -> None:
         raise ValueError(f"its {packed:,} bytes would unpack to {unpacked:,}")
 
 
-def _read_npy(file: IO[bytes], entry: zipfile.ZipInfo) -> np.ndarray:
-    version = np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise ValueError(f"{entry.filename} is of the unknown form {version}")
-    read = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else np.lib.format.read_array_header_2_0
-    )
-    shape, fortran, dtype = read(file)
-    if dtype.hasobject or any(side < 0 for side in shape):
-        raise ValueError(f"{entry.filename} is no array of numbers")
-    wanted = dtype.itemsize * math.prod(int(side) for side in shape)
-    # Not all there is: zipfile would unpack it first, and then cut it to the size it has stated.
-    data = file.read(min(wanted, entry.file_size) + 1)
+def _read_npy(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(entry) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{entry.filename} is of the unknown form {version}")
+        read = (
+            np.lib.format.read_array_header_1_0
+            if version == (1, 0)
+            else np.lib.format.read_array_header_2_0
+        )
+        shape, fortran, dtype = read(file)
+        if dtype.hasobject or any(side < 0 for side in shape):
+            raise ValueError(f"{entry.filename} is no array of numbers")
+        wanted = dtype.itemsize * math.prod(int(side) for side in shape)
+        # Not all there is: zipfile would unpack it first, and then cut it to the size stated.
+        data = file.read(min(wanted, entry.file_size) + 1)
     if len(data) != wanted:
         raise ValueError(f"{entry.filename} has {len(data)} bytes, wanted {wanted}")
     return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")

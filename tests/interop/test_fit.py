@@ -1,0 +1,96 @@
+"""A model that does not fit its weights: all that is wrong, and the names that do fit."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import save_file
+
+import vit_jax
+from tests.models.families import build
+from vit_jax.interop.fit import models_that_fit
+from vit_jax.interop.state_dict import torch_shapes
+
+# Each design, and all the names whose arrays are the same.
+NAMES: dict[str, list[str]] = {
+    "vit_tiny_patch16_224": ["deit_tiny_patch16_224", "vit_tiny_patch16_224"],
+    "deit_tiny_distilled_patch16_224": ["deit_tiny_distilled_patch16_224"],
+    "deit3_small_patch16_384": ["deit3_small_patch16_384"],
+    "t2t_vit_7": ["t2t_vit_7"],
+    "t2t_vit_14": ["t2t_vit_14", "t2t_vit_14_resnext"],
+    "t2t_vit_t_14": ["t2t_vit_t_14"],
+    "t2t_vit_14_se": ["t2t_vit_14_se"],
+    "t2t_vit_16_ghost": ["t2t_vit_16_ghost"],
+    "t2t_vit_dense": ["t2t_vit_dense"],
+    "vit_classifier": ["vit_classifier"],
+    "vit_encoder": ["vit_encoder"],
+    "vit_modular": ["vit_modular"],
+}
+
+
+def arrays_of(name: str, **fields: object) -> dict[str, np.ndarray]:
+    """Of the shapes of a registered model, without memory of their own."""
+    model = nnx.eval_shape(lambda: vit_jax.create_model(name, rngs=nnx.Rngs(0), **fields))
+    zero = np.float32(0)
+    return {key: np.broadcast_to(zero, shape) for key, shape in torch_shapes(model).items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_that_fit(name: str) -> None:
+    arrays = arrays_of(name, num_classes=7)
+    assert models_that_fit(arrays) == NAMES[name]
+    assert models_that_fit(arrays, limit=1) == NAMES[name][:1]
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "misshapen", "scalar"])
+def test_what_is_of_no_registered_model_fits_none(change: str) -> None:
+    arrays = arrays_of("vit_tiny_patch16_224")
+    if change == "missing":
+        del arrays["norm.bias"]
+    elif change == "unexpected":
+        arrays["x"] = arrays["norm.bias"]
+    else:
+        name = "norm.bias" if change == "misshapen" else "patch_embed.proj.weight"
+        arrays[name] = np.zeros((3,) if change == "misshapen" else (), np.float32)
+    assert models_that_fit(arrays) == []
+    assert models_that_fit({}) == []
+
+
+def test_all_that_is_wrong_is_listed_at_once_and_nothing_changes(tmp_path: Path) -> None:
+    model = build("vit")
+    before = vit_jax.state_dict(model)
+    wrong = {name: array + 1 for name, array in before.items()}
+    del wrong["norm.bias"], wrong["cls_token"]
+    wrong["blocks.7.norm1.bias"] = np.ones(8, np.float32)
+    wrong["head.weight"] = np.ones((4, 8), np.float32)
+    wrong["pos_embed"] = wrong["pos_embed"].astype(np.complex64)
+    save = {name: array for name, array in wrong.items() if array.dtype != np.complex64}
+    np.savez(tmp_path / "w.npz", allow_pickle=False, **wrong)  # type: ignore[arg-type]
+    save_file(save, tmp_path / "w.safetensors")
+    lines = {
+        "missing: norm.bias",
+        "missing: cls_token",
+        "unexpected: blocks.7.norm1.bias",
+        "misshapen: head.weight wanted (5, 8), got (4, 8)",
+    }
+    kind = "not numeric: pos_embed wanted real numbers, got complex64"
+    for file, want in (
+        ("w.npz", lines | {kind}),
+        ("w.safetensors", lines | {"missing: pos_embed"}),
+    ):
+        with pytest.raises(ValueError, match="does not fit the model") as error:
+            vit_jax.load_pretrained(model, tmp_path / file)
+        assert {line.strip() for line in str(error.value).splitlines()[1:]} == want
+        for name, array in vit_jax.state_dict(model).items():
+            np.testing.assert_array_equal(array, before[name])
+
+
+def test_the_error_of_load_pretrained_proposes_names(tmp_path: Path) -> None:
+    right = vit_jax.create_model("vit_classifier", rngs=nnx.Rngs(0))
+    vit_jax.save_pretrained(right, tmp_path / "w.safetensors")
+    for family in ("vit", "classifier"):
+        model = build(family)
+        with pytest.raises(ValueError, match=r"weights fit: \['vit_classifier'\]") as error:
+            vit_jax.load_pretrained(model, tmp_path / "w.safetensors")
+        assert ("missing: " if family == "vit" else "misshapen: ") in str(error.value)
