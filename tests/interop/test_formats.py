@@ -129,12 +129,12 @@ ONES = np.ones((2, 3), np.float32)
         (npy(ONES, shape=(2, 4)), "has 24 bytes, wanted 32"),
         (npy(ONES, shape=(2, 2)), "has 17 bytes, wanted 16"),
         (npy(ONES, shape=(2**40, 2**40)), "wanted 4835703278458516698824704"),
-        (npy(ONES, shape=(-2, -3)), "no array of numbers"),
-        (npy(ONES, descr="|O"), "no array of numbers"),
-        (npy(ONES, descr=[("a", "|O"), ("b", "<f4")]), "no array of numbers"),
+        (npy(ONES, shape=(-2, -3)), "no header of a plain array"),
+        (npy(ONES, descr="|O"), "holds Python objects"),
+        (npy(ONES, descr=[("a", "|O"), ("b", "<f4")]), "no header of a plain array"),
         (npy(ONES)[:-1], "has 23 bytes, wanted 24"),
         (npy(ONES)[:20], "not a whole"),
-        (b"\x93NUMPY\x09\x00" + npy(ONES)[8:], r"unknown form \(9, 0\)"),
+        (b"\x93NUMPY\x09\x00" + npy(ONES)[8:], r"unknown form b.*x09"),
         (b"", "not a whole"),
     ],
 )
@@ -155,7 +155,7 @@ class Payload:
 def test_a_pickle_in_an_npz_does_not_run(tmp_path: Path) -> None:
     ran = tmp_path / "ran"
     np.savez(tmp_path / "w.npz", a=np.array([Payload(ran)], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="no array of numbers"):
+    with pytest.raises(ValueError, match="holds Python objects"):
         read_weights(tmp_path / "w.npz")
     # Said to be numbers: the pickle is then their bytes, or too long for them.
     pickled = pickle.dumps([Payload(ran)])
@@ -185,7 +185,7 @@ def test_what_says_that_it_is_large_is_not_unpacked(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_what_is_larger_than_it_says_is_not_unpacked(tmp_path: Path, method: int) -> None:
     path = npz(tmp_path / "w.npz", method, a=npy(np.zeros(2**26, np.uint8)))
-    path.write_bytes(_claims(path.read_bytes(), 500))
+    path.write_bytes(_claims(path.read_bytes(), 10_000))  # zipfile reads 4096 ahead
     tracemalloc.start()
     with pytest.raises(ValueError, match=r"w\.npz' is not a whole"):
         read_weights(path)
@@ -336,7 +336,7 @@ def test_what_is_no_weights_file(tmp_path: Path) -> None:
 
 def test_an_orbax_folder_that_is_damaged_or_of_something_else(tmp_path: Path) -> None:
     vit_jax.save_pretrained(build("vit"), tmp_path / "f", dialect="orbax")
-    (tmp_path / "f" / "manifest.ocdbt").write_bytes(b"nothing")
+    (tmp_path / "f" / "_METADATA").write_bytes(b"{")
     with pytest.raises(ValueError, match=r"the Orbax folder '.*f' cannot be read"):
         read_weights(tmp_path / "f")
 

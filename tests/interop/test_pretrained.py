@@ -62,7 +62,7 @@ def test_files_that_are_none(tmp_path):
         vit_jax.load_pretrained(model, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match=r"as \.safetensors, or as \.pth, .*got '.*weights\.h5'"):
         vit_jax.save_pretrained(model, tmp_path / "weights.h5")
-    with pytest.raises(ValueError, match="dialect must be None, 'huggingface'.*got 'torchvision'"):
+    with pytest.raises(ValueError, match=r"dialect must be None, 'huggingface'.*got 'torchvision'"):
         vit_jax.save_pretrained(model, tmp_path / "weights.pth", dialect="torchvision")
     vit_jax.save_pretrained(model, tmp_path / "whole.safetensors")
     cut = (tmp_path / "whole.safetensors").read_bytes()[:-100]

@@ -1,18 +1,19 @@
 """Weight files and folders: whatever the form, arrays by name. What is read cannot run code."""
 
 import dataclasses
+import gc
 import json
 import math
 import os
 import re
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from vit_jax.interop.npz import read_npz
 from vit_jax.interop.torch_file import read_torch_file
 from vit_jax.interop.wrappers import UnwrapReport, unwrap_state_dict
 from vit_jax.models.base import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
@@ -70,7 +71,7 @@ def read_weights(path: str | os.PathLike, *, ema: bool | None = None) -> Weights
     if path.suffix == SAFETENSORS:
         return _read_safetensors(path)
     if path.suffix == NPZ:
-        return Weights(_read_npz(path))
+        return Weights(read_npz(path))
     if path.suffix in TORCH_SUFFIXES:
         try:
             arrays, report = unwrap_state_dict(read_torch_file(path), ema=ema)
@@ -142,60 +143,6 @@ def _own_preprocessing(text: str) -> Preprocessing:
     if set(fields) != wanted:
         raise ValueError(f"wanted {sorted(wanted)}, got {sorted(fields)}")
     return check_preprocessing(**fields)
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Arrays of a .npz; each entry is exactly as long as its header says, and none is an object."""
-    arrays: dict[str, np.ndarray] = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            _check_sizes(entries, path.stat().st_size)
-            for entry in entries:
-                name = entry.filename.removesuffix(".npy")
-                if name in arrays:
-                    raise ValueError(f"there are two entries {name}")
-                arrays[name] = _read_npy(archive, entry)
-    # zipfile, zlib, struct and NumPy's header reader each have their own kinds.
-    except Exception as error:
-        raise ValueError(f"{str(path)!r} is not a whole .npz file: {error}") from error
-    return arrays
-
-
-def _check_sizes(entries: Sequence[zipfile.ZipInfo], packed: int) -> None:
-    """Refuses what would unpack to far more than the file holds.
-
-    Weights hardly shrink, but for an array of zeros, such as a head that was never trained.
-    """
-    for entry in entries:
-        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(f"{entry.filename} is packed by a method that NumPy does not write")
-    if sum(entry.compress_size for entry in entries) > packed:
-        raise ValueError("its entries overlap")
-    unpacked = sum(entry.file_size for entry in entries)
-    if unpacked > 10 * packed + 2**28:
-        raise ValueError(f"its {packed:,} bytes would unpack to {unpacked:,}")
-
-
-def _read_npy(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
-    with archive.open(entry) as file:
-        version = np.lib.format.read_magic(file)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"{entry.filename} is of the unknown form {version}")
-        read = (
-            np.lib.format.read_array_header_1_0
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0
-        )
-        shape, fortran, dtype = read(file)
-        if dtype.hasobject or any(side < 0 for side in shape):
-            raise ValueError(f"{entry.filename} is no array of numbers")
-        wanted = dtype.itemsize * math.prod(int(side) for side in shape)
-        # Not all there is: zipfile would unpack it first, and then cut it to the size stated.
-        data = file.read(min(wanted, entry.file_size) + 1)
-    if len(data) != wanted:
-        raise ValueError(f"{entry.filename} has {len(data)} bytes, wanted {wanted}")
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -294,14 +241,17 @@ def _read_orbax(path: Path) -> dict[str, np.ndarray]:
 
     from vit_jax.training.checkpoint_reading import one_line, quiet_orbax
 
+    tree, reason = None, ""
     with quiet_orbax():
         try:
             with ocp.StandardCheckpointer() as checkpointer:
                 tree = checkpointer.restore(path.absolute())
         except Exception as error:  # Orbax and tensorstore raise their own kinds
-            raise ValueError(
-                f"the Orbax folder {str(path)!r} cannot be read: {one_line(error)}"
-            ) from error
+            reason = one_line(error)
+        if reason:
+            gc.collect()  # the coroutines, while they are quiet
+    if reason:
+        raise ValueError(f"the Orbax folder {str(path)!r} cannot be read: {reason}")
     if not isinstance(tree, dict) or not all(hasattr(leaf, "shape") for leaf in tree.values()):
         raise ValueError(f"the Orbax folder {str(path)!r} holds no named arrays")
     return {name: np.asarray(leaf) for name, leaf in tree.items()}
