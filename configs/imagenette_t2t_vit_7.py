@@ -9,7 +9,8 @@ From the release of "Tokens-to-Token ViT" (2101.11986): AdamW, weight decay .03 
 decay to 1e-5, warm-up from 1e-6, label smoothing .1, mirrored images. Ours: batch 32, peak learning
 rate 5e-4, 6 epochs of which one of warm-up; no stochastic depth in so short a run.
 
-Two CPU cores: MEASURED
+Hardware, time and accuracy: two CPU cores, shared with other work, so no time; validation top-1
+0.361 after 295 steps (one epoch) and 0.485 after 590; stopped before its end.
 """
 
 from vit_jax.config import (

@@ -134,7 +134,7 @@ ONES = np.ones((2, 3), np.float32)
         (npy(ONES, descr=[("a", "|O"), ("b", "<f4")]), "no header of a plain array"),
         (npy(ONES)[:-1], "has 23 bytes, wanted 24"),
         (npy(ONES)[:20], "not a whole"),
-        (b"\x93NUMPY\x09\x00" + npy(ONES)[8:], r"unknown form b.*x09"),
+        (b"\x93NUMPY\x09\x00" + npy(ONES)[8:], "unknown form b"),
         (b"", "not a whole"),
     ],
 )

@@ -207,6 +207,7 @@ def test_preprocessing_there_and_back(hf: Any, tmp_path: Path) -> None:
             },
             Preprocessing(IMAGENET_MEAN, IMAGENET_STD, 224 / 248, "bilinear"),
         ),
+        ({"do_normalize": False}, Preprocessing((0, 0, 0), (1, 1, 1), 1.0, "bilinear")),
         ({"size": {"height": 224, "width": 224}, "image_mean": [1]}, None),
         ({"resample": 0}, None),
         ({"resample": []}, None),
@@ -216,6 +217,7 @@ def test_preprocessing_there_and_back(hf: Any, tmp_path: Path) -> None:
 def test_forms_of_their_preprocessor_config(
     fields: dict[str, Any], want: Preprocessing | None, tmp_path: Path
 ) -> None:
+    fields = {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD, "resample": 2, **fields}
     model = ours("vit")
     vit_jax.save_pretrained(model, tmp_path / "f", dialect="huggingface")
     (tmp_path / "f" / "preprocessor_config.json").write_text(json.dumps(fields))
@@ -225,6 +227,16 @@ def test_forms_of_their_preprocessor_config(
     else:
         vit_jax.load_pretrained(model, tmp_path / "f")
         assert model.preprocessing == want
+
+
+def test_what_their_preprocessor_config_leaves_out_is_said(tmp_path: Path) -> None:
+    model = ours("vit")
+    before = model.preprocessing
+    vit_jax.save_pretrained(model, tmp_path / "f", dialect="huggingface")
+    (tmp_path / "f" / "preprocessor_config.json").write_text('{"image_mean": [0, 0, 0]}')
+    report = vit_jax.load_pretrained(model, tmp_path / "f")
+    assert report.left == ("preprocessor_config.json: it states no image_std, resample",)
+    assert model.preprocessing == before
 
 
 def test_models_that_their_folder_cannot_be(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,12 @@ from flax import nnx
 
 from vit_jax.layers.variables import Frozen
 from vit_jax.training.checkpoint import Checkpoints
-from vit_jax.training.checkpoint_reading import CheckpointInfo, quiet_orbax, read_model
+from vit_jax.training.checkpoint_reading import (
+    CheckpointInfo,
+    quiet_orbax,
+    read_model,
+    silence_closed_loops,
+)
 from vit_jax.training.mesh import make_mesh, state_shardings
 from vit_jax.training.state import TrainState, initial_state
 
@@ -172,3 +178,15 @@ def test_only_the_model_can_be_read(written):
     np.testing.assert_array_equal(read["table"], make_state(1).frozen["table"][...])
     with pytest.raises(ValueError, match=r"another model: more is missing; table is unexpected"):
         read_model(written / "1", {k: v for k, v in arrays.items() if k != "table"} | {"more": 1})
+
+
+def test_closed_loops_are_silent_and_all_else_is_not(monkeypatch):
+    heard = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: heard.append(error))
+    monkeypatch.setattr(sys, "unraisablehook", lambda error: heard.append(error.exc_value))
+    silence_closed_loops()
+    closed, other = RuntimeError("Event loop is closed"), ValueError("another")
+    for error in (closed, other):
+        sys.excepthook(type(error), error, None)
+        sys.unraisablehook(sys.UnraisableHookArgs((type(error), error, None, None, None)))
+    assert heard == [other, other]

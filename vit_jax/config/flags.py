@@ -103,7 +103,9 @@ def help_text(program: str) -> str:
         "Train a Vision Transformer. The same command on the same work directory resumes.",
         "",
         "  --config RECIPE   a file with get_config(), or the name of a recipe that comes along:",
-        f"                    {', '.join(recipe_names())}",
+        *textwrap.wrap(
+            ", ".join(recipe_names()), 92, initial_indent=" " * 20, subsequent_indent=" " * 20
+        ),
         "  --workdir DIR     checkpoints, metrics and plots go here (default: runs/RECIPE)",
         "",
         "Fields (--config.FIELD=VALUE; None where a field may be None; tuples as (1,2)):",

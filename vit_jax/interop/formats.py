@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from vit_jax.interop.npz import read_npz
 from vit_jax.interop.torch_file import read_torch_file
 from vit_jax.interop.wrappers import UnwrapReport, unwrap_state_dict
-from vit_jax.models.base import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from vit_jax.models.base import Preprocessing
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar")
 SAFETENSORS, NPZ = ".safetensors", ".npz"
@@ -216,18 +216,28 @@ def _read_hf_config(folder: Path, config: Mapping[str, Any], weights: Weights) -
             weights.fields["num_heads"] = config["num_attention_heads"]
     processor = folder / "preprocessor_config.json"
     if processor.is_file():
-        fields = _read_json(processor)
-        size, crop = (_side(fields.get(key)) for key in ("size", "crop_size"))
-        cropped = fields.get("do_center_crop", False) and size and crop
-        weights.preprocessing = _stated(
-            processor,
-            lambda: check_preprocessing(
-                fields.get("image_mean", IMAGENET_MEAN),
-                fields.get("image_std", IMAGENET_STD),
-                crop / size if cropped and crop and size else 1.0,
-                _INTERPOLATIONS.get(fields.get("resample", 2), "unknown"),
-            ),
-        )
+        _read_processor(processor, _read_json(processor), weights)
+
+
+def _read_processor(path: Path, fields: Mapping[str, Any], weights: Weights) -> None:
+    if not fields.get("do_normalize", True):
+        fields = {**fields, "image_mean": (0, 0, 0), "image_std": (1, 1, 1)}
+    wanted = ("image_mean", "image_std", "resample")
+    if missing := [key for key in wanted if key not in fields]:
+        # Their processors have different defaults: what is not stated is not known.
+        weights.notes.append(f"{path.name}: it states no {', '.join(missing)}")
+        return
+    size, crop = (_side(fields.get(key)) for key in ("size", "crop_size"))
+    cropped = fields.get("do_center_crop", False) and size and crop
+    weights.preprocessing = _stated(
+        path,
+        lambda: check_preprocessing(
+            fields["image_mean"],
+            fields["image_std"],
+            crop / size if cropped and crop and size else 1.0,
+            _INTERPOLATIONS.get(fields["resample"], "unknown"),
+        ),
+    )
 
 
 def _side(size: Any) -> int | None:

@@ -25,6 +25,7 @@ from vit_jax.training.checkpoint_reading import (
     named_arrays,
     one_line,
     read_items,
+    silence_closed_loops,
 )
 from vit_jax.training.state import TrainState
 
@@ -145,6 +146,7 @@ class Checkpoints:
         # asyncio would log each with a traceback. What happened is said once, here.
         for late in ("absl", "asyncio"):
             logging.getLogger(late).disabled = True
+        silence_closed_loops()
         good = "there is none before it"
         if self._good is not None:
             good = f"the last good one is that of step {self._good}, from which a new run goes on"

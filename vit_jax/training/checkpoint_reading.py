@@ -64,6 +64,24 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 300 else f"{text[:120]} ... {text[-150:]}"
 
 
+def silence_closed_loops() -> None:
+    """Leaves out, from now on, what tensorstore's late threads cannot report.
+
+    They show that the event loop is closed to which they would: through either hook of Python's.
+    """
+    unraisable, unhandled = sys.unraisablehook, sys.excepthook
+
+    def all_other_unraisable(error: Any) -> None:
+        if str(error.exc_value) != "Event loop is closed":
+            unraisable(error)
+
+    def all_other_unhandled(kind: Any, error: BaseException, trace: Any) -> None:
+        if str(error) != "Event loop is closed":
+            unhandled(kind, error, trace)
+
+    sys.unraisablehook, sys.excepthook = all_other_unraisable, all_other_unhandled
+
+
 @contextlib.contextmanager
 def quiet_orbax() -> Iterator[None]:
     """Leaves out what Orbax and tensorstore print of an error beside raising it.
