@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -188,5 +189,5 @@ def test_closed_loops_are_silent_and_all_else_is_not(monkeypatch):
     closed, other = RuntimeError("Event loop is closed"), ValueError("another")
     for error in (closed, other):
         sys.excepthook(type(error), error, None)
-        sys.unraisablehook(sys.UnraisableHookArgs((type(error), error, None, None, None)))
+        sys.unraisablehook(types.SimpleNamespace(exc_value=error))
     assert heard == [other, other]
