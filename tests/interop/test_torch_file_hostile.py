@@ -556,3 +556,12 @@ def test_legacy_version(tmp_path: Path) -> None:
     (tmp_path / "a.pth").write_bytes(b"".join([*heading, tensor()]))
     with refused("another version than 1001"):
         read_torch_file(tmp_path / "a.pth")
+
+
+def test_codecs_are_loaded_before_a_file_is_read() -> None:
+    """Python imports a codec's module at its first use, which is not to be while a file is read."""
+    code = (
+        "import sys, vit_jax.interop.torch_pickle; "
+        "assert 'encodings.raw_unicode_escape' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

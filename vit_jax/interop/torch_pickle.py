@@ -6,12 +6,17 @@ What a file can cost is bounded: see the limits below.
 Source: `pickletools.py` of CPython, which documents the instructions.
 """
 
+import codecs
 import mmap
 from collections.abc import Callable
 from typing import Any
 
 from vit_jax.interop.torch_cursor import Cursor
 from vit_jax.interop.torch_globals import Global, find_global, key_of, set_state
+
+# Python loads a codec's module at its first use: now, so that reading a file loads nothing.
+for _encoding in ("ascii", "latin-1", "utf-8", "raw-unicode-escape"):
+    codecs.lookup(_encoding)
 
 MAX_INSTRUCTIONS = 500_000  # of a pickle; a ViT-B with its optimizer takes about 20,000
 _MAX_INT_BYTES = 32
