@@ -5,7 +5,9 @@ are read, and what damage is noticed, is in `checkpoint_reading`.
 """
 
 import dataclasses
+import errno
 import logging
+import os
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -150,9 +152,14 @@ class Checkpoints:
         good = "there is none before it"
         if self._good is not None:
             good = f"the last good one is that of step {self._good}, from which a new run goes on"
+        reason = one_line(error)
+        for code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            said = os.strerror(code)  # it may stand in the middle, which `one_line` leaves out
+            if said in str(error) and said not in reason:
+                reason = f"{said}: {reason}"
         return ValueError(
             f"the checkpoint of step {step} cannot be written to {self.directory}: "
-            f"{one_line(error)} (is the disk full?); {good}"
+            f"{reason} (is the disk full?); {good}"
         )
 
     def restore(
