@@ -9,20 +9,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vit_jax.interop.pretrained import LoadReport, load_pretrained, read_source, save_pretrained
+from vit_jax.interop.fit import HEADS
+from vit_jax.interop.pretrained import LoadReport, load_weights, read_source, save_pretrained
 from vit_jax.interop.state_dict import torch_shapes
 from vit_jax.models.base import VisionModel
 from vit_jax.models.registry import create_model, model_fields
 
 _DIALECTS = {"timm": None, "hf": "huggingface", "google": "google", "orbax": "orbax"}
 TARGETS = tuple(_DIALECTS)
-# The last Linear of each design, whose rows are the classes.
-_HEADS = (
-    "head.weight",
-    "logits_layer.weight",
-    "linear_layer.weight",
-    "classification.linear2.weight",
-)
 
 
 def convert(
@@ -54,16 +48,17 @@ def convert(
     """
     if to not in _DIALECTS:
         raise ValueError(f"--to: wanted one of {', '.join(TARGETS)}, got {to!r}")
-    weights, _ = read_source(source, ema)
+    weights = read_source(source, ema)
     known = model_fields(name)
     found = {key: value for key, value in weights.fields.items() if key in known}
-    heads = [weights.arrays[key] for key in _HEADS if key in weights.arrays]
+    kernels = [f"{layer}.weight" for layer in HEADS]
+    heads = [weights.arrays[kernel] for kernel in kernels if kernel in weights.arrays]
     if head is not None and not isinstance(head, str):
         found["num_classes"] = len(head)
     elif head is None and heads and heads[0].ndim:
         found["num_classes"] = heads[0].shape[0]
     model = create_model(name, rngs=nnx.Rngs(0), **{**found, **fields})
-    report = load_pretrained(model, source, ema=ema, resize=resize, head=head, in_chans=in_chans)
+    report = load_weights(model, weights, source, resize=resize, head=head, in_chans=in_chans)
     save_pretrained(model, target, dialect=_DIALECTS[to])
     return model, report
 

@@ -17,6 +17,8 @@ _DESIGNS = (
     ("pacth_emb.conv.weight", "vit_modular", 0),
     ("patch_embed.proj.weight", "[vd]*_patch*", 0),
 )
+# The last Linear of each design, whose rows are the classes.
+HEADS = ("head", "head_dist", "logits_layer", "linear_layer", "classification.linear2")
 
 
 def _depth(names: Iterable[str]) -> int:
@@ -55,5 +57,4 @@ def models_that_fit(arrays: Mapping[str, np.ndarray], limit: int = 5) -> list[st
 
 def is_of_classes(key: str) -> bool:
     """Whether it is an array of the last Linear, whose rows are the classes."""
-    heads = ("head", "head_dist", "logits_layer", "linear_layer", "classification.linear2")
-    return key.rpartition(".")[0] in heads
+    return key.rpartition(".")[0] in HEADS

@@ -38,12 +38,14 @@ class Weights:
       preprocessing: how images are made ready, where the file says so.
       fields: constructor fields of the model that the file states, such as norm_eps.
       notes: what was unwrapped or left, in words.
+      dialect: whose names the arrays had before they were given the models' own; None for these.
     """
 
     arrays: dict[str, np.ndarray]
     preprocessing: Preprocessing | None = None
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
+    dialect: str | None = None
 
 
 def read_weights(path: str | os.PathLike, *, ema: bool | None = None) -> Weights:

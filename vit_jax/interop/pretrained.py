@@ -90,12 +90,38 @@ def load_pretrained(
         fit the model (each is named, and registered names that do fit); fields of the model, such
         as norm_eps, that the file contradicts. The model is unchanged.
     """
-    weights, dialect = read_source(source, ema)
+    weights = read_source(source, ema)
+    return load_weights(
+        model,
+        weights,
+        str(source),
+        resize=resize,
+        old_grid=old_grid,
+        head=head,
+        in_chans=in_chans,
+    )
+
+
+def load_weights(
+    model: VisionModel,
+    weights: Weights,
+    source: str,
+    *,
+    resize: str | None = None,
+    old_grid: Sequence[int] | None = None,
+    head: Literal["drop"] | Sequence[int] | None = None,
+    in_chans: bool = False,
+) -> LoadReport:
+    """The second half of `load_pretrained`: weights of `read_source` into the model.
+
+    Raises:
+      ValueError: they do not fit; the model is unchanged.
+    """
     for field, value in weights.fields.items():
         own = getattr(model, field, value)
         if own != value:
             raise ValueError(
-                f"{str(source)!r} is of a model with {field}={value!r}, this one has {own!r}: "
+                f"{source!r} is of a model with {field}={value!r}, this one has {own!r}: "
                 f"create_model(..., {field}={value!r})"
             )
     arrays, adapted = weights.arrays, []
@@ -116,11 +142,11 @@ def load_pretrained(
     elif preprocessing is not None:
         model.preprocessing = preprocessing
     loaded = tuple(name for name in arrays if head != "drop" or not is_of_classes(name))
-    return LoadReport(str(source), dialect, loaded, tuple(adapted), tuple(left))
+    return LoadReport(source, weights.dialect, loaded, tuple(adapted), tuple(left))
 
 
-def read_source(source: str | os.PathLike, ema: bool | None) -> tuple[Weights, str | None]:
-    """Reads weights under the models' own names, and the dialect they were in: None for these.
+def read_source(source: str | os.PathLike, ema: bool | None) -> Weights:
+    """Reads weights of any form and gives them the models' own names.
 
     Raises:
       ValueError: see `load_pretrained`.
@@ -132,7 +158,7 @@ def read_source(source: str | os.PathLike, ema: bool | None) -> tuple[Weights, s
     if run is not None and ema:
         raise ValueError(f"{name!r} is of a run that averages no weights (ema=True)")
     if run is not None:
-        return run, None
+        return run
     weights = read_weights(source, ema=ema)
     try:
         arrays, dialect = to_timm(weights.arrays)
@@ -140,7 +166,7 @@ def read_source(source: str | os.PathLike, ema: bool | None) -> tuple[Weights, s
         raise ValueError(f"{name!r}: {error}") from error
     heads = google_heads(weights.arrays) if dialect == "google" else None
     fields = weights.fields if heads is None else {**weights.fields, "num_heads": heads}
-    return dataclasses.replace(weights, arrays=arrays, fields=fields), dialect
+    return dataclasses.replace(weights, arrays=arrays, fields=fields, dialect=dialect)
 
 
 def _run_of(path: Path) -> Weights | None:
@@ -201,7 +227,6 @@ def save_pretrained(
     elif path.suffix == SAFETENSORS:
         write_safetensors(state_dict(model), path, model.preprocessing)
     elif path.suffix in TORCH_SUFFIXES:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_torch_file(path, state_dict(model))
     else:
         raise ValueError(

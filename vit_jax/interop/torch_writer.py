@@ -9,6 +9,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from vit_jax.interop.atomic import whole
 from vit_jax.interop.torch_tensors import DTYPES, STORAGES
 
 _ROOT = "archive"
@@ -32,17 +33,10 @@ def write_torch_file(path: str | os.PathLike, state_dict: Mapping[str, Any]) -> 
       ValueError: a name is no string, or a value no array of a type that torch has.
     """
     arrays = {name: _native(name, array) for name, array in state_dict.items()}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with partial.open("wb") as file:
-            _write(file, arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole(Path(path)) as partial, partial.open("wb") as file:
+        _write(file, arrays)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _native(name: Any, array: Any) -> np.ndarray:

@@ -1,10 +1,7 @@
 """Writing weights in other people's forms. Each is put in place whole."""
 
-import contextlib
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,6 +9,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
+from vit_jax.interop.atomic import whole
 from vit_jax.interop.dialects import DialectError, from_timm
 from vit_jax.interop.state_dict import state_dict
 from vit_jax.layers.attention import Attention
@@ -32,26 +30,6 @@ _ORBAX_FILES = frozenset(
     }
 )
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """Yields a place beside `path` to write to, which then takes its place; a crash leaves none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    old = path.with_name(f"{partial.name}.old")
-    try:
-        yield partial
-        if partial.is_dir() and path.is_dir():  # a folder does not take the place of a full one
-            os.replace(path, old)
-        os.replace(partial, path)
-        if old.is_dir():
-            shutil.rmtree(old)
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        else:
-            partial.unlink(missing_ok=True)
 
 
 def _check_new_folder(path: Path, ours: frozenset[str]) -> None:
@@ -77,7 +55,7 @@ def write_safetensors(
     metadata = {"format": "pt"}  # the layout of the arrays is PyTorch's
     if preprocessing is not None:
         metadata["preprocessing"] = json.dumps(asdict(preprocessing))
-    with _whole(path) as partial:
+    with whole(path) as partial:
         save_file(dict(arrays), partial, metadata=metadata)
 
 
@@ -116,7 +94,7 @@ def write_google(model: VisionModel, path: Path) -> None:
     arrays = _said(model, "google")
     if model.norm_eps != 1e-6:
         raise ValueError(f"Google's ViT has norm_eps=1e-6, this model {model.norm_eps}")
-    with _whole(path) as partial, open(partial, "wb") as file:
+    with whole(path) as partial, open(partial, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 
 
@@ -157,7 +135,7 @@ def write_huggingface(model: VisionModel, path: Path) -> None:
         "id2label": {str(label): f"LABEL_{label}" for label in range(model.num_classes)},
         "label2id": {f"LABEL_{label}": label for label in range(model.num_classes)},
     }
-    with _whole(path) as partial:
+    with whole(path) as partial:
         partial.mkdir()
         write_safetensors(arrays, partial / "model.safetensors", None)
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -190,6 +168,6 @@ def write_orbax(model: VisionModel, path: Path) -> None:
     import orbax.checkpoint as ocp
 
     _check_new_folder(path, _ORBAX_FILES)
-    with _whole(path) as partial, ocp.StandardCheckpointer() as checkpointer:
+    with whole(path) as partial, ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(partial.absolute(), state_dict(model))
         checkpointer.wait_until_finished()

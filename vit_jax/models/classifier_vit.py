@@ -253,11 +253,7 @@ class ViTClassifier(VisionModel):
             dtype=dtype,
             param_dtype=param_dtype,
         )
-        types: dict[str, Any] = {
-            "dtype": self.dtype,
-            "param_dtype": self.param_dtype,
-            "rngs": rngs,
-        }
+        types: dict[str, Any] = {**self.types, "rngs": rngs}
         mlp_dim = check_int("mlp_dim", mlp_dim, least=1)
         class_token_batch = check_int("class_token_batch", class_token_batch, least=1)
         head_units = tuple(mlp_head_units) if np.ndim(mlp_head_units) else ()
@@ -299,9 +295,8 @@ class ViTClassifier(VisionModel):
     def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs) -> None:
         """Replaces the last Linear of the head by a new one; 0 classes make it the identity."""
         num_classes = self.num_classes = check_int("num_classes", num_classes, least=0)
-        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.logits_layer = nnx.data(
-            torch_linear(self.num_features, num_classes, **types, rngs=rngs)
+            torch_linear(self.num_features, num_classes, **self.types, rngs=rngs)
             if num_classes
             else None
         )

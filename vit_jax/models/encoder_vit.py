@@ -198,11 +198,7 @@ class EncoderViT(AnySizeModel):
             dtype=dtype,
             param_dtype=param_dtype,
         )
-        types: dict[str, Any] = {
-            "dtype": self.dtype,
-            "param_dtype": self.param_dtype,
-            "rngs": rngs,
-        }
+        types: dict[str, Any] = {**self.types, "rngs": rngs}
         self.patch_embed = PatchProjection(
             self.patch_size, self.in_chans, self.embed_dim, patchify=patchify, **types
         )
@@ -230,9 +226,10 @@ class EncoderViT(AnySizeModel):
     def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs) -> None:
         """Replaces the last Linear by a new one; 0 classes make it the identity."""
         num_classes = self.num_classes = check_int("num_classes", num_classes, least=0)
-        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.linear_layer = nnx.data(
-            torch_linear(self.embed_dim, num_classes, **types, rngs=rngs) if num_classes else None
+            torch_linear(self.embed_dim, num_classes, **self.types, rngs=rngs)
+            if num_classes
+            else None
         )
 
     def forward_features(

@@ -167,7 +167,7 @@ class ModularViT(AnySizeModel):
                 "scan_layers=True stacks the weights of different layers, and share_layers=True "
                 "has one layer: set one of them to False"
             )
-        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types = self.types
         self.patch_emb = PatchEmbed(
             self.img_size,
             self.patch_size,

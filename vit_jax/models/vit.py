@@ -4,7 +4,6 @@ Dosovitskiy et al. 2020 (2010.11929), Touvron et al. 2020 (2012.12877) and 2022 
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -144,7 +143,7 @@ class VisionTransformer(VisionModel):
             dtype=dtype,
             param_dtype=param_dtype,
         )
-        types: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types = self.types
         reg_tokens = check_int("reg_tokens", reg_tokens, least=0)
         representation_size = check_int("representation_size", representation_size or 0, least=0)
         mlp_ratio = check_number("mlp_ratio", mlp_ratio, above=0)

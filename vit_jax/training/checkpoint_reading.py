@@ -64,6 +64,11 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 300 else f"{text[:120]} ... {text[-150:]}"
 
 
+def _is_of_closed_loop(error: BaseException | None) -> bool:
+    """Whether a thread of tensorstore found the event loop closed to which it would report."""
+    return str(error) == "Event loop is closed"
+
+
 def silence_closed_loops() -> None:
     """Leaves out, from now on, what tensorstore's late threads cannot report.
 
@@ -72,11 +77,11 @@ def silence_closed_loops() -> None:
     unraisable, unhandled = sys.unraisablehook, sys.excepthook
 
     def all_other_unraisable(error: Any) -> None:
-        if str(error.exc_value) != "Event loop is closed":
+        if not _is_of_closed_loop(error.exc_value):
             unraisable(error)
 
     def all_other_unhandled(kind: Any, error: BaseException, trace: Any) -> None:
-        if str(error) != "Event loop is closed":
+        if not _is_of_closed_loop(error):
             unhandled(kind, error, trace)
 
     sys.unraisablehook, sys.excepthook = all_other_unraisable, all_other_unhandled
@@ -94,7 +99,7 @@ def quiet_orbax() -> Iterator[None]:
     level, hook = logger.level, sys.unraisablehook
 
     def all_other(unraisable: Any) -> None:
-        closed = str(unraisable.exc_value) == "Event loop is closed"
+        closed = _is_of_closed_loop(unraisable.exc_value)
         if not closed and not inspect.iscoroutine(unraisable.object):
             hook(unraisable)
 
