@@ -20,7 +20,7 @@ ALLOWED = {
     "config": set(),
     **dict.fromkeys(_MIDDLE, _MIDDLE | _BELOW_MIDDLE),
     "cli": _MIDDLE | _BELOW_MIDDLE,
-    "__init__": {"models", "interop"},
+    "__init__": {"models", "interop", "parity"},
 }
 
 

@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vit_jax import parity
     from vit_jax.interop.pretrained import load_pretrained, save_pretrained
     from vit_jax.interop.state_dict import load_state_dict, state_dict
     from vit_jax.models.registry import create_model, list_models
@@ -13,6 +14,7 @@ __all__ = [
     "list_models",
     "load_pretrained",
     "load_state_dict",
+    "parity",
     "save_pretrained",
     "state_dict",
 ]
@@ -23,6 +25,7 @@ _HOMES = {
     "list_models": "vit_jax.models.registry",
     "load_pretrained": "vit_jax.interop.pretrained",
     "load_state_dict": "vit_jax.interop.state_dict",
+    "parity": "vit_jax.parity",
     "save_pretrained": "vit_jax.interop.pretrained",
     "state_dict": "vit_jax.interop.state_dict",
 }
@@ -32,7 +35,8 @@ def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used: `vit-jax --help` need not wait for JAX."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(_HOMES[name]), name)
+    module = importlib.import_module(_HOMES[name])
+    value = globals()[name] = module if name == "parity" else getattr(module, name)
     return value
 
 

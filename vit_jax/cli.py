@@ -122,6 +122,16 @@ def convert(options: argparse.Namespace) -> int:
     return 0
 
 
+def parity(options: argparse.Namespace) -> int:
+    """`parity NAME --reference FILE | --torch MODULE:CALLABLE ...`: a model beside PyTorch."""
+    given = {key: value for key, value in vars(options).items() if key != "run"}
+    given["fields"] = dict(_field(text) for text in given.pop("field"))
+    set_up_jax(exact=True)
+    from vit_jax.parity.command import Request, run
+
+    return run(Request(**given))
+
+
 def _field(text: str) -> tuple[str, Any]:
     """NAME=VALUE as the command line gives it; a value is a Python literal, else a string."""
     name, equals, value = text.partition("=")
@@ -133,12 +143,15 @@ def _field(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def set_up_jax() -> None:
+def set_up_jax(*, exact: bool = False) -> None:
     """What the package does to the process, and only on behalf of a command.
 
     Compiled programs are kept under the user's cache directory; JAX's own variable
     JAX_COMPILATION_CACHE_DIR names another place, and set to nothing turns that off. Tracebacks
     keep JAX's frames, so that one can tell an error that this package raised from one inside JAX.
+
+    Args:
+      exact: allow float64, and multiply float32 matrices in float32 on every device.
     """
     import jax
 
@@ -149,6 +162,9 @@ def set_up_jax() -> None:
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     if "JAX_TRACEBACK_FILTERING" not in os.environ:
         jax.config.update("jax_traceback_filtering", "off")
+    if exact:
+        jax.config.update("jax_enable_x64", True)
+        jax.config.update("jax_default_matmul_precision", "highest")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -218,12 +234,75 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=convert)
 
+    _add_parity(commands.add_parser("parity", help="hold a model, number by number, to PyTorch"))
+
     command = commands.add_parser("models", help="list models, their parameters and image sizes")
     command.add_argument(
         "glob", metavar="GLOB", nargs="?", default="*", help="such as 'vit_*' (default: all)"
     )
     command.set_defaults(run=models)
     return parser
+
+
+def _add_parity(command: argparse.ArgumentParser) -> None:
+    command.description = (
+        "Compares a model with PyTorch stage by stage. Exit status: 0, every difference is noise; "
+        "1, one is not; 2, a mistake in the command."
+    )
+    command.epilog = "--torch and --make-golden import MODULE and call CALLABLE: they run its code."
+    command.add_argument(
+        "name", metavar="NAME", nargs="?", help="a registered model (default: the golden file's)"
+    )
+    command.add_argument(
+        "--field",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a constructor field of the model; may be given again",
+    )
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument("--reference", metavar="FILE", help="a golden file; needs no PyTorch")
+    source.add_argument(
+        "--torch",
+        metavar="MODULE:CALLABLE",
+        help="what returns a torch.nn.Module; MODULE is looked for in the current directory too",
+    )
+    source.add_argument(
+        "--make-golden",
+        nargs=2,
+        metavar=("MODULE:CALLABLE", "OUT"),
+        help="write a golden file of it, with gradients and training steps",
+    )
+    command.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="the model's weights (default: the module's or the golden file's own); a module that "
+        "is given beside it has to have the same by itself",
+    )
+    command.add_argument("--grad", action="store_true", help="compare gradients too")
+    command.add_argument(
+        "--steps", type=int, metavar="N", help="compare N optimizer steps too, and gradients"
+    )
+    command.add_argument("--optimizer", choices=("adamw", "sgd"), help="(default: adamw)")
+    command.add_argument("--images", metavar="FILE.npy", help="(B, H, W, C), normalised")
+    command.add_argument("--batch", type=int, metavar="N", help="random images (default: 2)")
+    command.add_argument("--seed", type=int, default=0, metavar="S", help="theirs (default: 0)")
+    command.add_argument(
+        "--precision",
+        choices=("both", "float64", "float32"),
+        default="both",
+        help="(default: both)",
+    )
+    command.add_argument("--html", metavar="FILE", help="write a page with pictures too")
+    command.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    command.add_argument(
+        "--all", action="store_true", dest="everything", help="print every stage and parameter"
+    )
+    command.add_argument(
+        "--image-shape", metavar="C,H,W", help="of a golden file to write (default: NAME's)"
+    )
+    command.add_argument("--classes", type=int, metavar="N", help="of a golden file to write")
+    command.set_defaults(run=parity)
 
 
 def _model_fields(name: str) -> Mapping[str, Any]:

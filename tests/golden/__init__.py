@@ -1,8 +1,8 @@
 """Golden fixtures: what the PyTorch references answered, and the same model built by vit_jax.
 
-`NAME.json` says what was run, `NAME.npz` what came out, `weights.py` rebuilds every weight and
-input from its name, shape and seed, and `models.json` maps a reference's constructor and its
-arguments to a registered name and our fields.
+`NAME.json` says what was run, `NAME.npz` what came out, `vit_jax.parity.golden_weights` rebuilds
+every weight and input from its name, shape and seed, and `models.json` maps a reference's
+constructor and its arguments to a registered name and our fields.
 """
 
 import functools
@@ -16,16 +16,9 @@ import numpy as np
 from flax import nnx
 
 import vit_jax
-from tests.golden import weights
+from vit_jax.parity import golden_weights as weights
 
 _FOLDER = Path(__file__).parent
-
-
-def _sinusoid(tokens: int, dim: int) -> np.ndarray:
-    """The official T2T table (1, N, D): sines in even columns, cosines in odd, float64 rounded."""
-    column = np.arange(dim)
-    angle = np.arange(tokens)[:, None] / 10000 ** (2 * (column // 2) / dim)
-    return np.where(column % 2, np.cos(angle), np.sin(angle))[None].astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -39,17 +32,7 @@ class Golden:
     @functools.cached_property
     def params(self) -> dict[str, np.ndarray]:
         """PyTorch's name -> float32 array in its layout; tied arrays under their first name."""
-        params = weights.params_from_spec(self.spec)
-        ordered = [params[name] for name, _, _ in self.spec["state_dict"] if name in params]
-        assert weights.digest(ordered) == self.spec["params_sha256"], (
-            "numpy's random stream changed"
-        )
-        shapes = {name: shape for name, shape, _ in self.spec["state_dict"]}
-        for name in self.spec["computed"]:
-            assert name == "pos_embed", name
-            stored = self.arrays.get(f"computed/{name}")  # in the small fixtures
-            params[name] = _sinusoid(*shapes[name][1:]) if stored is None else stored
-        return params
+        return weights.rebuild(self.spec, self.arrays)
 
     @functools.cached_property
     def images(self) -> np.ndarray:

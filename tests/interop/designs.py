@@ -61,9 +61,10 @@ def redraw(model: Any, seed: int = 0) -> Any:
     return model
 
 
-def reference(design: str) -> torch.nn.Module:
-    """The PyTorch module of `make(design)`, with other weights."""
+def reference(design: str, **fields: Any) -> torch.nn.Module:
+    """The PyTorch module of `make(design, **fields)`, with other weights."""
     name, own = ALL[design]
+    own = {**own, **fields}
     kind = _REFERENCES.get(design, T2TViT if design.startswith("t2t") else VisionTransformer)
     known = {**model_fields(name), **own, "num_classes": 5}
     takes = {name for k in kind.__mro__ for name in inspect.signature(k.__init__).parameters}

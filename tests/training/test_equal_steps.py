@@ -1,11 +1,13 @@
 """A training run beside PyTorch, number by number."""
 
 import dataclasses
+import json
 
+import matplotlib.image
 import numpy as np
 import pytest
 
-from tests.parity.equal_steps import run_both, without_chance
+from tests.parity.equal_steps import run_both, save, without_chance
 from vit_jax.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 
 # The two sides sum in another order, and Adam divides such differences by gradients that shrink.
@@ -44,3 +46,11 @@ def test_another_constant_is_seen(x64, config, monkeypatch):
     other = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, eps=1e-7))
     losses, _ = run_both(other, 20)
     assert np.abs(losses[:, 0] - losses[:, 1]).max() > 1000 * TOLERANCE
+
+
+def test_losses_and_their_picture_are_written(tmp_path):
+    """Equal losses too, which a logarithmic axis cannot show as they are."""
+    save(np.array([[2.0, 2.0], [1.5, 1.5 + 1e-14]]), "a test", tmp_path / "new")
+    losses = json.loads((tmp_path / "new/equal_steps.json").read_text())
+    assert losses == {"vit_jax": [2.0, 1.5], "pytorch": [2.0, 1.5 + 1e-14]}
+    assert matplotlib.image.imread(tmp_path / "new/equal_steps.png").shape == (780, 960, 4)

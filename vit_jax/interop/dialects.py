@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
+Rules = tuple[tuple[str, str], ...]  # (pattern, replacement); the first that fits wins
 
 
 class DialectError(ValueError):
@@ -28,20 +29,28 @@ class Dialect:
       to_timm: its arrays under timm's names, in PyTorch layout.
       from_timm: the way back, from the arrays and the number of heads; None where nothing is
         written in this dialect.
+      module_to_timm: the dotted path of one of its modules at timm; as it is where timm has none.
     """
 
     name: str
     speaks: Callable[[frozenset[str]], bool]
     to_timm: Callable[[Mapping[str, np.ndarray]], Arrays]
     from_timm: Callable[[Mapping[str, np.ndarray], int], Arrays] | None = None
+    module_to_timm: Callable[[str], str] = str
 
 
-def _rename(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+def _rename(name: str, rules: Rules) -> str:
     for pattern, replacement in rules:
         name, changed = re.subn(pattern, replacement, name)
         if changed:
             return name
     return name
+
+
+def _rename_module(path: str, modules: Rules, arrays: Rules) -> str:
+    """By the rules of modules without arrays of their own, then by those of arrays."""
+    renamed = _rename(path, modules)
+    return renamed if renamed != path else _rename(f"{path}.", arrays).removesuffix(".")
 
 
 def _collect(pairs: Iterable[tuple[str, np.ndarray]]) -> Arrays:
@@ -114,6 +123,13 @@ _HF_TO_TIMM = (
     (r"^(?:cls_)?classifier\.", "head."),
     (r"^distillation_classifier\.", "head_dist."),
 )
+_HF_MODULES = (
+    (r"^embeddings\.patch_embeddings$", "patch_embed"),
+    (r"^embeddings\.dropout$", "pos_drop"),
+    (r"^(?:encoder\.layer|layers)\.(\d+)$", r"blocks.\1"),
+    (r"^(?:encoder\.layer|layers)\.(\d+)\.attention$", r"blocks.\1.attn"),
+    (r"^(?:encoder\.layer|layers)\.(\d+)\.mlp$", r"blocks.\1.mlp"),
+)
 _TIMM_TO_HF = (
     (r"^cls_token$", "embeddings.cls_token"),
     (r"^dist_token$", "embeddings.distillation_token"),
@@ -142,6 +158,12 @@ def _hf_to_timm(arrays: Mapping[str, np.ndarray]) -> Arrays:
             for name, array in arrays.items()
         )
     )
+
+
+def _hf_module_to_timm(path: str) -> str:
+    within = re.sub(r"^(vit|deit)\.", "", path)
+    renamed = _rename_module(within, _HF_MODULES, _HF_TO_TIMM)
+    return path if renamed == within else renamed
 
 
 def _timm_to_hf(arrays: Mapping[str, np.ndarray], num_heads: int) -> Arrays:
@@ -184,10 +206,20 @@ _TORCHVISION_TO_TIMM = (
     (r"^heads\.pre_logits\.", "pre_logits.fc."),
     (r"^heads\.head\.", "head."),
 )
+_TORCHVISION_MODULES = (
+    (r"^encoder\.dropout$", "pos_drop"),
+    (r"^encoder\.layers\.encoder_layer_(\d+)$", r"blocks.\1"),
+    (r"^encoder\.layers\.encoder_layer_(\d+)\.self_attention$", r"blocks.\1.attn"),
+    (r"^encoder\.layers\.encoder_layer_(\d+)\.mlp$", r"blocks.\1.mlp"),
+)
 
 
 def _torchvision_to_timm(arrays: Mapping[str, np.ndarray]) -> Arrays:
     return _collect((_rename(name, _TORCHVISION_TO_TIMM), array) for name, array in arrays.items())
+
+
+def _torchvision_module_to_timm(path: str) -> str:
+    return _rename_module(path, _TORCHVISION_MODULES, _TORCHVISION_TO_TIMM)
 
 
 # ----------------------------------------------------------------------------------- Google
@@ -339,10 +371,21 @@ def _timm_to_google(arrays: Mapping[str, np.ndarray], num_heads: int) -> Arrays:
 
 
 DIALECTS = (
-    Dialect("huggingface", _speaks_hf, _hf_to_timm, _timm_to_hf),
-    Dialect("torchvision", lambda keys: "conv_proj.weight" in keys, _torchvision_to_timm),
+    Dialect("huggingface", _speaks_hf, _hf_to_timm, _timm_to_hf, _hf_module_to_timm),
+    Dialect(
+        "torchvision",
+        lambda keys: "conv_proj.weight" in keys,
+        _torchvision_to_timm,
+        module_to_timm=_torchvision_module_to_timm,
+    ),
     Dialect("google", _speaks_google, _google_to_timm, _timm_to_google),
 )
+
+
+def dialect_of(keys: Iterable[str]) -> Dialect | None:
+    """The dialect in which arrays of these names speak; None for the models' own names."""
+    names = frozenset(keys)
+    return next((dialect for dialect in DIALECTS if dialect.speaks(names)), None)
 
 
 def to_timm(arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, str | None]:
@@ -352,11 +395,8 @@ def to_timm(arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, str | None]:
       DialectError: a query, key or value stands alone; two arrays have the same place; one has no
         layout of the dialect.
     """
-    keys = frozenset(arrays)
-    for dialect in DIALECTS:
-        if dialect.speaks(keys):
-            return dialect.to_timm(arrays), dialect.name
-    return dict(arrays), None
+    dialect = dialect_of(arrays)
+    return (dict(arrays), None) if dialect is None else (dialect.to_timm(arrays), dialect.name)
 
 
 def from_timm(arrays: Mapping[str, np.ndarray], dialect: str, num_heads: int) -> Arrays:

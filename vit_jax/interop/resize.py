@@ -23,6 +23,7 @@ import numpy as np
 
 from vit_jax.layers.checks import check_choice, check_int
 
+_FLOAT64 = np.dtype(np.float64)
 METHODS = ("timm", "bicubic", "bilinear", "bilinear_antialias", "google")
 
 _Elementwise = Callable[[np.ndarray], np.ndarray]
@@ -60,7 +61,7 @@ def _antialiased(
     return to(matrix / to(matrix.sum(axis=1, keepdims=True)))
 
 
-def _matrix(old: int, new: int, method: str, dtype: np.dtype) -> np.ndarray:
+def resize_matrix(old: int, new: int, method: str, dtype: np.dtype = _FLOAT64) -> np.ndarray:
     """The weights (new, old) that make `new` cells of `old` along one axis.
 
     torch finds them in the table's type, by fused multiply-adds: in float32 a place among 24 cells
@@ -144,8 +145,10 @@ def resize_pos_embed(
     dtype = np.dtype(np.float64 if table.dtype == np.float64 else np.float32)
     kept, grid = np.split(table.reshape(tokens, dim), [prefix])
     grid = grid.astype(np.float64).reshape(rows, columns, dim)
-    grid = np.tensordot(_matrix(rows, new[0], method, dtype), grid, axes=1)  # (rows', columns, D)
-    grid = np.tensordot(_matrix(columns, new[1], method, dtype), grid, axes=([1], [1]))
+    by_rows = resize_matrix(rows, new[0], method, dtype)
+    by_columns = resize_matrix(columns, new[1], method, dtype)
+    grid = np.tensordot(by_rows, grid, axes=1)  # (rows', columns, D)
+    grid = np.tensordot(by_columns, grid, axes=([1], [1]))
     grid = grid.swapaxes(0, 1).reshape(-1, dim)
     resized = np.concatenate([kept, grid.astype(table.dtype)])
     return resized.reshape(*table.shape[:-2], *resized.shape)

@@ -61,6 +61,12 @@ def _torch_name(model: nnx.Module, parents: Sequence[str], leaf: str) -> str:
     return name
 
 
+def torch_path(model: nnx.Module, path: Sequence[str]) -> str:
+    """The path of the module in PyTorch that is at `path` in the model; () is the model itself."""
+    # A module that PyTorch's source does not have is named as it stands.
+    return _torch_name(model, path, "").rstrip(".") or ".".join(path)
+
+
 def _entries(model: nnx.Module) -> list[_Entry]:
     stacks = {
         path: module.depth
@@ -97,6 +103,11 @@ def _aliases(model: nnx.Module) -> dict[str, str]:
 def torch_shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
     """Returns the shape of each array of `state_dict`; the model may be abstract."""
     return {entry.name: entry.torch_shape() for entry in _entries(model)}
+
+
+def trained_names(model: nnx.Module) -> list[str]:
+    """Returns the names in `state_dict` that are parameters, not frozen tables."""
+    return [entry.name for entry in _entries(model) if isinstance(entry.variable, nnx.Param)]
 
 
 def state_dict(model: nnx.Module) -> dict[str, np.ndarray]:

@@ -1,5 +1,7 @@
 """Linear layers that start as PyTorch's."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
@@ -23,14 +25,21 @@ def torch_linear(
     )
 
 
-def wide_linear(
-    linear: nnx.Linear, x: Float[Array, "*batch in_dim"]
-) -> Float[Array, "*batch out_dim"]:
-    """Calls a Linear without rounding its output to a narrow dtype: float32 or wider."""
-    dtype = linear.dtype or x.dtype
-    wide = jnp.promote_types(dtype, jnp.float32)
-    kernel = linear.kernel[...].astype(dtype)
-    y = jnp.matmul(x.astype(dtype), kernel, preferred_element_type=wide)
-    if linear.bias is None:
-        return y
-    return y + linear.bias[...].astype(wide).reshape((1,) * (y.ndim - 1) + (-1,))
+class WideLinear(nnx.Linear):
+    """A Linear whose output is not rounded to a narrow dtype: float32 or wider."""
+
+    def __call__(
+        self, inputs: Float[Array, "*batch in_dim"], out_sharding: Any = None
+    ) -> Float[Array, "*batch out_dim"]:
+        dtype = self.dtype or inputs.dtype
+        wide = jnp.promote_types(dtype, jnp.float32)
+        kernel = self.kernel[...].astype(dtype)
+        y = jnp.matmul(
+            inputs.astype(dtype),
+            kernel,
+            preferred_element_type=wide,
+            out_sharding=out_sharding,
+        )
+        if self.bias is None:
+            return y
+        return y + self.bias[...].astype(wide).reshape((1,) * (y.ndim - 1) + (-1,))

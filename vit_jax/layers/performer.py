@@ -17,7 +17,7 @@ from vit_jax.layers.checks import check_int, check_number
 from vit_jax.layers.dropout import Dropout
 from vit_jax.layers.initializers import zeros
 from vit_jax.layers.keys import split_key
-from vit_jax.layers.linear import wide_linear
+from vit_jax.layers.linear import WideLinear
 from vit_jax.layers.mlp import gelu
 from vit_jax.layers.norm import layer_norm
 from vit_jax.layers.variables import Frozen
@@ -114,7 +114,7 @@ class TokenPerformer(nnx.Module):
         init: dict[str, Any] = {"kernel_init": kernel_init, "bias_init": zeros}
         count = check_int("int(token_dim * kernel_ratio)", int(out_dim * kernel_ratio), least=1)
         self.eps = eps
-        self.kqv = nnx.Linear(dim, 3 * out_dim, **init, **types)
+        self.kqv = WideLinear(dim, 3 * out_dim, **init, **types)
         self.w = Frozen(random_features(rngs.params(), count, out_dim, param_dtype))
         self.proj = nnx.Linear(out_dim, out_dim, **init, **types)
         self.norm1 = layer_norm(dim, norm_eps, **types)
@@ -129,7 +129,7 @@ class TokenPerformer(nnx.Module):
     ) -> Float[Array, "batch tokens out_dim"]:
         attn_key, mlp_key = split_key(key, 2)
         # Wide: a rounded key is a relative error of its exponential.
-        k, q, v = jnp.split(wide_linear(self.kqv, self.norm1(x)), 3, axis=-1)
+        k, q, v = jnp.split(self.kqv(self.norm1(x)), 3, axis=-1)
         attended = linear_attention(q, k, v, self.w[...], eps=self.eps)
         x = v.astype(self.dtype) + self.drop(self.proj(attended), attn_key)
         branch = self.mlp_fc2(gelu(self.mlp_fc1(self.norm2(x))))
@@ -177,7 +177,7 @@ class LinearAttention(nnx.Module):
         self.scale = (
             head_dim**-0.5 if qk_scale is None else check_number("qk_scale", qk_scale, above=0)
         )
-        self.qkv = nnx.Linear(dim, 3 * dim, use_bias=qkv_bias, **init, **types)
+        self.qkv = WideLinear(dim, 3 * dim, use_bias=qkv_bias, **init, **types)
         self.q_norm = layer_norm(head_dim, norm_eps, **types) if qk_norm else None
         self.k_norm = layer_norm(head_dim, norm_eps, **types) if qk_norm else None
         self.w = Frozen(random_features(rngs.params(), head_dim, head_dim, param_dtype))
@@ -187,7 +187,7 @@ class LinearAttention(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch tokens dim"], *, key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch tokens dim"]:
-        q, k, v = split_heads(wide_linear(self.qkv, x), self.num_heads)
+        q, k, v = split_heads(self.qkv(x), self.num_heads)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         root = self.scale**0.5

@@ -84,9 +84,12 @@ class VisionModel(nnx.Module):
         None where neither knows (a number of channels that is not the name's).
       torch_names: (pattern, replacement) pairs for the names of the PyTorch source's state dict
         that do not follow from the attributes: see `vit_jax.interop.state_dict`.
+      torch_stages: modules (or variables of a script) of the source that have no arrays of their
+        own, and the module here that does the same.
     """
 
     torch_names: ClassVar[tuple[tuple[str, str], ...]] = ()
+    torch_stages: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
         self,

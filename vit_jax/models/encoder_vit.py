@@ -4,8 +4,8 @@ The text is a script over tensors; what it never says (sizes for real images, th
 is trained, that attention runs over tokens) is stated at the fields.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -150,6 +150,12 @@ class EncoderViT(AnySizeModel):
         (r"^token_embedding\.position", "positon"),  # so spelt in the text
         (r"\.in_proj\.(weight|bias)$", r".in_proj_\1"),
     )
+    # The text is a script: these are its variables, the patches in both of their forms.
+    torch_stages: ClassVar[Mapping[str, str]] = {
+        "naive": "patch_embed",
+        "conv": "patch_embed",
+        "tokens": "token_embedding",
+    }
 
     def __init__(
         self,

@@ -4,8 +4,8 @@ The text is that of labml-nn 0.5.1 (labml_nn/transformers/vit), but for one laye
 where labml copies it: `share_layers`.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +114,7 @@ class ModularViT(AnySizeModel):
         (r"^patch_emb\.proj\.", "pacth_emb.conv."),  # so spelt in the text
         (r"\.(query|key|value)\.(weight|bias)$", r".\1.linear.\2"),
     )
+    torch_stages: ClassVar[Mapping[str, str]] = {"pacth_emb": "patch_emb"}
 
     def __init__(
         self,

@@ -1,0 +1,260 @@
+"""The worst difference from PyTorch of every registered model, as a table.
+
+    python -m benchmarks.parity_table [GLOB] [--out docs/parity_models.md]
+
+Each name is built at its own size, given random weights, and compared by `vit_jax.parity.compare`
+with the PyTorch module of its design (tests/reference), on one random image, stage by stage: all
+values that it computes on its way, and up to 30 M parameters the gradient of every parameter too.
+Above 120 M parameters the model has two blocks. Run it where the repository is, on a quiet machine;
+it needs torch (`pip install -e '.[test]'`). Exit status 1 where a difference is not noise.
+"""
+
+import argparse
+import ctypes
+import dataclasses
+import gc
+import inspect
+import os
+import pathlib
+import platform
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+
+import vit_jax
+from tests.parity.live import randomised
+from tests.reference.classifier_vit import ClassifierViT
+from tests.reference.encoder_vit import EncoderViT
+from tests.reference.modular_vit import ModularViT
+from tests.reference.t2t_vit import T2TViT, T2TViTDense, T2TViTGhost, T2TViTSE
+from tests.reference.vit import VisionTransformer
+from vit_jax.layers.variables import Frozen
+from vit_jax.models.macs import count_macs
+from vit_jax.models.registry import model_fields
+from vit_jax.parity.compare import compare
+from vit_jax.parity.result import Report, Row
+from vit_jax.parity.torch_trace import trace_torch
+
+GRADIENTS_UP_TO, WHOLE_UP_TO = 30e6, 120e6  # parameters
+REFERENCES: dict[str, type[torch.nn.Module]] = {
+    "VisionTransformer": VisionTransformer,
+    "T2TViT": T2TViT,
+    "T2TViTSE": T2TViTSE,
+    "T2TViTDense": T2TViTDense,
+    "T2TViTGhost": T2TViTGhost,
+    "ViTClassifier": ClassifierViT,
+    "EncoderViT": EncoderViT,
+    "ModularViT": ModularViT,
+}
+# Fields that a reference may lack: forms of the same computation, what acts before or in training,
+# and the size of those that take images of any.
+_OURS_ALONE = {
+    "patchify",
+    "weight_init",
+    "remat",
+    "scan_layers",
+    "dtype",
+    "param_dtype",
+    "img_size",
+}
+_RATES = ("drop_rate", "drop_path_rate")
+# A gradient below this part of the largest one is all rounding, as is that of a bias of the keys.
+_ROUNDING = 1e-12
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One line of the table.
+
+    Attributes:
+      parameters, macs: of the whole model, one image of its size; frozen tables count.
+      float64: largest difference over the rms of what is compared.
+      float32: largest difference over the noise of PyTorch's own float32 there.
+      ran: what was compared; compared: how many arrays.
+      departs: the first row that is not noise, of values, gradients or the gradients of values.
+      seconds: of the line, all included.
+    """
+
+    name: str
+    parameters: int
+    macs: int
+    float64: Row
+    float32: Row
+    ran: str
+    compared: int
+    departs: Row | None
+    seconds: float
+
+    @property
+    def fault(self) -> str:
+        row = self.departs
+        return f", **DEPARTS** in {row.section} ({row.precision}) at {row.name}" if row else ""
+
+    @property
+    def noise_floors(self) -> float:
+        return _noise_floors(self.float32)
+
+
+def _rms(row: Row) -> float:
+    """That of the reference."""
+    return row.max_abs / row.relative if row.relative else np.inf
+
+
+def _noise_floors(row: Row) -> float:
+    """A difference over the reference's own; where it has next to none, over an epsilon."""
+    floor = max(row.noise, float(np.finfo(np.float32).eps) * _rms(row))
+    return row.max_abs / floor if row.max_abs else 0.0
+
+
+def _rows(report: Report, section: str) -> list[Row]:
+    return [row for row in report.rows if row.section == section]
+
+
+def worst_float64(report: Report) -> Row:
+    """The worst row of values and gradients, but for gradients that are all rounding."""
+    gradients = _rows(report, "gradients")
+    largest = max((_rms(row) for row in gradients if row.relative), default=0.0)
+    sound = [row for row in gradients if _rms(row) > _ROUNDING * largest]
+    return max((*_rows(report, "forward"), *sound), key=lambda row: row.relative)
+
+
+def reference_of(name: str, design: str, fields: dict[str, Any]) -> torch.nn.Module:
+    """The PyTorch module of a registered name, without dropout, with random weights."""
+    kind = REFERENCES[design]
+    takes = {
+        field for base in kind.__mro__ for field in inspect.signature(base.__init__).parameters
+    }
+    known = {**model_fields(name), **fields}
+    for field in known.keys() - takes - _OURS_ALONE:
+        if not field.endswith(_RATES):
+            raise ValueError(f"{kind.__name__} has no field {field!r}, which {name} has")
+    known |= {field: 0.0 for field in known if field.endswith(_RATES)}
+    torch.manual_seed(0)
+    return randomised(kind(**{k: v for k, v in known.items() if k in takes})).eval()
+
+
+def _without_arrays(name: str, **fields: Any) -> Any:
+    return nnx.eval_shape(lambda: vit_jax.create_model(name, rngs=nnx.Rngs(0), **fields))
+
+
+def measure(name: str) -> Line:
+    """Compares one registered model."""
+    start = time.perf_counter()
+    shapes = _without_arrays(name)
+    image = jax.ShapeDtypeStruct((1, *shapes.img_size, shapes.in_chans), jnp.float32)
+    arrays = jax.tree.leaves(nnx.state(shapes, (nnx.Param, Frozen)))
+    parameters = sum(array.size for array in arrays)
+
+    fields = {"depth": 2} if parameters > WHOLE_UP_TO else {}
+    grad = parameters <= GRADIENTS_UP_TO
+    reference = reference_of(name, type(shapes).__name__, fields)
+    # Drawing weights takes seconds, and all of them are loaded.
+    graph, state = nnx.split(_without_arrays(name, **fields))
+    model = nnx.merge(graph, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state))
+    vit_jax.load_state_dict(model, reference.state_dict())
+    model.eval()
+    images = np.random.default_rng(1).normal(size=image.shape).astype(np.float32)
+    answers = trace_torch(reference, images, grad=grad)  # once for both
+    wide = compare(model, answers, grad=grad, precisions=("float64",), diagnose=False)
+    narrow = compare(model, answers, grad=False, precisions=("float32",), diagnose=False)
+    return Line(
+        name,
+        parameters,
+        count_macs(shapes, image),
+        worst_float64(wide),
+        max(_rows(narrow, "forward"), key=_noise_floors),
+        "two blocks, forward" if fields else "forward, gradients" if grad else "forward",
+        len(_rows(wide, "forward")) + len(_rows(wide, "gradients")),
+        wide.first or narrow.first,
+        time.perf_counter() - start,
+    )
+
+
+def markdown(lines: Sequence[Line], seconds: float) -> str:
+    """The page that `--out` writes."""
+    cores = len(os.sched_getaffinity(0))
+    rows = [
+        f"| `{line.name}` | {line.parameters / 1e6:.2f} | {line.macs / 1e9:.2f} "
+        f"| {line.float64.relative:.1e} | {line.noise_floors:.1f} | {line.ran}{line.fault} "
+        f"| {line.compared} |"
+        for line in lines
+    ]
+    return "\n".join(
+        [
+            "# Every registered model beside PyTorch",
+            "",
+            "Written by `python -m benchmarks.parity_table --out docs/parity_models.md` "
+            f"({seconds / 60:.1f} minutes, {cores} CPU cores, at most {_peak_gib():.1f} GiB; jax "
+            f"{jax.__version__}, flax {flax.__version__}, torch {torch.__version__}, "
+            f"{platform.machine()}).",
+            "",
+            "Each model has random weights and sees one random image; its reference is the plain "
+            "PyTorch module of its design in tests/reference.",
+            "",
+            "- **parameters**: with the frozen tables. **GMACs**: multiply-accumulates of one "
+            "image in matmuls (those of attention too) and convolutions.",
+            "- **float64**: largest difference over the rms, of every stage and, where gradients "
+            "ran, of every parameter's gradient (but the biases of keys: theirs is zero).",
+            "- **float32**: largest difference of a stage from PyTorch's float64, over that of "
+            "PyTorch's own float32: 1 is as exact as PyTorch.",
+            "- **ran**: gradients up to 30 M parameters; above 120 M the model has two blocks.",
+            "",
+            "| model | parameters (M) | GMACs | float64 | float32 | ran | arrays compared |",
+            "|---|---|---|---|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+def _release() -> None:
+    """Gives free memory back, of which glibc else keeps what the largest model so far had."""
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
+def _peak_gib() -> float:
+    """The most memory that this process has held; Linux counts in KiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="parity with PyTorch of all registered models")
+    parser.add_argument("glob", nargs="?", default="*", help="which names, such as 't2t*'")
+    parser.add_argument("--out", type=pathlib.Path, help="where the page goes")
+    arguments = parser.parse_args()
+    names = vit_jax.list_models(arguments.glob)
+    if not names:
+        parser.error(f"no model matches {arguments.glob!r}; `vit-jax models` lists all")
+    start, lines = time.perf_counter(), []
+    for name in names:
+        line = measure(name)
+        lines.append(line)
+        print(
+            f"{name:34}{line.parameters / 1e6:8.2f} M {line.macs / 1e9:7.2f} GMACs  "
+            f"{line.float64.relative:.1e} ({line.float64.section} {line.float64.name})  "
+            f"{line.noise_floors:.1f} ({line.float32.name})  {line.ran}, {line.compared} arrays"
+            f"{line.fault}  {line.seconds:.1f} s, {_peak_gib():.1f} GiB",
+            flush=True,
+        )
+        _release()
+    seconds = time.perf_counter() - start
+    print(f"{len(lines)} models in {seconds / 60:.1f} minutes")
+    if arguments.out:
+        arguments.out.write_text(markdown(lines, seconds))
+    return int(any(line.departs for line in lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

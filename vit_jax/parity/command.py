@@ -1,0 +1,274 @@
+"""`vit-jax parity`: a registered model beside a PyTorch module, or beside a golden file."""
+
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from rich.console import Console
+
+from vit_jax.interop.dialects import to_timm
+from vit_jax.interop.fit import HEADS
+from vit_jax.interop.formats import Weights
+from vit_jax.interop.pretrained import load_weights, read_source
+from vit_jax.models.base import VisionModel
+from vit_jax.models.registry import create_model, model_fields
+from vit_jax.parity.compare import compare
+from vit_jax.parity.golden import golden_model, read_golden
+from vit_jax.parity.render import print_report, to_json, write_html
+from vit_jax.parity.result import Report
+from vit_jax.parity.torch_module import blaming_the_module, make_module
+from vit_jax.parity.torch_trace import float_state_dict
+from vit_jax.parity.values import OptimizerSpec, Reference
+
+_PRECISIONS = {"both": ("float64", "float32"), "float64": ("float64",), "float32": ("float32",)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the command line asks for.
+
+    Attributes:
+      name: a registered model; None: the one that the golden file names.
+      fields: of its constructor.
+      weights: see `load_pretrained`; None: those of the reference.
+      reference: a golden file; torch: MODULE:CALLABLE of a module; make_golden: that, and the
+        golden file to write. One of the three is given.
+      grad: compare gradients; they are also where `steps` or `optimizer` is given.
+      steps, optimizer: of training to compare; None: none, or ten steps of AdamW where the other is
+        given.
+      images: a .npy file of (B, H, W, C), normalised; None: `batch` images, or two, drawn from a
+        standard normal with `seed`.
+      precision: "float64", "float32" or "both".
+      html: where to write a page; json: JSON in place of tables; everything: tables of all stages.
+      image_shape, classes: of the golden file to write.
+    """
+
+    name: str | None = None
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    weights: str | None = None
+    reference: str | None = None
+    torch: str | None = None
+    make_golden: tuple[str, str] | None = None
+    grad: bool = False
+    steps: int | None = None
+    optimizer: str | None = None
+    images: str | None = None
+    batch: int | None = None
+    seed: int = 0
+    precision: str = "both"
+    html: str | None = None
+    json: bool = False
+    everything: bool = False
+    image_shape: str | None = None
+    classes: int | None = None
+
+    def __post_init__(self):
+        making = self.make_golden is not None
+        beside = (
+            ("weights", "images", "grad", "html", "json", "everything")
+            if making
+            else ("image_shape", "classes")
+        )
+        wrong = [name for name in beside if getattr(self, name) not in (None, False)]
+        if wrong:
+            flags = ", ".join(_flag(name) for name in wrong)
+            raise ValueError(f"{flags}: {'not' if making else 'only'} with --make-golden")
+        for name in ("steps", "batch", "classes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{_flag(name)}: wanted a number of at least 1, got {value}")
+        given = [name for name in ("images", "batch") if getattr(self, name) is not None]
+        if self.reference is not None and given:
+            raise ValueError(f"{_flag(given[0])}: a golden file brings its own images")
+        if len(given) == 2:
+            raise ValueError("--batch: the file of --images says how many there are")
+
+
+def _flag(name: str) -> str:
+    return "--all" if name == "everything" else f"--{name.replace('_', '-')}"
+
+
+def run(request: Request) -> int:
+    """Does what is asked and prints it.
+
+    Returns:
+      The exit status: 0 where every difference is noise (or the golden file is written), 1 where
+      one is not.
+
+    Raises:
+      ValueError: what is asked for does not go, or does not fit.
+    """
+    if request.make_golden is not None:
+        _make_golden(request, *request.make_golden)
+        return 0
+    report = _compare(request)
+    if request.html is not None:
+        write_html(report, request.html)
+    if request.json:
+        print(json.dumps(to_json(report), indent=1, allow_nan=False))
+    else:
+        print_report(report, Console(), everything=request.everything)
+        if request.html is not None:
+            print(f"wrote {request.html}")
+    return 0 if report.ok else 1
+
+
+def _compare(request: Request) -> Report:
+    options: dict[str, Any] = {"precisions": _PRECISIONS[request.precision]}
+    if request.reference is not None:
+        golden = read_golden(request.reference)
+        name, model = _model_of_golden(request, request.reference, golden)
+        options["optimizer"] = _optimizer_of_golden(request, request.reference, golden)
+        options["grad"] = request.grad or options["optimizer"] is not None
+        report = compare(model, golden, **options)
+        return dataclasses.replace(report, model=name, reference=request.reference)
+    assert request.torch is not None
+    if request.name is None:
+        raise ValueError("--torch: wanted the NAME of a registered model beside it")
+    module = make_module(request.torch, request.seed)
+    if request.weights is None:
+        weights = Weights(to_timm(float_state_dict(module))[0])
+        model = _model(request.name, request.fields, weights, request.torch)
+    else:
+        weights = read_source(request.weights, None)
+        model = _model(request.name, request.fields, weights, request.weights)
+    options["optimizer"] = _optimizer(request)
+    options["grad"] = request.grad or options["optimizer"] is not None
+    with blaming_the_module(request.torch):
+        report = compare(model, module, _images(request, model), **options)
+    return dataclasses.replace(report, model=request.name, reference=request.torch)
+
+
+def _model_of_golden(request: Request, path: str, golden: Reference) -> tuple[str, VisionModel]:
+    name, fields = golden_model(path) or (None, {})
+    if request.name is not None and request.name != name:
+        name, fields = request.name, {}
+    if name is None:
+        raise ValueError(
+            f"{path!r} does not say which registered model it is of: give its NAME, and --field "
+            "where it differs from that"
+        )
+    if request.weights is not None:
+        weights, source = read_source(request.weights, None), request.weights
+    elif golden.weights:
+        weights, source = Weights(dict(golden.weights)), path
+    else:
+        raise ValueError(f"{path!r} holds no weights: give --weights")
+    return name, _model(name, {**fields, **request.fields}, weights, source)
+
+
+def _model(name: str, fields: Mapping[str, Any], weights: Weights, source: str) -> VisionModel:
+    """The model in float64 with these weights, in eval mode.
+
+    It has as many classes as they have, and the fields that they state, unless `fields` says
+    others.
+    """
+    known = model_fields(name)
+    found = {key: value for key, value in weights.fields.items() if key in known}
+    heads = [weights.arrays.get(f"{layer}.weight") for layer in HEADS]
+    classes = next((head.shape[0] for head in heads if head is not None and head.ndim), None)
+    if classes is not None:
+        found["num_classes"] = classes
+    made = {"dtype": jnp.float64, "param_dtype": jnp.float64, **found, **fields}
+    model = _model_shapes(name, made)  # every array is loaded: none need be drawn
+    report = load_weights(model, weights, source)
+    for line in (*report.adapted, *report.left):
+        print(f"note: {line}", file=sys.stderr)
+    model.eval()
+    return model
+
+
+def _optimizer(request: Request) -> OptimizerSpec | None:
+    if request.steps is None and request.optimizer is None:
+        return None
+    spec = OptimizerSpec()
+    return dataclasses.replace(
+        spec, name=request.optimizer or spec.name, steps=request.steps or spec.steps
+    )
+
+
+def _optimizer_of_golden(request: Request, path: str, golden: Reference) -> OptimizerSpec | None:
+    """The steps that the file holds, where they are asked for."""
+    asked = {"--steps": request.steps, "--optimizer": request.optimizer}
+    if not any(asked.values()):
+        return None
+    if golden.optimizer is None:
+        raise ValueError(f"{path!r} holds no optimizer steps to compare")
+    held = {"--steps": golden.optimizer.steps, "--optimizer": golden.optimizer.name}
+    for flag, value in asked.items():
+        if value is not None and value != held[flag]:
+            raise ValueError(f"{flag}: {path!r} holds {held[flag]}, got {value}")
+    return golden.optimizer
+
+
+def _images(request: Request, model: VisionModel) -> np.ndarray:
+    """Images (B, H, W, C) in float64, of values that float32 has too."""
+    if request.images is None:
+        assert request.name is not None
+        fields = {**model_fields(request.name), **request.fields}
+        # A design with a class token for each slot takes batches of that size alone.
+        batch = request.batch or max(2, fields.get("class_token_batch", 1))
+        shape = (batch, *model.img_size, model.in_chans)
+        drawn = np.random.default_rng(request.seed).normal(size=shape)
+        return drawn.astype(np.float32).astype(np.float64)
+    try:
+        images = np.load(request.images, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"--images: {request.images!r} cannot be read: {error}") from error
+    if not isinstance(images, np.ndarray) or images.ndim != 4:
+        got = list(images.shape) if isinstance(images, np.ndarray) else "an archive"
+        raise ValueError(f"--images: wanted a .npy file of (B, H, W, C), got {got}")
+    if not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(f"--images: wanted normalised floats, got {images.dtype}")
+    if images.shape[-1] != model.in_chans:
+        raise ValueError(
+            f"--images: wanted (B, H, W, {model.in_chans}), got {list(images.shape)}: "
+            "channels come last"
+        )
+    return images.astype(np.float64)
+
+
+def _make_golden(request: Request, spec: str, out: str) -> None:
+    from vit_jax.parity.golden_writer import write_golden  # needs torch
+
+    model = None
+    if request.name is not None:
+        model = _model_shapes(request.name, request.fields)
+    elif request.fields:
+        raise ValueError("--field: wanted the NAME of a registered model beside it")
+    with blaming_the_module(spec):
+        path = write_golden(
+            lambda: make_module(spec, request.seed),
+            out,
+            image_shape=_image_shape(request.image_shape, model),
+            batch=request.batch or 2,
+            num_classes=request.classes,
+            seed=request.seed,
+            optimizer=_optimizer(request) or OptimizerSpec(),
+            source=spec,
+            model=None if request.name is None else (request.name, dict(request.fields)),
+        )
+    print(f"wrote {path} and {path.with_suffix('.npz').name}")
+
+
+def _model_shapes(name: str, fields: Mapping[str, Any]) -> VisionModel:
+    """The model without its arrays: its fields are checked, and its sizes known."""
+    return nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0), **fields))
+
+
+def _image_shape(text: str | None, model: VisionModel | None) -> tuple[int, int, int]:
+    """(C, H, W) as given, or as the named model takes it."""
+    if text is not None:
+        if not re.fullmatch(r"[1-9]\d*,[1-9]\d*,[1-9]\d*", text):
+            raise ValueError(f"--image-shape: wanted C,H,W such as 3,224,224, got {text!r}")
+        channels, height, width = map(int, text.split(","))
+        return channels, height, width
+    if model is None:
+        raise ValueError("--make-golden: wanted --image-shape C,H,W, or the NAME of a model")
+    return (model.in_chans, *model.img_size)

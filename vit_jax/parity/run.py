@@ -1,0 +1,260 @@
+"""A comparison in one precision: its rows, and the place of its first difference."""
+
+import collections
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from typing import get_args
+
+import numpy as np
+import optax
+
+from vit_jax.parity.forward import (
+    Forward,
+    first_bad,
+    make_row,
+    place_of,
+    typical_noise,
+    weights_rows,
+)
+from vit_jax.parity.optimizers import optax_step
+from vit_jax.parity.result import Row, Section
+from vit_jax.parity.sides import (
+    FunctionSide,
+    Gradients,
+    ModelSide,
+    Side,
+    as_model_images,
+    in_shape,
+)
+from vit_jax.parity.values import BEFORE, Expected, OptimizerSpec, Reference, Whole, rms
+
+_SECTIONS = get_args(Section)
+
+
+def in_order(rows: list[Row]) -> list[Row]:
+    """As a fault comes to light; the backward sections from the loss on."""
+    indexed = list(enumerate(rows))
+
+    def key(item: tuple[int, Row]) -> tuple[bool, int, int]:
+        index, row = item
+        is_backward = row.section in ("backward", "gradients")
+        return (
+            row.precision != "float64",
+            _SECTIONS.index(row.section),
+            -index if is_backward else index,
+        )
+
+    return [row for _, row in sorted(indexed, key=key)]
+
+
+def module_of(name: str) -> str:
+    """The module of an array by its name; the array's own name where that is the model."""
+    return name.rpartition(".")[0] or name
+
+
+class Run:
+    """One precision of a comparison."""
+
+    def __init__(
+        self,
+        side: Side,
+        reference: Reference,
+        precision: str,
+        grad: bool,
+        optimizer: OptimizerSpec | None,
+        transformation: optax.GradientTransformation | None,
+    ):
+        self.side, self.reference, self.precision = side, reference, precision
+        self.grad = grad and reference.loss is not None
+        self.optimizer = optimizer if reference.losses is not None else None
+        self.transformation = transformation
+        self.forward = Forward(reference, side)
+        self.rows: list[Row] = []
+        self.notes: list[str] = []
+        self._typical = {
+            "backward": typical_noise(reference.stage_gradients.values()),
+            "gradients": typical_noise(reference.gradients.values()),
+        }
+        self.trained: tuple[np.ndarray, dict[str, np.ndarray]] | None = None
+        if grad and reference.loss is None:
+            self.notes.append("the reference holds no gradients")
+
+    @property
+    def first(self) -> Row | None:
+        return next((row for row in in_order(self.rows) if row.verdict != "noise"), None)
+
+    def compare(self) -> None:
+        is_wide = self.precision == "float64"
+        if is_wide:
+            rows, notes = weights_rows(self.side.weights(), self.reference)
+            self.rows += rows
+            self.notes += notes
+        self.points = self.forward.run(self.precision)
+        forward = [point.row for point in self.points if point.row is not None]
+        if not any(row.name == "" for row in forward):
+            raise ValueError("the reference has no output to compare")
+        if isinstance(self.side, ModelSide) and not self.side.is_plain:
+            output = self.side.as_it_stands(as_model_images(self.reference, self.side.dtype))
+            row = self.forward.row("", np.asarray(output, np.float64), self.precision)
+            forward += [row] if row is not None else []
+        self.rows += forward
+        self._note_unmatched()
+        if any(row.verdict != "noise" and not np.isfinite(row.max_abs) for row in forward):
+            self.notes.append(
+                f"gradients and training were not compared in {self.precision}: the values have "
+                "another shape or are not finite"
+            )
+            return
+        if self.grad:
+            self.gradients = self._differentiate()
+            self.rows += self.gradient_rows(self.gradients)
+        if self.optimizer is not None:
+            step = None if self.transformation is None else optax_step(self.transformation)
+            self.trained = self.side.train(self.reference, step)
+            self.rows += self.training_rows(*self.trained)
+
+    def _note_unmatched(self) -> None:
+        ran = {point.stage for point in self.points if point.row is not None}
+        holders = {name.rpartition(".")[0] for name in self.reference.weights}
+        modules = {s.partition("#")[0] for s in self.forward.expected if s in holders}
+        matched = {s.partition("#")[0] for s in ran if not s.startswith(BEFORE)}
+        missing = sorted(modules - matched)
+        if missing and self.precision == "float64":
+            more = f" and {len(missing) - 6} more" if missing[6:] else ""
+            self.notes.append(
+                "modules of the reference without a value of the model to compare: "
+                f"{', '.join(missing[:6])}{more}"
+            )
+
+    def _differentiate(self) -> Gradients:
+        if isinstance(self.side, FunctionSide):
+            return self.side.gradients(self.reference)
+        # Of a module that one side calls more often, each call has a part of the gradient.
+        ours = collections.Counter(point.stage.partition("#")[0] for point in self.points)
+        theirs = collections.Counter(stage.partition("#")[0] for stage in self.forward.expected)
+        stages = [
+            point.stage
+            for point in self.points
+            if point.row is not None
+            and point.stage in self.reference.stage_gradients
+            and ours[path := point.stage.partition("#")[0]] == theirs[path]
+        ]
+        found = self.side.gradients(self.reference, stages=stages)
+        if self.side.is_plain:
+            return found
+        # Those of the model as it stands.
+        return dataclasses.replace(self.side.gradients(self.reference), stages=found.stages)
+
+    def gradient_rows(self, gradients: Gradients) -> list[Row]:
+        """Rows of the loss, of stages and the image, and of parameters."""
+        reference, rows = self.reference, []
+        assert reference.loss is not None
+        rows.append(self._row("losses", "loss", np.asarray(gradients.loss), reference.loss))
+        modules = {point.stage: point.event and point.event.module for point in self.points}
+        if reference.image_gradient is not None:
+            rows.append(self._row("backward", "images", gradients.image, reference.image_gradient))
+        for stage, value in gradients.stages.items():
+            expected = reference.stage_gradients[stage]
+            got = in_shape(value, expected.shape, modules.get(stage))
+            if got is not None:
+                rows.append(self._row("backward", stage, got, expected))
+        for name, expected in reference.gradients.items():
+            if name in gradients.parameters:
+                rows.append(self._row("gradients", name, gradients.parameters[name], expected))
+        for name in sorted(reference.untrained & gradients.parameters.keys()):
+            zero = Whole(np.zeros_like(gradients.parameters[name]), 0.0)
+            rows.append(self._row("gradients", name, gradients.parameters[name], zero))
+        return [row for row in rows if row is not None]
+
+    def training_rows(self, losses: np.ndarray, trained: Mapping[str, np.ndarray]) -> list[Row]:
+        """Rows of the losses over the steps, and of the parameters after them."""
+        reference = self.reference
+        assert reference.losses is not None
+        rows = self._loss_rows(losses, reference.losses)
+        for name, expected in reference.trained.items():
+            if name in trained and name not in reference.untrained:
+                rows.append(
+                    self._row("trained", name, trained[name], expected, self._amplified(name))
+                )
+        return rows
+
+    def _loss_rows(self, losses: np.ndarray, expected: Expected) -> list[Row]:
+        """One a step where the reference has them all, with the noise of the worst."""
+        if not isinstance(expected, Whole) or losses.shape != expected.shape:
+            return [self._row("losses", "losses over the steps", losses, expected)]
+        return [
+            self._row("losses", f"loss after {step} steps", loss, Whole(want, expected.noise))
+            for step, (loss, want) in enumerate(zip(losses, expected.array, strict=True))
+        ]
+
+    def _row(self, section, name, got, expected, extra=0.0) -> Row:
+        got = np.asarray(got, np.float64)
+        error = expected.error(got) if got.shape == tuple(expected.shape) else np.inf
+        return make_row(
+            section,
+            self.precision,
+            name,
+            error,
+            expected,
+            extra=extra,
+            typical=self._typical.get(section, 0.0),
+        )
+
+    def _amplified(self, name: str) -> float:
+        """How far AdamW may carry a parameter whose exact gradient is zero.
+
+        What arrives there is rounding, about 1e-16 of the gradients' size, and AdamW divides it by
+        its own size plus epsilon: the key biases of a softmax attention move so.
+        """
+        optimizer = self.optimizer
+        if optimizer is None or optimizer.name != "adamw" or not self.grad:
+            return 0.0
+        every = self.gradients.parameters
+        size = np.sqrt(np.mean([rms(array) ** 2 for array in every.values()]))
+        ulp = np.finfo(np.float64 if self.precision == "float64" else np.float32).eps
+        own = np.abs(every[name].astype(np.float64))
+        return float(
+            optimizer.learning_rate
+            * optimizer.steps
+            * np.max(np.minimum(1.0, 10 * ulp * size / (own + optimizer.eps)))
+        )
+
+    def place(self) -> tuple[str, str]:
+        """The module where the fault stands, and the place in words."""
+        first = self.first
+        assert first is not None
+        if first.section == "weights":
+            return module_of(first.name), f"in the array {first.name}"
+        if first.section == "forward":
+            bad = first_bad(self.points)
+            if bad is None:  # as it stands, with scans or rematerialisation
+                return "", "in the model with its scan or rematerialisation, not in its plain form"
+            return place_of(self.points, bad)
+        if first.section in ("backward", "gradients"):
+            return self._backward_place(first)
+        if first.section == "trained" or first.name != "loss":
+            return "optimizer", "in the update of the parameters: the gradients are right"
+        return "loss", "in the loss: the outputs are right"
+
+    def _backward_place(self, first: Row) -> tuple[str, str]:
+        backward = [row for row in self.rows if row.section == "backward"]
+        bad = {row.name for row in backward if row.verdict != "noise"}
+        good = {row.name for row in backward} - bad
+        for row in self.rows:
+            # Its own gradient is wrong, and what comes to it from the loss is right.
+            module = module_of(row.name)
+            if row.section == "gradients" and row.verdict != "noise" and module in good:
+                return module, f"in the derivative by {row.name}"
+        if not bad:
+            return module_of(first.name), f"in the derivative by {first.name}"
+        order = [row.name for row in backward if row.name != "images"]
+        if first.name == "images":
+            until = order[0] if order else "the output"
+            return "", f"in the derivative between the images and {until}"
+        until = next((name for name in order[order.index(first.name) + 1 :] if name in good), "")
+        pairs = zip(first.name.split("."), until.split("."), strict=False)
+        parent = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)
+        return ".".join(part for part, _ in parent), (
+            f"in the derivative between {first.name} and {until or 'the output'}"
+        )

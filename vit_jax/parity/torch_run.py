@@ -1,0 +1,303 @@
+"""One run of a PyTorch module in one precision, with every stage, gradient and optimizer step."""
+
+import collections
+import contextlib
+import copy
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vit_jax.parity.golden_weights import make_labels
+from vit_jax.parity.values import BEFORE, OptimizerSpec, rms
+
+if TYPE_CHECKING:
+    import torch
+
+# A module that answers the same input twice does so to the order of its sums, which several threads
+# may change: about 1e-15. Dropout moves it by its whole size.
+_REPEATED = 1e-9
+
+Arrays = dict[str, np.ndarray]
+
+
+def import_torch() -> Any:
+    """PyTorch, which the package itself does not need.
+
+    Raises:
+      ValueError: it is not installed.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError(
+            "a live PyTorch module needs PyTorch: `pip install torch` (a golden file does not)"
+        ) from error
+    return torch
+
+
+@dataclasses.dataclass
+class Run:
+    """What a module answered in one precision; every array by PyTorch's names, in its layout.
+
+    Attributes:
+      stages: see `values.Reference`; so are the others.
+      output: the value of the stage "".
+      untrained: the parameters that are trainable and have no gradient, by name.
+    """
+
+    stages: Arrays
+    output: np.ndarray
+    labels: np.ndarray | None
+    direction: np.ndarray | None
+    loss: np.ndarray | None = None
+    gradients: Arrays = dataclasses.field(default_factory=dict)
+    stage_gradients: Arrays = dataclasses.field(default_factory=dict)
+    image_gradient: np.ndarray | None = None
+    untrained: Arrays = dataclasses.field(default_factory=dict)
+    losses: np.ndarray | None = None
+    trained: Arrays = dataclasses.field(default_factory=dict)
+
+
+def to_numpy(tensor: "torch.Tensor") -> np.ndarray:
+    """A copy in float64 or, of anything narrower, float32 (exact: half precision is)."""
+    torch = import_torch()
+    tensor = tensor.detach().cpu()
+    wide = tensor if tensor.dtype == torch.float64 else tensor.float()
+    return np.array(wide.numpy())
+
+
+def _first_float(value: Any) -> "torch.Tensor | None":
+    """The first floating-point tensor in a tensor, sequence or mapping."""
+    torch = import_torch()
+    if isinstance(value, torch.Tensor):
+        return value if value.is_floating_point() else None
+    if isinstance(value, Mapping):
+        value = tuple(value.values())
+    if isinstance(value, (tuple, list)):
+        return next((found for part in value if (found := _first_float(part)) is not None), None)
+    return None
+
+
+def _answer(output: Any) -> "torch.Tensor | None":
+    """Of what a whole model returns, the tensor that is its answer."""
+    for key in ("logits", "last_hidden_state"):
+        named = output.get(key) if isinstance(output, Mapping) else getattr(output, key, None)
+        if _first_float(named) is not None:
+            return _first_float(named)
+    return _first_float(output)
+
+
+class _Recorder:
+    """Hooks that copy what goes into and comes out of every submodule, at the time of the call."""
+
+    def __init__(self, module: "torch.nn.Module"):
+        self.stages: Arrays = {}
+        self.gradients: Arrays = {}
+        self._calls: collections.Counter[str] = collections.Counter()
+        self._running: dict[str, list[str]] = collections.defaultdict(list)
+        self._handles = []
+        for path, part in module.named_modules():
+            before = functools.partial(self._enter, path)
+            after = functools.partial(self._leave, path)
+            self._handles += [
+                part.register_forward_pre_hook(before, with_kwargs=True),
+                part.register_forward_hook(after),
+            ]
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _enter(self, path: str, module: Any, args: Any, kwargs: Any) -> None:
+        del module
+        call = self._calls[path]
+        self._calls[path] += 1
+        stage = f"{path}#{call}" if call else path
+        self._running[path].append(stage)
+        value = _first_float((*args, *kwargs.values()))
+        if value is not None:
+            self.stages[BEFORE + stage] = to_numpy(value)
+
+    def _leave(self, path: str, module: Any, args: Any, output: Any) -> "torch.Tensor | None":
+        del module, args
+        stage = self._running[path].pop()
+        value = _first_float(output) if path else _answer(output)
+        if value is None:
+            return None
+        self.stages[stage] = to_numpy(value)
+        if not value.requires_grad:
+            return None
+        # An operation in place later takes a view (a Linear's output is one) out of the graph, and
+        # its hooks with it: the module's caller is handed a copy.
+        replaced = value is output and value._is_view()
+        if replaced:
+            value = value.clone()
+        # Not retain_grad: after an operation in place it gives the gradient of what that leaves.
+        value.register_hook(functools.partial(self._differentiated, stage))
+        return value if replaced else None
+
+    def _differentiated(self, stage: str, gradient: "torch.Tensor") -> None:
+        self.gradients[stage] = to_numpy(gradient)
+
+
+def copy_module(module: "torch.nn.Module", dtype: "torch.dtype") -> "torch.nn.Module":
+    """A copy on the CPU in eval mode, its floating-point arrays in `dtype`, without gradients.
+
+    Raises:
+      ValueError: PyTorch cannot copy it.
+    """
+    try:
+        copied = copy.deepcopy(module)
+    except RuntimeError as error:  # of a tensor that is computed and kept as an attribute
+        raise ValueError(f"PyTorch cannot copy this module: {error}") from error
+    copied = copied.to(device="cpu", dtype=dtype).eval()
+    copied.zero_grad(set_to_none=True)
+    return copied
+
+
+class _Loss:
+    """Mean cross entropy of logits (B, classes), of any other output its mean along a direction.
+
+    Raises:
+      ValueError: labels that fit the output in no way.
+    """
+
+    def __init__(self, output: "torch.Tensor", batch: int, labels: np.ndarray | None):
+        torch = import_torch()
+        shape = tuple(output.shape)
+        self.labels = self.direction = None
+        if len(shape) == 2 and shape[0] == batch and shape[1] > 1:
+            classes = shape[1]
+            self.labels = make_labels(batch, classes) if labels is None else np.asarray(labels)
+            if self.labels.shape != (batch,) or self.labels.dtype.kind not in "iu":
+                raise ValueError(
+                    f"wanted {batch} whole numbers as labels, got {self.labels.dtype} "
+                    f"{list(self.labels.shape)}"
+                )
+            if self.labels.min() < 0 or self.labels.max() >= classes:
+                raise ValueError(
+                    f"wanted labels from 0 to {classes - 1}, got {self.labels.min()} to "
+                    f"{self.labels.max()}"
+                )
+            self._target = torch.from_numpy(self.labels.astype(np.int64))
+        elif labels is not None:
+            raise ValueError(
+                f"labels need an output (B, classes), here ({batch}, 2 or more); the module "
+                f"answered {list(shape)}: leave them out"
+            )
+        else:
+            self.direction = np.random.default_rng(0).standard_normal(shape)
+            self._target = torch.from_numpy(self.direction).to(output.dtype)
+
+    def __call__(self, output: "torch.Tensor") -> "torch.Tensor":
+        if self.labels is None:
+            return (output * self._target).mean()
+        return import_torch().nn.functional.cross_entropy(output, self._target)
+
+
+def run_torch(
+    module: "torch.nn.Module",
+    images: np.ndarray,
+    dtype: "torch.dtype",
+    *,
+    labels: np.ndarray | None = None,
+    grad: bool = True,
+    optimizer: OptimizerSpec | None = None,
+) -> Run:
+    """Runs a copy of the module in eval mode.
+
+    Args:
+      module: left as it is.
+      images: in PyTorch's layout.
+      dtype: torch.float32 or torch.float64, of weights and images.
+      labels: classes (B,) of the loss; see `_Loss`.
+      grad: also differentiate.
+      optimizer: also train, from the module's own weights.
+
+    Raises:
+      ValueError: no floating-point tensor comes out; another one at a second call; nothing of what
+        comes out can be differentiated; labels that do not fit.
+    """
+    torch = import_torch()
+    copied = copy_module(module, dtype)
+    given = torch.from_numpy(images).to(dtype).requires_grad_(grad)
+    if not grad:
+        copied.requires_grad_(False)  # a large model's graph takes gigabytes
+
+    def answer() -> "torch.Tensor":
+        # A copy, so that a module may write into what it is given.
+        output = _answer(copied(given.clone()))
+        if output is None:
+            raise ValueError("wanted a module that answers with a floating-point tensor")
+        return output
+
+    # Gradients whatever the caller has; and no fast path, on which PyTorch's encoder layers do not
+    # call what is inside them.
+    with torch.enable_grad(), _no_fast_path():
+        recorder = _Recorder(copied)
+        output = answer()
+        recorder.remove()
+        loss_of = _Loss(output, len(images), labels)
+        run = Run(recorder.stages, to_numpy(output), loss_of.labels, loss_of.direction)
+        if dtype == torch.float64:
+            _check_repeats(run.output, to_numpy(answer()))
+        if not grad:
+            return run
+        loss = loss_of(output)
+        if not loss.requires_grad:
+            raise ValueError("the module's output cannot be differentiated: pass grad=False")
+        loss.backward()
+        run.loss, run.stage_gradients = to_numpy(loss), recorder.gradients
+        if given.grad is not None:
+            run.image_gradient = to_numpy(given.grad)
+        trainable = {n: p for n, p in copied.named_parameters() if p.requires_grad}
+        for name, parameter in trainable.items():
+            if parameter.grad is None:
+                run.untrained[name] = to_numpy(parameter)
+            else:
+                run.gradients[name] = to_numpy(parameter.grad)
+        if optimizer is not None:
+            step = _optimizer(optimizer, list(trainable.values()))
+            losses = []
+            for _ in range(optimizer.steps):
+                step.zero_grad()
+                loss = loss_of(answer())
+                loss.backward()
+                losses.append(loss.item())
+                step.step()
+            run.losses = np.array([*losses, loss_of(answer()).item()])
+            run.trained = {name: to_numpy(parameter) for name, parameter in trainable.items()}
+    return run
+
+
+@contextlib.contextmanager
+def _no_fast_path() -> Iterator[None]:
+    torch = import_torch()
+    was = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was)
+
+
+def _check_repeats(first: np.ndarray, second: np.ndarray) -> None:
+    """Refuses a random module: its distance from itself would excuse every difference as noise."""
+    off = float(np.max(np.abs(second - first), initial=0.0))
+    if off > _REPEATED * rms(first):
+        raise ValueError(
+            "wanted a module that answers the same images in the same way: in eval mode its second "
+            f"answer is {off:.1e} off its first (dropout that is always on, or a state of its own)"
+        )
+
+
+def _optimizer(spec: OptimizerSpec, parameters: list[Any]) -> "torch.optim.Optimizer":
+    """PyTorch's; it leaves alone what has no gradient, decay included."""
+    torch = import_torch()
+    settings: dict[str, Any] = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay}
+    if spec.name == "sgd":
+        return torch.optim.SGD(parameters, momentum=spec.betas[0], **settings)
+    return torch.optim.AdamW(parameters, betas=spec.betas, eps=spec.eps, **settings)
