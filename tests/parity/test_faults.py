@@ -6,6 +6,7 @@ from tests.parity.faults import FAULTS, pair
 from vit_jax.parity import compare
 
 
+@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_found_placed_and_explained(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fault = FAULTS[name]

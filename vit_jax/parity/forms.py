@@ -113,23 +113,21 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def _activations(event: Event, value: jax.Array, scene: Scene) -> Iterator[Form]:
-    """A function of the last call's output, or of several beside each other."""
+    """A function of one call's output, or of all of them beside each other."""
     outputs = _outputs(event.frame)
     if not outputs or not hasattr(outputs[-1][0].module, "kernel"):
         return
-    widths = [output.shape[-1] for _, output in outputs]
-    if outputs[-1][1].shape == value.shape:
-        count = 1
-    elif len(outputs) > 1 and sum(widths) == value.shape[-1]:
-        count = len(outputs)
-    else:
-        return
-    for name, function in ACTIVATIONS.items():
+    # The last call first.
+    places = [i for i in reversed(range(len(outputs))) if outputs[i][1].shape == value.shape]
+    if len(outputs) > 1 and sum(output.shape[-1] for _, output in outputs) == value.shape[-1]:
+        places.append(-1)
+    for place, (name, function) in itertools.product(places, ACTIVATIONS.items()):
 
-        def compute(event: Event, value: jax.Array, function=function):
-            parts = [function(output) for _, output in _outputs(event.frame)[-count:]]
-            joined = parts[0] if count == 1 else jnp.concatenate(parts, axis=-1)
-            return joined if joined.shape == value.shape else None
+        def compute(event: Event, value: jax.Array, place=place, function=function):
+            outputs = [output for _, output in _outputs(event.frame)]
+            if place < 0:
+                return jnp.concatenate([function(output) for output in outputs], axis=-1)
+            return function(outputs[place])
 
         yield Form("activation", name, compute, fault="gelu" if "GELU" in name else "activation")
 
@@ -420,6 +418,18 @@ def _query_key_value(frame: Frame, width: int) -> list[jax.Array] | None:
     return None
 
 
+_SCALES: dict[str, Callable[[Mapping[str, int]], float]] = {
+    "head_dim ** -0.5": lambda sizes: sizes["head_dim"] ** -0.5,
+    "dim ** -0.5": lambda sizes: sizes["dim"] ** -0.5,
+    "input_dim ** -0.5": lambda sizes: sizes["input_dim"] ** -0.5,
+    "1": lambda sizes: 1.0,
+    "1 / head_dim": lambda sizes: 1 / sizes["head_dim"],
+    "head_dim ** -0.25": lambda sizes: sizes["head_dim"] ** -0.25,
+    "num_heads ** -0.5": lambda sizes: sizes["num_heads"] ** -0.5,
+    "head_dim ** 0.5": lambda sizes: sizes["head_dim"] ** 0.5,
+}
+
+
 def _attentions(event: Event, value: jax.Array, scene: Scene) -> Iterator[Form]:
     frame = event.frame
     is_weights = value.ndim == 4 and value.shape[-1] == value.shape[-2]
@@ -437,26 +447,16 @@ def _attentions(event: Event, value: jax.Array, scene: Scene) -> Iterator[Form]:
     if parts is None or width % heads:
         return
     head_dim, dim, in_dim = width // heads, width, frame.input.shape[-1]
-    scales = {
-        f"head_dim ** -0.5 = {head_dim**-0.5:.4g}": head_dim**-0.5,
-        f"dim ** -0.5 = {dim**-0.5:.4g}": dim**-0.5,
-        f"input_dim ** -0.5 = {in_dim**-0.5:.4g}": in_dim**-0.5,
-        "1": 1.0,
-        f"1 / head_dim = {1 / head_dim:.4g}": 1 / head_dim,
-        f"head_dim ** -0.25 = {head_dim**-0.25:.4g}": head_dim**-0.25,
-        f"num_heads ** -0.5 = {heads**-0.5:.4g}": heads**-0.5,
-        f"head_dim ** 0.5 = {head_dim**0.5:.4g}": head_dim**0.5,
-    }
+    sizes = {"head_dim": head_dim, "dim": dim, "input_dim": in_dim, "num_heads": heads}
     own = getattr(frame.module, "scale", None)
-    if isinstance(own, float) and own not in scales.values():
-        scales[f"{own:.4g}"] = own
     layouts = ("(head, head_dim)", "(head_dim, head)", "(head, head_dim) and never put back")
     weightings = ("over keys", "over queries", "none", "causal")
 
-    def attend(frame: Frame, value, order, scale, layout, weighting, only_weights):
+    def attend(frame: Frame, value, order, scale_of, layout, weighting, only_weights):
         parts = _query_key_value(frame, width)
         if parts is None:
             return None
+        scale = scale_of({**sizes, "input_dim": frame.input.shape[-1]})
         parts = [parts[i] for i in THIRDS[order]]
         if layout != layouts[1]:
             q, k, v = (_heads(x, heads) for x in parts)
@@ -483,17 +483,19 @@ def _attentions(event: Event, value: jax.Array, scene: Scene) -> Iterator[Form]:
             return x.reshape(value.shape)
         return x.reshape(value.shape)
 
-    for order, (scale_name, scale), layout, weighting in itertools.product(
+    scales = dict(_SCALES)
+    if isinstance(own, float):
+        scales["its own"] = lambda sizes: own
+    for order, (name, scale_of), layout, weighting in itertools.product(
         THIRDS, scales.items(), layouts, weightings
     ):
 
-        def compute(event, value, order=order, scale=scale, layout=layout, weighting=weighting):
-            is_weights = value.ndim == 4
-            return attend(event.frame, value, order, scale, layout, weighting, is_weights)
+        def compute(event, value, form=(order, scale_of, layout, weighting)):
+            return attend(event.frame, value, *form, only_weights=value.ndim == 4)
 
         traits = (
             ("order", f"the thirds read as {', '.join(order)}"),
-            ("scale", f"scores times {scale_name}"),
+            ("scale", f"scores times {name} = {scale_of(sizes):.4g}"),
             ("layout", f"heads split as {layout}"),
             ("weighting", f"softmax {weighting}"),
         )
