@@ -14,7 +14,7 @@ from vit_jax.parity.optimizers import wrong_steps
 from vit_jax.parity.recorder import Event, Replace
 from vit_jax.parity.result import Diagnosis
 from vit_jax.parity.run import Run
-from vit_jax.parity.sides import ModelSide, in_shape, is_dropout
+from vit_jax.parity.sides import ModelSide, error_of, is_dropout
 from vit_jax.parity.values import Expected, Whole, rms
 
 # A diagnosis; the module where the fault stands and the place in words, "" where not known better.
@@ -309,10 +309,10 @@ def _is_same(found: np.ndarray, value: np.ndarray) -> bool:
 
 def _agrees(found: np.ndarray, expected: list[Expected] | tuple, event: Event) -> bool:
     for want in expected:
-        got = in_shape(found, want.shape, event.module)
-        if got is None and found.size == int(np.prod(want.shape)):
-            got = found.reshape(want.shape)
-        if got is None or want.error(got) > limit_of(want, "float64"):
+        error = error_of(found, want, event.module)
+        if error is None and found.size == int(np.prod(want.shape)):
+            error = want.error(found.reshape(want.shape))
+        if error is None or error > limit_of(want, "float64"):
             return False
     return bool(expected)
 

@@ -14,7 +14,7 @@ from vit_jax.parity.sides import (
     ModelSide,
     Side,
     as_model_images,
-    in_shape,
+    error_of,
     is_dropout,
 )
 from vit_jax.parity.values import BEFORE, Expected, Reference, Whole
@@ -112,12 +112,12 @@ class Forward:
         """The comparison of one value; None where there is nothing to compare it with."""
         rows = []
         for expected in self.expected.get(stage, ()):
-            got = in_shape(value, expected.shape, module)
-            if got is None and value.size == int(np.prod(expected.shape)):
+            error = error_of(value, expected, module)
+            if error is None and value.size == int(np.prod(expected.shape)):
                 if stage:  # other axes, such as heads apart: another form, no fault
                     continue
-                got = value.reshape(expected.shape)
-            error = np.inf if got is None else expected.error(got)
+                error = expected.error(value.reshape(expected.shape))
+            error = np.inf if error is None else error
             rows.append(make_row("forward", precision, stage, error, expected))
         return max(rows, key=lambda row: row.max_abs / row.limit, default=None)
 

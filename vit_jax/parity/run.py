@@ -25,7 +25,7 @@ from vit_jax.parity.sides import (
     ModelSide,
     Side,
     as_model_images,
-    in_shape,
+    error_of,
 )
 from vit_jax.parity.values import BEFORE, Expected, OptimizerSpec, Reference, Whole, rms
 
@@ -156,9 +156,9 @@ class Run:
             rows.append(self._row("backward", "images", gradients.image, reference.image_gradient))
         for stage, value in gradients.stages.items():
             expected = reference.stage_gradients[stage]
-            got = in_shape(value, expected.shape, modules.get(stage))
-            if got is not None:
-                rows.append(self._row("backward", stage, got, expected))
+            error = error_of(value, expected, modules.get(stage))
+            if error is not None:
+                rows.append(self._row_of("backward", stage, error, expected))
         for name, expected in reference.gradients.items():
             if name in gradients.parameters:
                 rows.append(self._row("gradients", name, gradients.parameters[name], expected))
@@ -191,6 +191,11 @@ class Run:
     def _row(self, section, name, got, expected, extra=0.0) -> Row:
         got = np.asarray(got, np.float64)
         error = expected.error(got) if got.shape == tuple(expected.shape) else np.inf
+        return self._row_of(section, name, error, expected, extra)
+
+    def _row_of(
+        self, section: Section, name: str, error: float, expected: Expected, extra: float = 0.0
+    ) -> Row:
         return make_row(
             section,
             self.precision,

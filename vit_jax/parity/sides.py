@@ -1,7 +1,7 @@
 """The JAX side of a comparison: a model of modules, or a function of arrays."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from vit_jax.layers.unfold import SoftSplit
 from vit_jax.models.base import VisionModel
 from vit_jax.parity.optimizers import Step, torch_step
 from vit_jax.parity.recorder import Event, Observe, Recorder, Replace, plain, recast
-from vit_jax.parity.values import Reference
+from vit_jax.parity.values import Expected, Reference
 
 Arrays = dict[str, np.ndarray]
 # (parameters by PyTorch's name and in its layout, images) -> the output, or that and values of
@@ -288,23 +288,30 @@ def is_dropout(module: Any) -> bool:
     return isinstance(module, Dropout | nnx.Dropout)
 
 
-def in_shape(array: np.ndarray, shape: tuple[int, ...], module: Any = None) -> np.ndarray | None:
-    """The array in the layout in which PyTorch has this shape; None where none fits.
+def in_shape(array: np.ndarray, shape: tuple[int, ...], module: Any = None) -> Iterator[np.ndarray]:
+    """The array in each layout in which PyTorch may have it, that is of this shape.
 
     Images and convolutions have their channels last here and first there; `nn.Unfold` gives
-    features before patches; a module may run with the sequence before the batch.
+    features before patches; a module may run with the sequence before the batch. Where axes are
+    of one size there are several.
     """
     orders: list[tuple[int, ...]] = []
     if array.ndim == 4:
         orders = [(0, 1, 2, 3), (0, 3, 1, 2)]
-        if isinstance(module, nnx.Conv):
-            orders.reverse()
     elif array.ndim == 3:
-        orders = [(0, 1, 2), (0, 2, 1), (1, 0, 2)]
-        if isinstance(module, SoftSplit):
-            orders = [(0, 2, 1)]
+        orders = [(0, 2, 1)] if isinstance(module, SoftSplit) else [(0, 1, 2), (0, 2, 1), (1, 0, 2)]
+    elif array.shape == shape:
+        yield array
     for order in orders:
         turned = array.transpose(order)
         if turned.shape == shape:
-            return turned
-    return array if array.shape == shape else None
+            yield turned
+
+
+def error_of(array: np.ndarray, expected: Expected, module: Any = None) -> float | None:
+    """The difference from a value in the layout that is nearest; None where none is of its shape.
+
+    A fault that is nothing but one layout for another shows in the values after it.
+    """
+    errors = [expected.error(turned) for turned in in_shape(array, expected.shape, module)]
+    return min(errors, default=None)
