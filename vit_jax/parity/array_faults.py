@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from vit_jax.interop.resize import METHODS, resize_matrix
-from vit_jax.parity.forms import KERNEL_ORDERS, THIRDS
+from vit_jax.parity.forms.modules import KERNEL_ORDERS, THIRDS
 from vit_jax.parity.values import rms
 
 
