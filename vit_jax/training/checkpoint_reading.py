@@ -109,7 +109,8 @@ def quiet_orbax() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-        sys.unraisablehook = hook
+        if sys.unraisablehook is all_other:  # not that of `silence_closed_loops`, which is to stay
+            sys.unraisablehook = hook
 
 
 def read_items(
