@@ -13,25 +13,13 @@ import numpy as np
 
 from tests.golden import Golden
 from tests.parity.evaluation import Evaluation
+from vit_jax.parity.sampled import first8, norm
+from vit_jax.parity.values import rms
 
 FLOAT64 = 1e-12
 # The biases of keys alone: of their norm, and of seed 001's Linear.
 _KEY_BIAS = re.compile(r"((?:k_norm|\.key\.linear)\.)bias$")
 Record = Callable[[str, float], None]
-
-
-def rms(array: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(array, dtype=np.float64))))
-
-
-def first8(array: np.ndarray) -> np.ndarray:
-    """The first eight values in C order, zero padded, as the fixtures store them."""
-    flat = np.ravel(array)[:8].astype(np.float64)
-    return np.pad(flat, (0, 8 - len(flat)))
-
-
-def norm(array: np.ndarray) -> float:
-    return float(np.linalg.norm(array.astype(np.float64)))
 
 
 def assert_close(

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vit_jax.interop.fit import HEADS
+from vit_jax.interop.fit import number_of_classes
 from vit_jax.interop.pretrained import LoadReport, load_weights, read_source, save_pretrained
 from vit_jax.interop.state_dict import torch_shapes
 from vit_jax.models.base import VisionModel
@@ -51,12 +51,11 @@ def convert(
     weights = read_source(source, ema)
     known = model_fields(name)
     found = {key: value for key, value in weights.fields.items() if key in known}
-    kernels = [f"{layer}.weight" for layer in HEADS]
-    heads = [weights.arrays[kernel] for kernel in kernels if kernel in weights.arrays]
+    classes = number_of_classes(weights.arrays)
     if head is not None and not isinstance(head, str):
         found["num_classes"] = len(head)
-    elif head is None and heads and heads[0].ndim:
-        found["num_classes"] = heads[0].shape[0]
+    elif head is None and classes is not None:
+        found["num_classes"] = classes
     model = create_model(name, rngs=nnx.Rngs(0), **{**found, **fields})
     report = load_weights(model, weights, source, resize=resize, head=head, in_chans=in_chans)
     save_pretrained(model, target, dialect=_DIALECTS[to])

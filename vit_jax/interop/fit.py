@@ -18,7 +18,7 @@ _DESIGNS = (
     ("patch_embed.proj.weight", "[vd]*_patch*", 0),
 )
 # The last Linear of each design, whose rows are the classes.
-HEADS = ("head", "head_dist", "logits_layer", "linear_layer", "classification.linear2")
+_HEADS = ("head", "head_dist", "logits_layer", "linear_layer", "classification.linear2")
 
 
 def _depth(names: Iterable[str]) -> int:
@@ -57,4 +57,10 @@ def models_that_fit(arrays: Mapping[str, np.ndarray], limit: int = 5) -> list[st
 
 def is_of_classes(key: str) -> bool:
     """Whether it is an array of the last Linear, whose rows are the classes."""
-    return key.rpartition(".")[0] in HEADS
+    return key.rpartition(".")[0] in _HEADS
+
+
+def number_of_classes(arrays: Mapping[str, np.ndarray]) -> int | None:
+    """The rows of the last Linear; None where there is none, or one that is no matrix."""
+    heads = (arrays.get(f"{layer}.weight") for layer in _HEADS)
+    return next((head.shape[0] for head in heads if head is not None and head.ndim), None)

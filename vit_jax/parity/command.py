@@ -13,7 +13,7 @@ from flax import nnx
 from rich.console import Console
 
 from vit_jax.interop.dialects import to_timm
-from vit_jax.interop.fit import HEADS
+from vit_jax.interop.fit import number_of_classes
 from vit_jax.interop.formats import Weights
 from vit_jax.interop.pretrained import load_weights, read_source
 from vit_jax.models.base import VisionModel
@@ -146,7 +146,7 @@ def _compare(request: Request) -> Report:
 
 
 def _model_of_golden(request: Request, path: str, golden: Reference) -> tuple[str, VisionModel]:
-    name, fields = golden_model(path) or (None, {})
+    name, fields = golden_model(path)
     if request.name is not None and request.name != name:
         name, fields = request.name, {}
     if name is None:
@@ -171,8 +171,7 @@ def _model(name: str, fields: Mapping[str, Any], weights: Weights, source: str) 
     """
     known = model_fields(name)
     found = {key: value for key, value in weights.fields.items() if key in known}
-    heads = [weights.arrays.get(f"{layer}.weight") for layer in HEADS]
-    classes = next((head.shape[0] for head in heads if head is not None and head.ndim), None)
+    classes = number_of_classes(weights.arrays)
     if classes is not None:
         found["num_classes"] = classes
     made = {"dtype": jnp.float64, "param_dtype": jnp.float64, **found, **fields}

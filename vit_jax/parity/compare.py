@@ -1,7 +1,7 @@
 """Compares a JAX model with a PyTorch one: values, gradients, training."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from flax import nnx
 
 from vit_jax.models.base import VisionModel
 from vit_jax.parity.diagnose import diagnose as find_fault
+from vit_jax.parity.golden import read_golden
 from vit_jax.parity.result import Report, Row
 from vit_jax.parity.run import Run, in_order
 from vit_jax.parity.sides import (
@@ -21,10 +22,10 @@ from vit_jax.parity.sides import (
     ModelSide,
     Side,
 )
+from vit_jax.parity.torch_trace import Names, trace_torch
 from vit_jax.parity.values import OptimizerSpec, Reference
 
 _PRECISIONS = ("float64", "float32")
-Names = Callable[[str], str] | Iterable[tuple[str, str]] | None
 
 
 def compare(
@@ -33,7 +34,7 @@ def compare(
     images: np.ndarray | None = None,
     *,
     labels: Sequence[int] | np.ndarray | None = None,
-    names: Names = None,
+    names: Names | None = None,
     grad: bool = True,
     optimizer: OptimizerSpec | None = None,
     transformation: optax.GradientTransformation | None = None,
@@ -96,14 +97,11 @@ def compare(
             run.compare()
             rows += run.rows
             notes += [note for note in run.notes if note not in notes]
-            if is_wide and run.first is not None:
+            if stage is None and run.first is not None:
                 stage, where = run.place()
-                if diagnose:
-                    found = find_fault(run)
-                    if found is not None:
-                        diagnosis, stage, where = found[0], found[1] or stage, found[2] or where
-            elif stage is None and run.first is not None:
-                stage, where = run.place()
+                found = find_fault(run) if is_wide and diagnose else None
+                if found is not None:
+                    diagnosis, stage, where = found[0], found[1] or stage, found[2] or where
     first = next((row for row in in_order(rows) if row.verdict != "noise"), None)
     title = model.name if isinstance(model, JaxFunction) else type(model).__name__
     return Report(title, reference.name, tuple(rows), first, stage, where, diagnosis, tuple(notes))
@@ -139,8 +137,6 @@ def _as_reference(
     model: nnx.Module | JaxFunction, reference: Any, images, labels, names, grad, optimizer
 ) -> Reference:
     if isinstance(reference, str | os.PathLike):
-        from vit_jax.parity.golden import read_golden
-
         reference = read_golden(Path(reference))
     if isinstance(reference, Reference):
         if images is not None or labels is not None or names is not None:
@@ -155,11 +151,8 @@ def _as_reference(
     if images is None:
         if not isinstance(model, VisionModel):
             raise ValueError("images: wanted an array to give to both, got None")
-        batch = max(2, *(_class_tokens(model),))
-        shape = (batch, *model.img_size, model.in_chans)
+        shape = (max(2, _class_tokens(model)), *model.img_size, model.in_chans)
         images = np.random.default_rng(0).standard_normal(shape)
-    from vit_jax.parity.torch_trace import trace_torch
-
     return trace_torch(
         reference, images, labels=labels, names=names, grad=grad, optimizer=optimizer
     )

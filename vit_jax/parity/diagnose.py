@@ -327,8 +327,7 @@ def _gradients(run: Run) -> Found | None:
     inside = [
         p
         for p in run.forward.trial()
-        if p.event is not None
-        and (p.event.frame.path == stage or p.event.frame.path.startswith(stage))
+        if p.event is not None and p.event.frame.path.startswith(stage)
     ]
     scene = Scene({n: jnp.asarray(a) for n, a in run.reference.weights.items()})
     tried: set[tuple] = set()

@@ -266,13 +266,12 @@ def weights_rows(
             continue
         got = own[name].astype(np.float64)
         want = np.asarray(want, np.float64)
-        if got.shape != want.shape:
-            expected = Whole(want, 0.0)
-            rows.append(make_row("weights", "float64", name, np.inf, expected))
+        expected, error = Whole(want, 0.0), np.inf
+        if got.shape == want.shape:
+            error = expected.error(got)
+        else:
             notes.append(f"{name}: the model has {got.shape}, the reference {want.shape}")
-            continue
-        expected = Whole(want, 0.0)
-        rows.append(make_row("weights", "float64", name, expected.error(got), expected))
+        rows.append(make_row("weights", "float64", name, error, expected))
     if own and reference.weights:
         for whose, names in (
             ("the reference", reference.weights.keys() - own.keys()),

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.layers.position import sinusoid_table
+
 # In the name of every class, distillation or register token and of every position table.
 _TOKENS = (
     "pos_embed",
@@ -76,16 +78,6 @@ def digest(arrays: Iterable[np.ndarray]) -> str:
     return sha256.hexdigest()
 
 
-def _sinusoid(tokens: int, dim: int) -> np.ndarray:
-    """T2T-ViT's table (1, N, D): sines in even columns, cosines in odd, in float64, then rounded.
-
-    Source: yitu-opensource/T2T-ViT, models/transformer_block.py, get_sinusoid_encoding.
-    """
-    column = np.arange(dim)
-    angle = np.arange(tokens)[:, None] / 10000 ** (2 * (column // 2) / dim)
-    return np.where(column % 2, np.cos(angle), np.sin(angle))[None].astype(np.float32)
-
-
 def rebuild(spec: Mapping[str, Any], stored: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """All float32 arrays of a golden file's state dict, in its order and in PyTorch's layout.
 
@@ -107,7 +99,7 @@ def rebuild(spec: Mapping[str, Any], stored: Mapping[str, np.ndarray]) -> dict[s
         elif f"computed/{name}" in stored:
             arrays[name] = stored[f"computed/{name}"]
         elif name == "pos_embed" and len(shape) == 3 and shape[0] == 1:
-            arrays[name] = _sinusoid(*shape[1:])
+            arrays[name] = sinusoid_table(*shape[1:])[None].astype(np.float32)
         else:
             raise ValueError(f"wanted the array computed/{name}, which no formula of ours gives")
     got = digest(array for name, array in arrays.items() if name not in spec["computed"])

@@ -165,7 +165,7 @@ class Run:
         for name in sorted(reference.untrained & gradients.parameters.keys()):
             zero = Whole(np.zeros_like(gradients.parameters[name]), 0.0)
             rows.append(self._row("gradients", name, gradients.parameters[name], zero))
-        return [row for row in rows if row is not None]
+        return rows
 
     def training_rows(self, losses: np.ndarray, trained: Mapping[str, np.ndarray]) -> list[Row]:
         """Rows of the losses over the steps, and of the parameters after them."""

@@ -1,7 +1,7 @@
 """The JAX side of a comparison: a model of modules, or a function of arrays."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ from vit_jax.layers.unfold import SoftSplit
 from vit_jax.models.base import VisionModel
 from vit_jax.parity.optimizers import Step, torch_step
 from vit_jax.parity.recorder import Event, Observe, Recorder, Replace, plain, recast
-from vit_jax.parity.values import Expected, Reference
+from vit_jax.parity.values import Expected, OptimizerSpec, Reference
 
 Arrays = dict[str, np.ndarray]
 # (parameters by PyTorch's name and in its layout, images) -> the output, or that and values of
@@ -87,7 +87,6 @@ class ModelSide:
     def __init__(self, model: nnx.Module, dtype: Any):
         self.model = recast(model, dtype)
         self.dtype = dtype
-        self.name = type(model).__name__
         self.is_plain = not _has_stacks(model)
         self.torch_stages = dict(getattr(type(model), "torch_stages", {}))
 
@@ -162,7 +161,6 @@ class ModelSide:
         images = as_model_images(reference, self.dtype)
         model = plain(self.model)
         graph, params, rest = nnx.split(model, nnx.Param, ...)
-        step = step or torch_step(reference.optimizer)
         leaves, tree = jax.tree.flatten(params)
         # One leaf an array, since the layers stand one by one.
         marked = jax.tree.unflatten(
@@ -171,28 +169,13 @@ class ModelSide:
         numbers = state_dict(nnx.merge(graph, marked, rest))
         frozen = {int(numbers[name].flat[0]) for name in reference.untrained if name in numbers}
 
-        @jax.jit
-        def update(leaves, state, number):
-            def loss(leaves):
-                model = nnx.merge(graph, jax.tree.unflatten(tree, leaves), rest)
-                return loss_of(reference, self._call(model, images))
+        def loss(leaves: list[jax.Array]) -> jax.Array:
+            model = nnx.merge(graph, jax.tree.unflatten(tree, leaves), rest)
+            return loss_of(reference, self._call(model, images))
 
-            value, grads = jax.value_and_grad(loss)(leaves)
-            new, state = step.update(leaves, grads, state, number)
-            kept = [
-                old if i in frozen else leaf
-                for i, (old, leaf) in enumerate(zip(leaves, new, strict=True))
-            ]
-            return kept, state, value
-
-        state, losses = step.init(leaves), []
-        for number in range(reference.optimizer.steps):
-            leaves, state, value = update(leaves, state, jnp.asarray(number))
-            losses.append(float(value))
-        trained = jax.tree.unflatten(tree, leaves)
-        _, _, value = update(leaves, state, jnp.asarray(reference.optimizer.steps))
-        named = state_dict(nnx.merge(graph, trained, rest))
-        return np.array([*losses, float(value)]), {n: named[n] for n in trained_names(model)}
+        losses, leaves = _descend(loss, leaves, frozen, reference.optimizer, step)
+        named = state_dict(nnx.merge(graph, jax.tree.unflatten(tree, leaves), rest))
+        return losses, {name: named[name] for name in trained_names(model)}
 
     def with_weights(self, weights: Mapping[str, np.ndarray]) -> "ModelSide":
         """The same model with the reference's arrays where it has them."""
@@ -210,11 +193,39 @@ def _has_stacks(model: nnx.Module) -> bool:
     )
 
 
+def _descend(
+    loss: Callable[[list[jax.Array]], jax.Array],
+    leaves: list[jax.Array],
+    frozen: Collection[int],
+    optimizer: OptimizerSpec,
+    step: Step | None,
+) -> tuple[np.ndarray, list[jax.Array]]:
+    """Losses before each step and after the last, and the leaves; the `frozen` ones stay."""
+    step = step or torch_step(optimizer)
+
+    @jax.jit
+    def update(leaves, state, number):
+        value, grads = jax.value_and_grad(loss)(leaves)
+        new, state = step.update(leaves, grads, state, number)
+        kept = [
+            old if i in frozen else leaf
+            for i, (old, leaf) in enumerate(zip(leaves, new, strict=True))
+        ]
+        return kept, state, value
+
+    state, losses = step.init(leaves), []
+    for number in range(optimizer.steps):
+        leaves, state, value = update(leaves, state, jnp.asarray(number))
+        losses.append(float(value))
+    _, _, last = update(leaves, state, jnp.asarray(optimizer.steps))  # compiled already
+    return np.array([*losses, float(last)]), leaves
+
+
 class FunctionSide:
     """A `JaxFunction` in one precision, with the methods of `ModelSide` that it can have."""
 
     def __init__(self, function: JaxFunction, dtype: Any):
-        self.function, self.dtype, self.name = function, dtype, function.name
+        self.function, self.dtype = function, dtype
         self.params = {name: jnp.asarray(a, dtype) for name, a in function.params.items()}
         self.is_plain = True
         self.torch_stages: dict[str, str] = {}
@@ -255,25 +266,16 @@ class FunctionSide:
         assert reference.optimizer is not None
         trained, frozen = self._split()
         images = as_model_images(reference, self.dtype)
-        step = step or torch_step(reference.optimizer)
+        untouched = {i for i, name in enumerate(trained) if name in reference.untrained}
 
-        @jax.jit
-        def value_and_grad(params):
-            return jax.value_and_grad(
-                lambda p: loss_of(reference, self._call({**p, **frozen}, images)[0])
-            )(params)
+        def loss(leaves: list[jax.Array]) -> jax.Array:
+            params = {**dict(zip(trained, leaves, strict=True)), **frozen}
+            return loss_of(reference, self._call(params, images)[0])
 
-        names = [name for name in trained if name not in reference.untrained]
-        state, losses = step.init([trained[name] for name in names]), []
-        for number in range(reference.optimizer.steps + 1):
-            value, grads = value_and_grad(trained)
-            losses.append(float(value))
-            if number < reference.optimizer.steps:
-                new, state = step.update(
-                    [trained[n] for n in names], [grads[n] for n in names], state, number
-                )
-                trained = {**trained, **dict(zip(names, new, strict=True))}
-        return np.array(losses), {name: np.asarray(array) for name, array in trained.items()}
+        leaves = list(trained.values())
+        losses, leaves = _descend(loss, leaves, untouched, reference.optimizer, step)
+        arrays = map(np.asarray, leaves)
+        return losses, dict(zip(trained, arrays, strict=True))
 
 
 Side = ModelSide | FunctionSide
