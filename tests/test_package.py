@@ -12,14 +12,16 @@ PACKAGE = ROOT / "vit_jax"
 
 # Each part may import itself and these: layers <- models <- the middle <- cli and train.py.
 _MIDDLE = {"training", "interop", "parity", "plots"}
-_BELOW_MIDDLE = {"layers", "models", "data", "config"}
+_BELOW_MIDDLE = {"layers", "models", "data", "config", "storage"}
 ALLOWED = {
     "layers": set(),
     "models": {"layers"},
     "data": set(),
     "config": set(),
+    "storage": set(),
     **dict.fromkeys(_MIDDLE, _MIDDLE | _BELOW_MIDDLE),
-    "cli": _MIDDLE | _BELOW_MIDDLE,
+    "plan": _MIDDLE | _BELOW_MIDDLE,
+    "cli": _MIDDLE | _BELOW_MIDDLE | {"plan"},
     "__init__": {"models", "interop", "parity"},
 }
 

@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 
 from vit_jax.config.flags import help_text, parse_command_line
 
+# JAX's own names of them.
+_PROCESS_OPTIONS = ("coordinator_address", "num_processes", "process_id")
 _PACKAGE = pathlib.Path(__file__).resolve().parent
 
 
@@ -34,19 +36,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        # Its flags are absl's: argparse does not see them.
+        # Their flags are absl's: argparse does not see them.
         if arguments[:1] == ["train"]:
             return train(arguments[1:])
+        if arguments[:1] == ["plan"]:
+            return plan(arguments[1:])
         options = _parser().parse_args(arguments)
         return options.run(options)
     except KeyboardInterrupt:
         return 130
     except (ValueError, OSError, RuntimeError) as error:
-        message = _for_the_user(error)
-        if message is None:
+        status = _report(error)
+        if status is None:
             raise
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
-        return 2
+        return status
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -54,14 +57,34 @@ def train(arguments: Sequence[str]) -> int:
     if {"-h", "-help", "--help"} & set(arguments):
         print(help_text("vit-jax train (or python train.py)"))
         return 0
-    command = parse_command_line(arguments, _model_fields)
+    command = parse_command_line(arguments, _model_fields, ("workdir", *_PROCESS_OPTIONS))
     for note in command.notes:
         print(f"note: {note}", file=sys.stderr)
     set_up_jax()
     from vit_jax.training.loop import train
+    from vit_jax.training.processes import at_once_if_many, join
 
-    train(command.config, command.workdir)
+    join(*(command.options[name] for name in _PROCESS_OPTIONS))
+    with at_once_if_many(_report):
+        train(command.config, command.options["workdir"] or f"runs/{command.recipe_path.stem}")
     return 0
+
+
+def plan(arguments: Sequence[str]) -> int:
+    """`plan --config RECIPE --topology SLICE [--config.FIELD=VALUE ...]`: without the devices."""
+    from vit_jax.plan import command, libtpu
+
+    if {"-h", "-help", "--help"} & set(arguments):
+        print(command.help_text())
+        return 0
+    # Before JAX is imported, which reading a config's last checks does.
+    libtpu.prepare_environment()
+    line, topology, switches = command.read(arguments)
+    for note in line.notes:
+        print(f"note: {note}", file=sys.stderr)
+    command.require_libtpu()
+    set_up_jax()
+    return command.run(line, topology, **switches)
 
 
 def prepare(options: argparse.Namespace) -> int:
@@ -182,8 +205,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"vit-jax {version}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    # Listed for --help; main() has taken it before.
+    # Listed for --help; main() has taken them before.
     commands.add_parser("train", help="train a model, or go on with a run", add_help=False)
+
+    commands.add_parser("plan", help="compile a run for a TPU slice, without one", add_help=False)
 
     command = commands.add_parser("prepare", help="download and prepare a data set, once")
     command.add_argument("name", metavar="NAME", help="a TFDS name, such as cifar100")
@@ -309,6 +334,15 @@ def _model_fields(name: str) -> Mapping[str, Any]:
     from vit_jax.models.registry import model_fields
 
     return model_fields(name)
+
+
+def _report(error: Exception) -> int | None:
+    """Prints what the user is told of an error, and returns the exit status; None for a bug."""
+    message = _for_the_user(error)
+    if message is None:
+        return None
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
 
 
 def _for_the_user(error: Exception) -> str | None:

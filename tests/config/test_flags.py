@@ -11,19 +11,20 @@ from vit_jax.config.validate import fields_of
 
 
 def parse(*arguments: str):
-    return parse_command_line(arguments, model_fields)
+    return parse_command_line(arguments, model_fields, ("workdir",))
 
 
 def test_without_overrides_it_is_the_recipe(recipe):
     command = parse("--config", recipe)
     assert command.config == load_recipe(recipe)
-    assert command.workdir == pathlib.Path("runs/small")
+    assert command.options == {"workdir": None}
+    assert command.recipe_path == pathlib.Path(recipe)
     assert command.notes == ()
     assert type(command.config.model.kwargs) is dict
 
 
-def test_workdir_is_taken(recipe):
-    assert parse("--config", recipe, "--workdir=x/y").workdir == pathlib.Path("x/y")
+def test_options_are_taken(recipe):
+    assert parse("--config", recipe, "--workdir=x/y").options == {"workdir": "x/y"}
 
 
 def test_fields_of_every_type(recipe):

@@ -97,11 +97,12 @@ def test_workers_never_change_a_batch(tmp_path: Path, num_workers: int, worker_k
 def test_hosts_share_a_batch_row_by_row() -> None:
     source = array_source(20)
     whole = take(5, source)
-    parts = [take(5, source, process_index=i, process_count=3) for i in range(3)]
+    hosts = ([0, 1], [2, 5], [3, 4])
+    parts = [take(5, source, rows=rows) for rows in hosts]
     for key in ("image", "label", "index", "mask"):
         for step in range(5):
-            joined = np.concatenate([part[step][key] for part in parts])
-            np.testing.assert_array_equal(joined, whole[step][key])
+            for rows, part in zip(hosts, parts, strict=True):
+                np.testing.assert_array_equal(part[step][key], whole[step][key][rows])
 
 
 def test_num_steps_ends_the_iterator() -> None:
@@ -124,13 +125,8 @@ def test_evaluation_sees_every_image_once_in_order(count: int, batch_size: int) 
     assert (joined["index"][~mask] == -1).all()
     assert not joined["image"][~mask].any()
     parts = [
-        [
-            batch["index"]
-            for batch in eval_batches(
-                source, batch_size=batch_size, process_index=i, process_count=2
-            )
-        ]
-        for i in range(2)
+        [batch["index"] for batch in eval_batches(source, batch_size=batch_size, rows=rows)]
+        for rows in (range(3), range(3, 6))
     ]
     shared = np.concatenate([np.concatenate(rows) for rows in zip(*parts, strict=True)])
     np.testing.assert_array_equal(shared, joined["index"])
@@ -160,8 +156,8 @@ def test_images_of_varying_size_are_resized_on_the_host(tmp_path: Path) -> None:
         ({"start_step": -1}, "start_step must be at least 0"),
         ({"num_steps": -1}, "num_steps must be at least 0"),
         ({"num_workers": -1}, "num_workers must be at least 0"),
-        ({"process_index": 2, "process_count": 2}, "process_index must be from 0 to 1, got 2"),
-        ({"process_count": 4}, "batch_size 6 must be divisible by the 4 processes"),
+        ({"rows": [5, 6]}, r"rows must be from 0 to 5, and some, got \[5, 6\]"),
+        ({"rows": []}, r"rows must be from 0 to 5, and some, got \[\]"),
         ({"image_size": 0}, "image_height must be at least 1"),
     ],
 )

@@ -48,10 +48,12 @@ def run_both(config: TrainConfig, steps: int) -> tuple[np.ndarray, dict[str, flo
       Losses (steps, 2), ours first; by parameter the largest difference after the last update.
     """
     setup = build(config)
-    state = setup.init()
+    state = setup.program.init()
 
     def weights():
-        return vit_jax.state_dict(nnx.merge(setup.graphs.train, state.params, state.frozen))
+        return vit_jax.state_dict(
+            nnx.merge(setup.program.settings.graphs.train, state.params, state.frozen)
+        )
 
     fields = {k: v for k, v in config.model.kwargs.items() if "dtype" not in k}
     theirs = ClassifierViT(**fields).double()
@@ -71,7 +73,7 @@ def run_both(config: TrainConfig, steps: int) -> tuple[np.ndarray, dict[str, flo
         for _, batch in zip(range(steps), batches, strict=False):
             # Copied: images and labels are NumPy's here, and the state's buffers are donated.
             images = np.array(preprocess(batch["image"])).transpose(0, 3, 1, 2)
-            state, ours = setup.train_step(state, batch)
+            state, ours = setup.program.train_step(state, batch)
             labels = torch.from_numpy(batch["label"].astype(np.int64))
             loss = torch.nn.functional.cross_entropy(theirs(torch.from_numpy(images)), labels)
             optimizer.zero_grad()

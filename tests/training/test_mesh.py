@@ -1,6 +1,7 @@
 """Shapes of the mesh, and how arrays lie on it. Devices are stand-ins: nothing is computed."""
 
-import numpy as np
+import dataclasses
+
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -8,8 +9,15 @@ from vit_jax.training import mesh as mesh_module
 from vit_jax.training.mesh import check_batch, make_mesh
 
 
-def devices(count: int) -> list:
-    return list(np.arange(count).astype(object))
+@dataclasses.dataclass(frozen=True)
+class Device:
+    id: int
+    process_index: int = 0
+    platform: str = "cpu"
+
+
+def devices(count: int, processes: int = 1) -> list:
+    return [Device(i, i * processes // count) for i in range(count)]
 
 
 @pytest.mark.parametrize(
@@ -28,11 +36,19 @@ def test_sizes_that_cannot_be_are_refused(sizes):
         make_mesh(*sizes, devices=devices(8))
 
 
+def test_no_process_may_be_idle():
+    assert make_mesh(4, 2, devices(8, processes=4)).size == 8
+    with pytest.raises(ValueError, match=r"leave processes \[2, 3\] without a device: .* all 8"):
+        make_mesh(2, 2, devices(8, processes=4))
+
+
 def test_batch_must_divide_and_the_error_names_sizes_that_do():
     mesh = make_mesh(4, 2, devices=devices(8))
     check_batch("config.data.batch_size", 64, mesh)
     with pytest.raises(ValueError, match=r"batch_size = 30 .* 8 devices .*\(4x2\): use 24 or 32"):
         check_batch("config.data.batch_size", 30, mesh)
+    with pytest.raises(ValueError, match=r"\(4x2\) times accumulation_steps = 3: use 48 or 72"):
+        check_batch("config.data.batch_size", 64, mesh, 3)
 
 
 @pytest.mark.parametrize(

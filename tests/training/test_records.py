@@ -27,7 +27,7 @@ def test_missing_file_has_no_rows(tmp_path):
 @pytest.mark.parametrize("tail", ['{"step": 11, "sp', '{"step": 11, "sp\n', '{"step": 11}'])
 def test_half_a_line_is_dropped(path, tail):
     path.write_text(path.read_text() + tail)
-    records = Records(path)
+    records = Records(path, read_rows(path), write=True)
     assert records.rows == ROWS
     records.cut_back(10)
     records.append({"step": 12, "split": "train"})
@@ -45,13 +45,13 @@ def test_a_broken_line_in_the_middle_is_an_error(path):
 
 
 def test_cut_back_keeps_rows_up_to_the_step(path):
-    records = Records(path)
+    records = Records(path, read_rows(path), write=True)
     records.cut_back(6)
     assert records.rows == read_rows(path) == ROWS[:2]
 
 
 def test_find_gives_the_last_of_a_split(path):
-    records = Records(path)
+    records = Records(path, read_rows(path), write=True)
     assert records.find("train") == ROWS[2]
     assert records.find("train", 5) == ROWS[0]
     assert records.find("validation", 10) is None

@@ -1,4 +1,4 @@
-"""A part's draws are that part of the whole draw."""
+"""The draws of some rows are those rows of the whole draw."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vit_jax.training import position_keys
-from vit_jax.training.position_keys import at_position
+from vit_jax.training.row_keys import _bit_numbers, key_of_rows
 
 KEY = jax.random.key(3)
 
@@ -18,17 +17,30 @@ def derived(key: jax.Array) -> jax.Array:
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_parts_of_uniform_draws(dtype):
+def test_contiguous_rows_of_uniform_draws(dtype):
     whole = jax.random.uniform(derived(KEY), (8, 3, 5), dtype)
     for part in range(4):
-        key = derived(at_position(KEY, jnp.int32(part)))
+        key = derived(key_of_rows(KEY, jnp.int32(2 * part), 2))
         drawn = jax.random.uniform(key, (2, 3, 5), dtype)
         np.testing.assert_array_equal(drawn, whole[2 * part : 2 * part + 2])
 
 
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_rows_with_a_stride(first):
+    whole = jax.random.uniform(derived(KEY), (12, 5))
+    drawn = jax.random.uniform(derived(key_of_rows(KEY, first, 4, 3)), (4, 5))
+    np.testing.assert_array_equal(drawn, whole[first::3])
+
+
+def test_rows_merged_with_the_axis_after_them():
+    whole = jax.random.uniform(KEY, (6, 4, 3)).reshape(24, 3)
+    drawn = jax.random.uniform(key_of_rows(KEY, 1, 3, 2), (12, 3))
+    np.testing.assert_array_equal(drawn, whole.reshape(6, 4, 3)[1::2].reshape(12, 3))
+
+
 def test_float64_draws(x64):
     whole = jax.random.uniform(KEY, (4, 3), jnp.float64)
-    drawn = jax.random.uniform(at_position(KEY, jnp.int32(1)), (2, 3), jnp.float64)
+    drawn = jax.random.uniform(key_of_rows(KEY, 2, 2), (2, 3), jnp.float64)
     np.testing.assert_array_equal(drawn, whole[2:])
 
 
@@ -39,22 +51,22 @@ def test_under_jit_and_scan():
         return jax.lax.scan(lambda _, k: (0, jax.random.bernoulli(k, 0.3, (2, 4))), 0, keys)[1]
 
     whole = jnp.stack([jax.random.bernoulli(k, 0.3, (6, 4)) for k in jax.random.split(KEY, 3)])
-    np.testing.assert_array_equal(layers(at_position(KEY, jnp.int32(2))), whole[:, 4:6])
+    np.testing.assert_array_equal(layers(key_of_rows(KEY, jnp.int32(4), 2)), whole[:, 4:6])
 
 
-@pytest.mark.parametrize(("position", "size"), [(40_000, 300_000), (65_535, 262_144), (3, 2**20)])
-def test_numbers_of_bits_past_32_bits(position, size, monkeypatch):
+@pytest.mark.parametrize(
+    ("first", "rows", "stride", "per_row"),
+    [(40_000, 3, 2, 300_000), (65_530, 2, 5, 262_144), (3, 1, 1, 2**20), (9, 4, 7, 65_537)],
+)
+def test_numbers_of_bits_past_32_bits(first, rows, stride, per_row):
     """The counters of a draw far into a sequence, which no test could make in full."""
-    seen = {}
+    high, low = _bit_numbers(jnp.uint32(first), rows, stride, rows * per_row)
+    found = (np.asarray(high).astype(np.uint64) << np.uint64(32)) | np.asarray(low)
+    at = first + stride * np.arange(rows, dtype=np.uint64)
+    wanted = at[:, None] * np.uint64(per_row) + np.arange(per_row, dtype=np.uint64)
+    np.testing.assert_array_equal(found, wanted)
 
-    class Threefry:
-        @staticmethod
-        def bind(key_1, key_2, high, low):
-            seen.update(high=np.asarray(high), low=np.asarray(low))
-            return high, low
 
-    monkeypatch.setattr(position_keys.jex_random, "threefry2x32_p", Threefry)
-    data = jnp.asarray([1, 2, position], jnp.uint32)
-    position_keys._random_bits(data, 32, (size,))
-    counts = (seen["high"].astype(np.uint64) << np.uint64(32)) | seen["low"]
-    np.testing.assert_array_equal(counts, position * size + np.arange(size, dtype=np.uint64))
+def test_a_draw_without_a_batch_is_refused():
+    with pytest.raises(ValueError, match="5 numbers cannot be divided between 2 rows"):
+        jax.random.uniform(key_of_rows(KEY, 0, 2), (5,))

@@ -30,29 +30,41 @@ _KWARGS_OF_DATA = ("img_size", "in_chans", "num_classes")
 
 @dataclasses.dataclass(frozen=True)
 class CommandLine:
-    """What a training command asks for; `notes` are remarks for the user."""
+    """What a training command asks for.
+
+    Attributes:
+      config: the recipe, with the overrides.
+      options: the command's own options, None where one is not given.
+      recipe_path: the recipe's file.
+      notes: remarks for the user.
+    """
 
     config: TrainConfig
-    workdir: pathlib.Path
+    options: Mapping[str, str | None]
+    recipe_path: pathlib.Path
     notes: tuple[str, ...] = ()
 
 
 def parse_command_line(
-    arguments: Sequence[str], model_fields: Callable[[str], Mapping[str, Any]]
+    arguments: Sequence[str],
+    model_fields: Callable[[str], Mapping[str, Any]],
+    options: Sequence[str] = (),
 ) -> CommandLine:
-    """Read `--config RECIPE [--workdir DIR] [--config.FIELD=VALUE ...]`.
+    """Read `--config RECIPE [--OPTION VALUE ...] [--config.FIELD=VALUE ...]`.
 
     Args:
       arguments: the command line without the program's name.
       model_fields: gives the constructor's fields of a registered model with their defaults, and
         raises ValueError for an unknown name. It is called last: other mistakes are reported
         without loading any model code.
+      options: names of the command's own options, each of which takes a string.
 
     Raises:
       ValueError: any mistake of the user's, in one line.
     """
     values = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "the run's directory", flag_values=values)
+    for option in options:
+        flags.DEFINE_string(option, None, "", flag_values=values)
     try:
         arguments = ["train", *values.read_flags_from_files(list(arguments), force_gnu=False)]
     except flags.Error as error:  # of --flagfile, absl's own
@@ -91,8 +103,8 @@ def parse_command_line(
             )
         config.model.kwargs = kept | given
     check_model_kwargs(config.model.name, config.model.kwargs, fields)
-    workdir = values["workdir"].value or pathlib.Path("runs", parser.path.stem)
-    return CommandLine(config, pathlib.Path(workdir), notes)
+    given_options = {option: values[option].value for option in options}
+    return CommandLine(config, given_options, parser.path, notes)
 
 
 def help_text(program: str) -> str:
@@ -107,6 +119,13 @@ def help_text(program: str) -> str:
             ", ".join(recipe_names()), 92, initial_indent=" " * 20, subsequent_indent=" " * 20
         ),
         "  --workdir DIR     checkpoints, metrics and plots go here (default: runs/RECIPE)",
+        "",
+        "On many hosts each runs this command, with one work directory that all see. JAX finds the",
+        "hosts of a Cloud TPU, of SLURM, Open MPI and Kubernetes by itself; elsewhere:",
+        "",
+        "  --coordinator_address HOST:PORT   of process 0, a free port",
+        "  --num_processes N                 how many there are; 1: this one is alone",
+        "  --process_id I                    which one this is, from 0",
         "",
         "Fields (--config.FIELD=VALUE; None where a field may be None; tuples as (1,2)):",
     ]
@@ -149,8 +168,9 @@ class _RecipeParser(flags.ArgumentParser):
         try:
             self.path = find_recipe(argument)
             self.recipe = load_recipe(self.path)
-            # Before flags are applied, so that what is wrong is the recipe's and is said to be.
-            validate(self.recipe)
+            # Before flags are applied, so that what is wrong is the recipe's and is said to be. Not
+            # so what is not built: an override may lift that.
+            validate(dataclasses.replace(self.recipe, unbuilt=None))
             _check_override_names(self.arguments)
         except ValueError as error:
             self.error = error

@@ -198,6 +198,11 @@ class TrainConfig:
         "refused; None or empty: train without them",
         "",
     )
+    accumulation_steps: int = _option(
+        "parts that a batch is computed in, one after another: the same update, less memory",
+        1,
+        minimum=1,
+    )
     parallel: str = _option("how the step is spread over devices", "jit", choices=("jit", "pmap"))
     model: ModelConfig
     data: DataConfig
@@ -210,10 +215,11 @@ class TrainConfig:
 
 
 # A run may be resumed with other values of these fields and of these groups: they move work
-# about, keep more or less of it, or report it. (Another mesh adds up in another order: the update
-# is the same but for rounding. All else leaves every bit as it was.)
+# about, keep more or less of it, or report it. (Another mesh and other parts of a batch add up in
+# another order: the update is the same but for rounding. All else leaves every bit as it was.)
 RESUMABLE_FIELDS = frozenset(
     {
+        "accumulation_steps",
         "checkpoint",
         "data.num_workers",
         "data.worker_kind",

@@ -36,7 +36,8 @@ def load_config(path: str | pathlib.Path) -> TrainConfig:
       OSError: the file cannot be read.
     """
     try:
-        values = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        file = pathlib.Path(path) if isinstance(path, str) else path
+        values = json.loads(file.read_bytes().decode())
         if not isinstance(values, dict):
             raise ValueError(f"wanted a JSON object, got {type(values).__name__}")
         return from_dict(values)

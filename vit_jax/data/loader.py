@@ -73,16 +73,15 @@ def train_batches(
     num_workers: int = 0,
     worker_kind: WorkerKind = "thread",
     image_size: int | tuple[int, int] | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | np.ndarray | None = None,
 ) -> Batches:
     """Shuffled batches from `start_step` on, epoch after epoch.
 
     Each epoch visits the images in an order drawn from (seed, epoch); a last batch that would be
     short is dropped. A batch holds `image` (B, H, W, C) uint8, `label` (B,) int32, `index` (B,)
-    int32 (the position in `source`) and `mask` (B,) bool, here all True, where B is batch_size /
-    process_count. The batch of a step depends on (seed, step) and these sizes alone: not on
-    `start_step`, the workers, or the step before.
+    int32 (the position in `source`) and `mask` (B,) bool, here all True, where B is the number of
+    `rows`. The batch of a step depends on (seed, step) and these sizes alone: not on `start_step`,
+    the workers, or the step before.
 
     Args:
         source: the training images.
@@ -94,8 +93,7 @@ def train_batches(
         worker_kind: "thread" (OpenCV decodes outside the GIL) or "process".
         image_size: side, or (height, width), that each image is resized to; None leaves images
             alone, which then must share one size.
-        process_index: this host among `process_count`; it takes its own contiguous rows.
-        process_count: hosts that share each batch.
+        rows: which rows of each batch are made: a host's own. None: all.
 
     Raises:
         ValueError: an argument out of its range, more images in a batch than in the source, or
@@ -107,7 +105,7 @@ def train_batches(
         _check_at_least(0, num_steps=num_steps)
     make_batch = _TrainBatch(
         source=source,
-        rows=_process_rows(batch_size, process_index, process_count),
+        rows=_rows(batch_size, rows),
         size=_image_size(source, image_size),
         batch_size=batch_size,
         seed=seed,
@@ -125,13 +123,12 @@ def eval_batches(
     worker_kind: WorkerKind = "thread",
     image_size: int | tuple[int, int] | None = None,
     crop_fraction: float = 1.0,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | np.ndarray | None = None,
 ) -> Batches:
     """Every image exactly once, in the order of the source.
 
     All batches have one size: the last is filled up with black images of label 0 and index -1 whose
-    `mask` is False. Keys, sizes, workers and processes are those of `train_batches`.
+    `mask` is False. Keys, sizes and workers are those of `train_batches`.
 
     Args:
         source: the images.
@@ -141,8 +138,7 @@ def eval_batches(
         image_size: side, or (height, width): images of another size are resized, aspect ratio kept,
             and cropped at the centre. None leaves images alone, which then must share one size.
         crop_fraction: share of the resized image's tighter side that the crop keeps, in (0, 1].
-        process_index: as in `train_batches`.
-        process_count: as in `train_batches`.
+        rows: as in `train_batches`.
 
     Raises:
         ValueError: as in `train_batches`; the source may be smaller than a batch.
@@ -151,7 +147,7 @@ def eval_batches(
         raise ValueError(f"crop_fraction must be in (0, 1], got {crop_fraction}")
     make_batch = _EvalBatch(
         source=source,
-        rows=_process_rows(batch_size, process_index, process_count),
+        rows=_rows(batch_size, rows),
         size=_image_size(source, image_size),
         batch_size=batch_size,
         crop_fraction=crop_fraction,
@@ -185,7 +181,7 @@ class _TrainBatch:
     """Makes the batch of a step."""
 
     source: ImageSource
-    rows: slice
+    rows: np.ndarray
     size: tuple[int, int, int]
     batch_size: int
     seed: int
@@ -205,7 +201,7 @@ class _EvalBatch:
     """Makes the n-th batch of an evaluation."""
 
     source: ImageSource
-    rows: slice
+    rows: np.ndarray
     size: tuple[int, int, int]
     batch_size: int
     crop_fraction: float
@@ -281,18 +277,14 @@ def _iterate(
     return Batches(iter(dataset))
 
 
-def _process_rows(batch_size: int, process_index: int, process_count: int) -> slice:
-    _check_at_least(1, batch_size=batch_size, process_count=process_count)
-    if not 0 <= process_index < process_count:
-        raise ValueError(
-            f"process_index must be from 0 to {process_count - 1}, got {process_index}"
-        )
-    if batch_size % process_count:
-        raise ValueError(
-            f"batch_size {batch_size} must be divisible by the {process_count} processes"
-        )
-    rows = batch_size // process_count
-    return slice(process_index * rows, (process_index + 1) * rows)
+def _rows(batch_size: int, rows: Sequence[int] | np.ndarray | None) -> np.ndarray:
+    _check_at_least(1, batch_size=batch_size)
+    if rows is None:
+        return np.arange(batch_size)
+    found = np.asarray(rows)
+    if found.size == 0 or found.min() < 0 or found.max() >= batch_size:
+        raise ValueError(f"rows must be from 0 to {batch_size - 1}, and some, got {rows!r}")
+    return found
 
 
 def _image_size(

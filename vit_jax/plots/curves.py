@@ -1,9 +1,11 @@
 """The curves of a run: loss and accuracy against epochs, for training and validation."""
 
-import os
+import io
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from vit_jax.storage import write_bytes
 
 # Colour tells the split, line style the metric: readable in grey and to the colour-blind.
 _COLOURS = {"train": "#0072B2", "validation": "#D55E00", "test": "#009E73"}
@@ -65,7 +67,7 @@ def _draw(rows: Rows, metrics: Sequence[str], y_label: str, path: pathlib.Path) 
     axes.grid(alpha=0.3)
     if axes.has_data():
         axes.legend(title="last value", framealpha=0.9)
-    temporary = path.with_suffix(".tmp")
-    figure.savefig(temporary, dpi=120, format="png")
-    os.replace(temporary, path)
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120, format="png")
+    write_bytes(path, picture.getvalue())
     return path

@@ -9,7 +9,6 @@ import errno
 import logging
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from vit_jax.storage import absolute, remove_tree
 from vit_jax.training.checkpoint_reading import (
     FINGERPRINT,
     MODEL,
@@ -29,6 +29,7 @@ from vit_jax.training.checkpoint_reading import (
     read_items,
     silence_closed_loops,
 )
+from vit_jax.training.processes import any_of_all, is_first
 from vit_jax.training.state import TrainState
 
 _DAMAGED = "checkpoints.damaged"
@@ -91,7 +92,7 @@ class Checkpoints:
         self._keep_best = keep_best
         self._policy = _Kept(keep)
         self._manager = ocp.CheckpointManager(
-            directory.absolute(),
+            absolute(directory),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._policy,
                 cleanup_tmp_directories=True,
@@ -189,18 +190,23 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps(), reverse=True)
         damaged: dict[int, str] = {}
         for step in steps:
+            found = None
             try:
-                arrays, info = read_items(self.directory / str(step), wanted)
+                found = read_items(self.directory / str(step), wanted)
             except DamagedCheckpointError as error:
                 damaged[step] = str(error)
+            if any_of_all(found is None):
+                damaged.setdefault(step, "another process cannot read it")
                 continue
+            assert found is not None
             for bad, reason in damaged.items():
                 say(f"the checkpoint of step {bad} is damaged, using that of step {step}: {reason}")
-                self._set_aside(bad)
-            if damaged:
+                if is_first():
+                    self._set_aside(bad)
+            if any_of_all(bool(damaged)):  # and all wait until they are aside
                 self._manager.reload()
             self._good = step
-            return _rebuild(template, arrays), info
+            return _rebuild(template, found[0]), found[1]
         if damaged:
             first = max(damaged)
             raise ValueError(
@@ -213,7 +219,7 @@ class Checkpoints:
     def _set_aside(self, step: int) -> None:
         aside = self.directory.parent / _DAMAGED / str(step)
         aside.parent.mkdir(exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
+        remove_tree(aside)
         (self.directory / str(step)).rename(aside)
 
     def close(self) -> None:
@@ -228,5 +234,6 @@ class Checkpoints:
             self._manager.close()
             # Of a write that failed: the disk may be full. A thread of Orbax that is late can leave
             # some of it, which the next run removes.
-            for unfinished in self.directory.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(unfinished, ignore_errors=True)
+            if is_first():
+                for unfinished in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                    remove_tree(unfinished)

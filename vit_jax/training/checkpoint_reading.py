@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from vit_jax.storage import absolute
 from vit_jax.training.fingerprint import fingerprint
 
 MODEL, TRAINING, INFO = "model", "training", "info"
@@ -126,7 +127,7 @@ def read_items(
     """
     with quiet_orbax():
         try:
-            return _read_and_verify(path.absolute(), wanted)
+            return _read_and_verify(absolute(path), wanted)
         except Exception as error:
             # Orbax, tensorstore and JSON raise their own kinds, and bare Exception.
             reason = one_line(error)
@@ -182,7 +183,7 @@ def read_model(
     Raises:
       ValueError: it is damaged, or holds another model; entries that differ are named.
     """
-    path = path.absolute()
+    path = absolute(path)
     try:
         with _reader() as reader:
             stored = dict(reader.metadata(path).item_metadata[MODEL].tree)
@@ -199,7 +200,7 @@ def read_model(
     ]
     if problems:
         raise ValueError(f"the checkpoint {path} is of another model: {'; '.join(problems)}")
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = {
         name: jax.ShapeDtypeStruct(shapes[name], stored[name].dtype, sharding=here)
         for name in arrays

@@ -6,12 +6,15 @@ of TensorFlow's `record_writer.cc` around the protocol buffers of `event.proto` 
 """
 
 import contextlib
+import io
 import os
 import pathlib
 import socket
 import struct
 import time
 from collections.abc import Mapping
+
+from vit_jax.storage import is_remote, write_bytes
 
 
 def _crc_table() -> tuple[int, ...]:
@@ -71,10 +74,12 @@ class EventWriter:
     def __init__(self, directory: pathlib.Path, purge_step: int) -> None:
         # TensorBoard reads the files of a directory in the order of their names.
         name = f"events.out.tfevents.{time.time_ns():019d}.{socket.gethostname()}.{os.getpid()}"
-        self._file = (directory / name).open("wb")
+        self._path = directory / name
+        # On object storage, where nothing can be added to a file, it is written anew each time.
+        self._file = io.BytesIO() if is_remote(directory) else self._path.open("wb")
         self._write(_event(0, self._VERSION))
         self._write(_event(purge_step, self._SESSION_START))
-        self._file.flush()
+        self._flush()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Adds one point to the curve of each tag.
@@ -84,12 +89,18 @@ class EventWriter:
         """
         summary = b"".join(_scalar(tag, value) for tag, value in values.items())
         self._write(_event(step, _message(5, summary)))
-        self._file.flush()
+        self._flush()
 
     def close(self) -> None:
         """Closes the file."""
         with contextlib.suppress(OSError):  # a full disk: `scalars` has said so
             self._file.close()
+
+    def _flush(self) -> None:
+        if isinstance(self._file, io.BytesIO):
+            write_bytes(self._path, self._file.getvalue())
+        else:
+            self._file.flush()
 
     def _write(self, event: bytes) -> None:
         length = struct.pack("<Q", len(event))

@@ -20,14 +20,17 @@ from flax import nnx
 from vit_jax.config import TrainConfig, validate
 from vit_jax.data.sources import ImageSource
 from vit_jax.plots.curves import plot_curves
+from vit_jax.storage import run_path
 from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.checkpoint_reading import CheckpointInfo, quiet_orbax
 from vit_jax.training.evaluate import evaluate
 from vit_jax.training.events import EventWriter
 from vit_jax.training.interrupt import Interrupted, StopSignals
+from vit_jax.training.mesh import place
 from vit_jax.training.optimizer import learning_rate_of_update
+from vit_jax.training.processes import Stopping, companions, is_first, tell_all
 from vit_jax.training.progress import Progress, describe
-from vit_jax.training.records import Records, Row
+from vit_jax.training.records import Records, Row, read_rows
 from vit_jax.training.setup import Setup, build
 from vit_jax.training.start import check_init_from, load_weights
 from vit_jax.training.state import TrainState, zero_sums
@@ -36,7 +39,7 @@ from vit_jax.training.workdir import (
     METRICS_FILE,
     PLOTS,
     check_config,
-    locked,
+    held,
     store_config,
 )
 
@@ -67,10 +70,9 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
         checkpoint among those there, or a loss that is not finite (the step is named).
     """
     validate(config)
-    workdir = pathlib.Path(workdir).expanduser()
-    with StopSignals() as signals, locked(workdir), quiet_orbax():
-        check_config(config, workdir)
-        records = Records(workdir / METRICS_FILE)
+    workdir = run_path(workdir)
+    with StopSignals() as signals, companions(workdir), held(workdir), quiet_orbax():
+        records = _records(config, workdir)
         if records.find("test"):
             _finish(records, workdir, config.log.progress != "none")
             return _final_metrics(records)
@@ -81,12 +83,23 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
         with contextlib.closing(
             Checkpoints(workdir / CHECKPOINTS, checkpoint.keep, checkpoint.keep_best)
         ) as checkpoints:
-            run = _Run(setup, workdir, records, checkpoints, signals)
+            stopping = Stopping(signals, setup.program.mesh)
+            run = _Run(setup, workdir, records, checkpoints, stopping)
             with run.progress, contextlib.closing(run):
                 run.train()
                 run.test()
         _finish(records, workdir, False)
     return _final_metrics(records)
+
+
+def _records(config: TrainConfig, workdir: pathlib.Path) -> Records:
+    """The rows of the run so far; process 0 has them all, the others what decides what is due."""
+    path, rows = workdir / METRICS_FILE, []
+    if is_first():
+        check_config(config, workdir)
+        rows = read_rows(path)
+    known = tell_all([row for row in rows if row["split"] != "train"])
+    return Records(path, rows, write=True) if is_first() else Records(path, known, write=False)
 
 
 def _final_metrics(records: Records) -> dict[str, float]:
@@ -101,6 +114,8 @@ def _final_metrics(records: Records) -> dict[str, float]:
 
 def _finish(records: Records, workdir: pathlib.Path, say: bool) -> None:
     """Draws the curves, if they are not there yet."""
+    if not is_first():
+        return
     if say:
         test = records.find("test")
         print(f"the run in {workdir} is finished: {describe(test) if test else ''}", flush=True)
@@ -130,17 +145,17 @@ class _Run:
         workdir: pathlib.Path,
         records: Records,
         checkpoints: Checkpoints,
-        signals: StopSignals,
+        stopping: Stopping,
     ) -> None:
         self.setup = setup
         self.workdir = workdir
         self.records = records
         self.checkpoints = checkpoints
-        self.signals = signals
+        self.stopping = stopping
         config = setup.config
-        mode = config.log.progress
+        mode = config.log.progress if is_first() else "none"
         quiet = Progress("none" if mode == "none" else "plain", 0, 0, 0)
-        restored = checkpoints.restore(setup.template, setup.shardings, quiet.warn)
+        restored = checkpoints.restore(setup.program.template, setup.program.shardings, quiet.warn)
         if restored is None:
             self.state, self.step = self._first_state(quiet), 0
             self.best: tuple[float, int] | None = None
@@ -153,24 +168,27 @@ class _Run:
         with _written(workdir):
             records.cut_back(self.step)
             self.events = (
-                EventWriter(workdir, purge_step=self.step + 1) if config.log.tensorboard else None
+                EventWriter(workdir, purge_step=self.step + 1)
+                if config.log.tensorboard and is_first()
+                else None
             )
-            store_config(config, workdir)
+            if is_first():
+                store_config(config, workdir)
         for row in records.rows:
             self._note_best(row)
         self._keep_best()
         self.progress = Progress(mode, setup.total_steps, self.step, config.data.batch_size)
 
     def _first_state(self, progress: Progress) -> TrainState:
-        state = self.setup.init()
+        state = self.setup.program.init()
         if not self.setup.config.init_from:
             return state
-        graphs = self.setup.graphs
+        graphs = self.setup.program.settings.graphs
         model = nnx.merge(graphs.train, state.params, state.frozen)
         progress.say("starting from " + load_weights(model, self.setup.config.init_from))
         _, params, frozen = nnx.split(model, nnx.Param, ...)
         state = dataclasses.replace(state, params=params, frozen=frozen)
-        return jax.device_put(state, self.setup.shardings)
+        return place(state, self.setup.program.shardings)
 
     def close(self) -> None:
         """Closes the event file."""
@@ -187,11 +205,10 @@ class _Run:
         with self.setup.train_batches(self.step) as host_batches:
             batches = self.setup.on_device(host_batches)
             while self.step < total:
-                if self.signals.received is not None:
-                    self._stop()
+                self._stop_if(self.stopping.check())
                 with self._saving_if_data_fail():
                     batch = next(batches)
-                self.state, loss = self.setup.train_step(self.state, batch)
+                self.state, loss = self.setup.program.train_step(self.state, batch)
                 self.step += 1
                 under_way.append(loss)
                 if not timer.started:
@@ -201,8 +218,7 @@ class _Run:
                     jax.block_until_ready(under_way.popleft())
                 self.progress.advance(self.step)
                 self._after_step(timer)
-        if self.signals.received is not None:
-            self._stop()
+        self._stop_if(self.stopping.settle())
 
     def _after_step(self, timer: "_Timer") -> None:
         config = self.setup.config
@@ -223,11 +239,13 @@ class _Run:
     def _log_train_row(self, timer: "_Timer") -> None:
         self._check_finite()
         row = self._row("train", self.state.sums.averages())
-        row["learning_rate"] = learning_rate_of_update(self.setup.schedule, self.step)
+        row["learning_rate"] = learning_rate_of_update(self.setup.program.schedule, self.step)
         row["images_per_second"] = timer.images_per_second(self.step)
         self._write(row)
         timer.start(self.step)
-        self.state = dataclasses.replace(self.state, sums=zero_sums(self.state, self.setup.mesh))
+        self.state = dataclasses.replace(
+            self.state, sums=zero_sums(self.state, self.setup.program.mesh)
+        )
 
     def _row(self, split: str, averages: dict[str, float]) -> Row:
         epoch = self.step / self.setup.steps_per_epoch
@@ -279,16 +297,15 @@ class _Run:
     def _evaluate(self, split: str, source: ImageSource) -> None:
         with self._saving_if_data_fail(), self.setup.eval_batches(source) as batches:
             averages = evaluate(
-                self.setup.eval_step,
+                self.setup.program.eval_step,
                 self.state,
                 self.setup.on_device(batches),
-                zero_sums(self.state, self.setup.mesh),
-                lambda: self.signals.received is not None,
+                zero_sums(self.state, self.setup.program.mesh),
+                lambda: self.stopping.check() is not None,
             )
-        if averages is None:
-            self._stop()
-        else:
-            self._write(self._row(split, averages))
+        self._stop_if(self.stopping.settle())
+        assert averages is not None
+        self._write(self._row(split, averages))
 
     def test(self) -> None:
         """Evaluates the test split with the final weights, once the last checkpoint is complete."""
@@ -323,19 +340,21 @@ class _Run:
         try:
             yield
         except (ValueError, RuntimeError):
-            if self.signals.received is not None:  # its workers may have met the signal first
-                self._stop()
+            if jax.process_count() > 1:  # a checkpoint is written by all, and the others go on
+                raise
+            self._stop_if(self.stopping.check())  # its workers may have met the signal first
             self._save()
             raise
 
-    def _stop(self) -> None:
-        assert self.signals.received is not None
+    def _stop_if(self, signal_number: int | None) -> None:
+        if signal_number is None:
+            return
         self._save()
         self.checkpoints.wait()
         self.progress.say(
             f"stopped at step {self.step}, saved; the same command goes on from there"
         )
-        raise Interrupted(self.signals.received)
+        raise Interrupted(signal_number)
 
 
 class _Timer:

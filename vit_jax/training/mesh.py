@@ -1,10 +1,11 @@
 """The device mesh: its axes are `data` and `fsdp`, and a batch is split over both."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -37,7 +38,32 @@ def make_mesh(data: int, fsdp: int, devices: Sequence[Any] | None = None) -> Mes
             "a product of at most, with -1 a divisor of, that number"
         )
     data, fsdp = (len(devices) // fixed if size == -1 else size for size in (data, fsdp))
-    return Mesh(np.asarray(devices[: data * fsdp]).reshape(data, fsdp), AXES)
+    given, devices = devices, devices[: data * fsdp]
+    idle = sorted(
+        {device.process_index for device in given} - {device.process_index for device in devices}
+    )
+    if idle:
+        raise ValueError(
+            f"mesh.data = {data} and mesh.fsdp = {fsdp} leave processes {idle} without a device: "
+            f"wanted all {len(given)} devices of the {jax.process_count()} processes"
+        )
+    return Mesh(_arrange(devices, data, fsdp), AXES)
+
+
+def _arrange(devices: Sequence[Any], data: int, fsdp: int) -> np.ndarray:
+    """(data, fsdp) devices, so that those of one `fsdp` group are near each other.
+
+    JAX knows the wires of a TPU slice; several slices are joined along `data`, as their network is
+    slower. Elsewhere devices come host by host, and so stay in that order.
+    """
+    if getattr(devices[0], "platform", None) != "tpu":
+        return np.asarray(devices).reshape(data, fsdp)
+    slices = len({device.slice_index for device in devices})
+    if slices == 1 or data % slices:
+        return mesh_utils.create_device_mesh((data, fsdp), devices, allow_split_physical_axes=True)
+    return mesh_utils.create_hybrid_device_mesh(
+        (data // slices, fsdp), (slices, 1), devices, allow_split_physical_axes=True
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -50,14 +76,59 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(AXES))
 
 
-def check_batch(name: str, batch_size: int, mesh: Mesh) -> None:
-    """Raises ValueError unless the global batch divides evenly between the mesh's devices."""
-    if batch_size % mesh.size:
-        below = batch_size - batch_size % mesh.size
-        choices = " or ".join(str(size) for size in (below, below + mesh.size) if size)
+def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """The rows of a global batch that lie on this process's devices, in rising order."""
+    indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    ends = {index[0].indices(batch_size)[:2] for index in indices.values() if index is not None}
+    return np.concatenate([np.arange(*of_device) for of_device in sorted(ends)])
+
+
+def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Sends the rows of `process_rows` on their way to the devices, without waiting.
+
+    Returns:
+      The global batch, of which this process holds its rows.
+    """
+    sharding = batch_sharding(mesh)
+    if sharding.is_fully_addressable:
+        return jax.device_put(dict(batch), sharding)
+    here = len(next(iter(batch.values())))
+    size = here * mesh.size // len(mesh.local_devices)
+    rows = process_rows(mesh, size)
+
+    def put(value: np.ndarray) -> jax.Array:
+        def part(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(size)
+            first = int(np.searchsorted(rows, start))
+            return value[first : first + stop - start]
+
+        return jax.make_array_from_callback((size, *value.shape[1:]), sharding, part)
+
+    return {name: put(value) for name, value in batch.items()}
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """The arrays of `tree` where `shardings` want them; a process's own are the same in all."""
+
+    def put(leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+        if sharding.is_fully_addressable or not leaf.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(put, tree, shardings)
+
+
+def check_batch(name: str, batch_size: int, mesh: Mesh, parts: int = 1) -> None:
+    """Raises ValueError unless the global batch divides evenly between devices, and into parts."""
+    among = mesh.size * parts
+    if batch_size % among:
+        below = batch_size - batch_size % among
+        choices = " or ".join(str(size) for size in (below, below + among) if size)
+        times = f" times accumulation_steps = {parts}" if parts > 1 else ""
         raise ValueError(
             f"{name} = {batch_size} is not divisible by the {mesh.size} devices of the mesh "
-            f"({'x'.join(str(n) for n in mesh.devices.shape)}): use {choices}, or a smaller "
+            f"({'x'.join(str(n) for n in mesh.devices.shape)}){times}: use {choices}, or a smaller "
             "mesh.data"
         )
 

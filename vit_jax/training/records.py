@@ -5,17 +5,13 @@ import os
 import pathlib
 from typing import Any
 
+from vit_jax.storage import is_remote, write_bytes
+
 Row = dict[str, Any]
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file so that a kill at any moment leaves the old one or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def _line(row: Row) -> str:
+    return json.dumps(row) + "\n"
 
 
 def read_rows(path: pathlib.Path) -> list[Row]:
@@ -26,7 +22,7 @@ def read_rows(path: pathlib.Path) -> list[Row]:
     """
     if not path.exists():
         return []
-    *lines, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    *lines, rest = path.read_bytes().decode(errors="replace").split("\n")
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -42,30 +38,45 @@ def read_rows(path: pathlib.Path) -> list[Row]:
 class Records:
     """The rows of a run, in memory and in the file.
 
+    Args:
+      path: of the file.
+      rows: what it holds.
+      write: whether rows are written to it; of many processes one does.
+
     Attributes:
       rows: all rows so far.
     """
 
-    def __init__(self, path: pathlib.Path) -> None:
+    def __init__(self, path: pathlib.Path, rows: list[Row], write: bool) -> None:
         self.path = path
-        self.rows = read_rows(path)
+        self.rows = rows
+        self._write = write
 
     def cut_back(self, step: int) -> None:
         """Forgets the rows after `step`: the run goes on from there and writes them again."""
         self.rows = [row for row in self.rows if row["step"] <= step]
-        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        if self._write:
+            self._write_all()
 
     def append(self, row: Row) -> None:
-        """Adds a row. It is on the disk when this returns, so before any later checkpoint.
+        """Adds a row. It is in the file when this returns, so before any later checkpoint.
 
         Raises:
           OSError: it cannot be written.
         """
         self.rows.append(row)
+        if not self._write:
+            return
+        if is_remote(self.path):  # where nothing can be added to a file
+            self._write_all()
+            return
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(_line(row))
             file.flush()
             os.fsync(file.fileno())
+
+    def _write_all(self) -> None:
+        write_bytes(self.path, "".join(map(_line, self.rows)).encode())
 
     def find(self, split: str, step: int | None = None) -> Row | None:
         """The last row of a split, or that at `step`; None if there is none."""

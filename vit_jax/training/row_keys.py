@@ -1,24 +1,28 @@
-"""Random keys that know which part of the batch they draw for.
+"""Random keys that know which rows of the batch they draw for.
 
-Under `jit` a dropout mask is drawn for the global batch and divided like it. A device of `pmap`
-sees its own part alone. With these keys it draws exactly its part of the global mask, so that both
-give the same numbers on any number of devices.
+Under `jit` a dropout mask is drawn for the global batch and divided like it. A device of `pmap`, or
+one part of an accumulated batch, sees its own rows alone. With these keys it draws exactly its rows
+of the global mask, so that all give the same numbers.
 """
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend import random as jex_random
 
 _TYPES = {8: jnp.uint8, 16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}
+MAX_ROWS = 2**16
 
 
-def _like_threefry(derive, data: jax.Array, argument) -> jax.Array:
-    """Derives keys as JAX's own generator does; the position goes along."""
+def _like_threefry(derive: Callable[..., Any], data: jax.Array, argument: Any) -> jax.Array:
+    """Derives keys as JAX's own generator does; the first row goes along."""
     derived = jax.random.key_data(derive(jax.random.wrap_key_data(data[:2]), argument))
-    position = jnp.broadcast_to(data[2], (*derived.shape[:-1], 1))
-    return jnp.concatenate([derived, position], axis=-1)
+    first = jnp.broadcast_to(data[2], (*derived.shape[:-1], 1))
+    return jnp.concatenate([derived, first], axis=-1)
 
 
 def _split(data: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -29,18 +33,34 @@ def _fold_in(data: jax.Array, value: jax.Array | int) -> jax.Array:
     return _like_threefry(jax.random.fold_in, data, value)
 
 
-def _random_bits(data: jax.Array, bit_width: int, shape: tuple[int, ...]) -> jax.Array:
-    """JAX numbers the bits of a draw in C order; these are numbers position * size + 0, 1, ..."""
-    size = math.prod(shape)
-    position = data[2]  # below 2**16, so that the products below fit their words
-    middle = position * jnp.uint32(size >> 16)
-    low = position * jnp.uint32(size & 0xFFFF)
+def _bit_numbers(
+    first: jax.Array, rows: int, stride: int, size: int
+) -> tuple[jax.Array, jax.Array]:
+    """The numbers of the bits to draw, each as two uint32 (high, low) of shape (rows, size / rows).
+
+    JAX numbers the bits of a draw in C order: row r of p elements has r * p, r * p + 1, ...
+    """
+    if size % rows:
+        raise ValueError(
+            f"a draw of {size} numbers cannot be divided between {rows} rows of a batch"
+        )
+    per_row = size // rows
+    row = first + jnp.uint32(stride) * jax.lax.iota(jnp.uint32, rows)
+    # A row is below 2**16, so that the products fit their words.
+    middle = row * jnp.uint32(per_row >> 16)
+    low = row * jnp.uint32(per_row & 0xFFFF)
     start = low + (middle << 16)
     high = (middle >> 16) + (start < low).astype(jnp.uint32)
-    counts = start + jax.lax.iota(jnp.uint32, size)
-    high = high + (counts < start).astype(jnp.uint32)
-    key_1, key_2 = (jnp.broadcast_to(word, (size,)) for word in (data[0], data[1]))
-    bits_1, bits_2 = jex_random.threefry2x32_p.bind(key_1, key_2, high, counts)
+    numbers = start[:, None] + jax.lax.iota(jnp.uint32, per_row)[None]
+    return high[:, None] + (numbers < start[:, None]).astype(jnp.uint32), numbers
+
+
+def _random_bits(
+    rows: int, stride: int, data: jax.Array, bit_width: int, shape: tuple[int, ...]
+) -> jax.Array:
+    high, low = _bit_numbers(data[2], rows, stride, math.prod(shape))
+    key_1, key_2 = (jnp.broadcast_to(word, low.shape) for word in (data[0], data[1]))
+    bits_1, bits_2 = jex_random.threefry2x32_p.bind(key_1, key_2, high, low)
     kind = _TYPES[bit_width]
     if bit_width == 64:
         bits = (bits_1.astype(kind) << jnp.asarray(32, kind)) | bits_2.astype(kind)
@@ -54,28 +74,34 @@ def _seed(seed: jax.Array) -> jax.Array:
     return jnp.concatenate([data, jnp.zeros((1,), jnp.uint32)])
 
 
-_IMPL = jex_random.define_prng_impl(
-    key_shape=(3,),
-    seed=_seed,
-    split=_split,
-    random_bits=_random_bits,
-    fold_in=_fold_in,
-    name="threefry2x32_at_position",
-    tag="fryp",
-)
+@functools.cache
+def _implementation(rows: int, stride: int) -> Any:
+    return jex_random.define_prng_impl(
+        key_shape=(3,),
+        seed=_seed,
+        split=_split,
+        random_bits=functools.partial(_random_bits, rows, stride),
+        fold_in=_fold_in,
+        name=f"threefry2x32_of_{rows}_rows_by_{stride}",
+        tag=f"fry{rows}by{stride}",
+    )
 
 
-def at_position(key: jax.Array, position: jax.Array) -> jax.Array:
-    """A key for part `position` of a batch divided evenly along its leading axis.
+def key_of_rows(key: jax.Array, first: jax.Array | int, rows: int, stride: int = 1) -> jax.Array:
+    """A key for some rows of a batch: `first`, `first + stride`, ..., `rows` of them.
 
     Args:
       key: a key of JAX's default generator (threefry, partitionable), for the whole batch.
-      position: which part, below 2**16.
+      first: the first row; all rows are below 2**16.
+      rows: how many.
+      stride: from one to the next.
 
     Returns:
-      A key. An array (b, ...) drawn with it is rows position * b to (position + 1) * b of the array
-      (B, ...) drawn with `key`, and the same holds for all keys derived from it.
+      A key. An array (rows, ...) drawn with it is `whole[first : first + rows * stride : stride]`
+      of the array drawn with `key`, and the same holds for all keys derived from it. What is drawn
+      has to have the batch as its leading axis, alone or merged with axes after it.
     """
     data = jax.random.key_data(key)
-    position = jnp.asarray(position).astype(jnp.uint32)
-    return jax.random.wrap_key_data(jnp.concatenate([data, position[None]]), impl=_IMPL)
+    first = jnp.asarray(first).astype(jnp.uint32)
+    impl = _implementation(rows, stride)
+    return jax.random.wrap_key_data(jnp.concatenate([data, first[None]]), impl=impl)

@@ -1,35 +1,28 @@
 """From a config to all that the loop needs, every check of it made before anything is written."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 
 from vit_jax.config import TrainConfig
-from vit_jax.data.augment import make_eval_preprocess, make_train_augment
 from vit_jax.data.loader import Batches, eval_batches, steps_per_epoch, train_batches
 from vit_jax.data.sources import ImageSource
 from vit_jax.data.splits import Splits, open_splits
 from vit_jax.data.statistics import STATISTICS, Statistics
 from vit_jax.models.base import VisionModel
-from vit_jax.models.registry import create_model
-from vit_jax.training.mesh import batch_sharding, check_batch, make_mesh, state_shardings
-from vit_jax.training.optimizer import Schedule, make_optimizer, make_schedule
-from vit_jax.training.state import ModelGraphs, TrainState, initial_state, model_graphs
-from vit_jax.training.step import (
-    Batch,
-    EvalStep,
-    StepSettings,
-    TrainStep,
-    jit_train_step,
-    make_eval_step,
-    pmap_train_step,
+from vit_jax.training.mesh import process_rows, put_batch
+from vit_jax.training.program import (
+    Program,
+    config_mesh,
+    image_size,
+    make_program,
+    model_maker,
 )
+from vit_jax.training.step import Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,35 +31,23 @@ class Setup:
 
     Attributes:
       config: what it was made from.
-      mesh: the devices.
+      program: the computation.
       splits: the data.
       steps_per_epoch, total_steps: updates.
-      schedule: the learning rate of the n-th update, from 0.
       image_size: (height, width) that the model is given.
       preprocessing: how images are made ready, for the checkpoints.
-      graphs: the model's static halves.
-      template: the state's shapes and types; `shardings`: where its arrays lie.
-      init: makes the state at step 0.
-      train_step, eval_step: compiled when first called.
     """
 
     config: TrainConfig
-    mesh: Mesh
+    program: Program
     splits: Splits
     steps_per_epoch: int
     total_steps: int
-    schedule: Schedule
     image_size: tuple[int, int]
     preprocessing: dict[str, Any]
-    graphs: ModelGraphs
-    template: TrainState
-    shardings: TrainState
-    init: Callable[[], TrainState]
-    train_step: TrainStep
-    eval_step: EvalStep
 
     def train_batches(self, start_step: int) -> Batches:
-        """The batches of the updates from `start_step` on, on the host."""
+        """This process's rows of the batches of the updates from `start_step` on, on the host."""
         data = self.config.data
         return train_batches(
             self.splits.train,
@@ -77,10 +58,11 @@ class Setup:
             num_workers=data.num_workers,
             worker_kind=data.worker_kind,  # pyright: ignore[reportArgumentType]
             image_size=self._host_size(self.splits.train),
+            rows=process_rows(self.program.mesh, data.batch_size),
         )
 
     def eval_batches(self, source: ImageSource) -> Batches:
-        """All examples of a split, on the host."""
+        """All examples of a split, this process's rows of each batch, on the host."""
         data = self.config.data
         return eval_batches(
             source,
@@ -89,22 +71,17 @@ class Setup:
             worker_kind=data.worker_kind,  # pyright: ignore[reportArgumentType]
             image_size=self._host_size(source),
             crop_fraction=self.preprocessing["crop_fraction"],
+            rows=process_rows(self.program.mesh, data.eval_batch_size),
         )
 
     def on_device(self, batches: Batches) -> Iterator[Batch]:
         """Sends each batch on its way to the devices, divided between them, without waiting."""
-        sharding = batch_sharding(self.mesh)
         for batch in batches:
-            yield jax.device_put(batch, sharding)
+            yield put_batch(self.program.mesh, batch)
 
     def _host_size(self, source: ImageSource) -> tuple[int, int] | None:
         # Images of one size cross to the device as they are and are resized there.
         return None if source.image_shape else self.image_size
-
-
-def _image_size(config: TrainConfig, model: VisionModel) -> tuple[int, int]:
-    size = config.data.image_size
-    return model.img_size if size is None else (size, size)
 
 
 def statistics_of(config: TrainConfig, channels: int) -> Statistics:
@@ -152,7 +129,7 @@ def _check_model(model: VisionModel, config: TrainConfig, source: ImageSource) -
         )
     # A model that does not take images of this size says so itself.
     batch = config.data.batch_size
-    images = jax.ShapeDtypeStruct((batch, *_image_size(config, model), channels), np.float32)
+    images = jax.ShapeDtypeStruct((batch, *image_size(config, model), channels), np.float32)
     logits = nnx.eval_shape(lambda m, x: m(x, rngs=nnx.Rngs(dropout=0)), model, images)
     for part in jax.tree.leaves(logits):
         if part.shape != (batch, model.num_classes):
@@ -168,9 +145,7 @@ def build(config: TrainConfig) -> Setup:
     Raises:
       ValueError: data, model, batch and devices do not fit each other.
     """
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    check_batch("config.data.batch_size", config.data.batch_size, mesh)
-    check_batch("config.data.eval_batch_size", config.data.eval_batch_size, mesh)
+    mesh = config_mesh(config)
     data = config.data
     splits = open_splits(
         data.source,
@@ -184,51 +159,17 @@ def build(config: TrainConfig) -> Setup:
     )
     epoch = steps_per_epoch(splits.train, data.batch_size)
 
-    def make_model() -> VisionModel:
-        return create_model(config.model.name, rngs=nnx.Rngs(config.seed), **config.model.kwargs)
-
-    model = nnx.eval_shape(make_model)
+    model = nnx.eval_shape(model_maker(config))
     _check_model(model, config, splits.train)
     statistics = statistics_of(config, splits.train.channels)
-    size = _image_size(config, model)
-    schedule = make_schedule(config.optimizer, epoch, config.num_epochs)
-    optimizer = make_optimizer(config.optimizer, schedule)
-
-    def init() -> TrainState:
-        return initial_state(make_model(), optimizer)
-
-    template = jax.eval_shape(init)
-    shardings = state_shardings(mesh, template)
-    graphs = model_graphs(model)
-    # Normalised in float32 or wider: a model that computes in float64 is not fed rounded pixels.
-    pixels = jnp.promote_types(model.dtype, jnp.float32)
-    settings = StepSettings(
-        graphs=graphs,
-        optimizer=optimizer,
-        seed=config.seed,
-        steps_per_epoch=epoch,
-        label_smoothing=config.loss.label_smoothing,
-        prepare_train=make_train_augment(
-            size,
-            rotation_degrees=data.rotation_degrees,
-            flip=data.horizontal_flip,
-            mean=statistics.mean,
-            std=statistics.std,
-            dtype=pixels,
-        ),
-        prepare_eval=make_eval_preprocess(
-            size, mean=statistics.mean, std=statistics.std, dtype=pixels
-        ),
-    )
     crop = model.preprocessing.crop_fraction if model.preprocessing else 1.0
     return Setup(
         config=config,
-        mesh=mesh,
+        program=make_program(config, mesh, model, statistics, epoch),
         splits=splits,
         steps_per_epoch=epoch,
         total_steps=epoch * config.num_epochs,
-        schedule=schedule,
-        image_size=size,
+        image_size=image_size(config, model),
         preprocessing={
             "mean": list(statistics.mean),
             "std": list(statistics.std),
@@ -236,14 +177,4 @@ def build(config: TrainConfig) -> Setup:
             "crop_fraction": 1.0 if splits.train.image_shape else crop,
             "interpolation": "bilinear",
         },
-        graphs=graphs,
-        template=template,
-        shardings=shardings,
-        init=jax.jit(init, out_shardings=shardings),
-        train_step=(
-            pmap_train_step(settings, mesh)
-            if config.parallel == "pmap"
-            else jit_train_step(settings, mesh, shardings)
-        ),
-        eval_step=make_eval_step(settings, mesh, shardings),
     )

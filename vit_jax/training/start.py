@@ -8,6 +8,7 @@ from flax import nnx
 from vit_jax.interop.formats import HUB_PREFIX, is_weights_folder
 from vit_jax.interop.pretrained import load_pretrained
 from vit_jax.models.base import VisionModel
+from vit_jax.storage import run_path
 from vit_jax.training.checkpoint_reading import CheckpointInfo, named_arrays, read_model
 from vit_jax.training.workdir import CHECKPOINTS
 
@@ -51,7 +52,7 @@ def load_checkpoint(model: VisionModel, path: pathlib.Path) -> CheckpointInfo:
 
 def check_init_from(init_from: str) -> None:
     """Raises ValueError unless `config.init_from` names a file, or a checkpoint that is there."""
-    path = pathlib.Path(init_from).expanduser()
+    path = run_path(init_from)
     if init_from.startswith(HUB_PREFIX) or is_weights_folder(path):
         return
     if path.is_dir():
@@ -76,7 +77,7 @@ def load_weights(model: VisionModel, init_from: str) -> str:
     if init_from.startswith(HUB_PREFIX):
         load_pretrained(model, init_from)
         return f"weights of {init_from}"
-    path = pathlib.Path(init_from).expanduser()
+    path = run_path(init_from)
     if path.is_dir() and not is_weights_folder(path):
         info = load_checkpoint(model, path)
         return f"weights of {path}, step {info.step}"

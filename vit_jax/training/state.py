@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from vit_jax.training.mesh import replicated
 from vit_jax.training.metrics import Sums
@@ -68,4 +69,12 @@ def initial_state(model: nnx.Module, optimizer: optax.GradientTransformation) ->
 
 def zero_sums(state: TrainState, mesh: Mesh) -> Sums:
     """Sums as those of `state`, with nothing counted yet, placed as the steps want them."""
-    return jax.device_put(Sums.zeros(state.sums.loss.dtype), replicated(mesh))
+    return _zeros(state.sums.loss.dtype, replicated(mesh))
+
+
+def _zeros(dtype: Any, sharding: NamedSharding) -> Sums:
+    # Not a `device_put`, in which many processes would first compare what each has.
+    def put(value: Any) -> jax.Array:
+        return jax.make_array_from_callback((), sharding, lambda _: np.asarray(value))
+
+    return jax.tree.map(put, Sums.zeros(dtype))

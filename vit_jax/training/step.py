@@ -14,7 +14,7 @@ from vit_jax.data.augment import example_keys
 from vit_jax.training.losses import classification_loss
 from vit_jax.training.mesh import batch_sharding, replicated
 from vit_jax.training.metrics import Sums
-from vit_jax.training.position_keys import at_position
+from vit_jax.training.row_keys import key_of_rows
 from vit_jax.training.state import ModelGraphs, TrainState
 
 Batch = dict[str, Any]
@@ -40,6 +40,7 @@ class StepSettings:
       seed: of augmentation and dropout.
       steps_per_epoch: tells the epoch, which augmentation is keyed by.
       label_smoothing: see `losses`.
+      accumulation_steps: parts that a batch is computed in, one after another.
       prepare_train, prepare_eval: uint8 images to what the model takes.
     """
 
@@ -48,6 +49,7 @@ class StepSettings:
     seed: int
     steps_per_epoch: int
     label_smoothing: float
+    accumulation_steps: int
     prepare_train: PrepareTrain
     prepare_eval: PrepareEval
 
@@ -64,14 +66,11 @@ def _all_finite(tree: Any) -> jax.Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
-def _train_step(
-    settings: StepSettings, axis: str | None, state: TrainState, batch: Batch
-) -> tuple[TrainState, jax.Array]:
-    """One update. With `axis`, `batch` is this device's part and the update is that of them all."""
+def _gradients(
+    settings: StepSettings, state: TrainState, batch: Batch, dropout_key: jax.Array
+) -> tuple[jax.Array, Sums, nnx.State]:
+    """The loss of a batch, its metrics, and the gradients."""
     epoch = state.step // settings.steps_per_epoch
-    dropout_key = _dropout_key(settings.seed, state.step)
-    if axis is not None:
-        dropout_key = at_position(dropout_key, jax.lax.axis_index(axis))
     images = settings.prepare_train(
         example_keys(_augment_key(settings.seed), epoch, batch["index"]), batch["image"]
     )
@@ -83,6 +82,50 @@ def _train_step(
         return losses.mean(), Sums.of_batch(losses, prediction, batch["label"], batch["mask"])
 
     (loss, sums), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    return loss, sums, gradients
+
+
+def _accumulated_gradients(
+    settings: StepSettings, state: TrainState, batch: Batch, dropout_key: jax.Array, first: Any
+) -> tuple[jax.Array, Sums, nnx.State]:
+    """As `_gradients`, computed part by part: memory for the activations of one part.
+
+    Part i is rows i, i + parts, ... of the batch, so that every device has rows of its own in each
+    part and none moves. `first` is the batch's own first row in the global batch.
+    """
+    parts = settings.accumulation_steps
+    rows = batch["label"].shape[0] // parts
+    divided = {
+        name: value.reshape(rows, parts, *value.shape[1:]).swapaxes(0, 1)
+        for name, value in batch.items()
+    }
+
+    def add_part(total: Any, numbered: tuple[jax.Array, Batch]) -> tuple[Any, None]:
+        number, part = numbered
+        key = key_of_rows(dropout_key, first + number, rows, parts)
+        return jax.tree.map(jnp.add, total, _gradients(settings, state, part, key)), None
+
+    of_part = jax.eval_shape(
+        lambda: _gradients(settings, state, jax.tree.map(lambda x: x[0], divided), dropout_key)
+    )
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), of_part)
+    (loss, sums, gradients), _ = jax.lax.scan(add_part, nothing, (jnp.arange(parts), divided))
+    return loss / parts, sums, jax.tree.map(lambda gradient: gradient / parts, gradients)
+
+
+def _train_step(
+    settings: StepSettings, axis: str | None, state: TrainState, batch: Batch
+) -> tuple[TrainState, jax.Array]:
+    """One update. With `axis`, `batch` is this device's part and the update is that of them all."""
+    dropout_key = _dropout_key(settings.seed, state.step)
+    rows = batch["label"].shape[0]
+    first = 0 if axis is None else rows * jax.lax.axis_index(axis)
+    if settings.accumulation_steps > 1:
+        loss, sums, gradients = _accumulated_gradients(settings, state, batch, dropout_key, first)
+    else:
+        if axis is not None:
+            dropout_key = key_of_rows(dropout_key, first, rows)
+        loss, sums, gradients = _gradients(settings, state, batch, dropout_key)
     if axis is not None:
         loss, gradients = jax.lax.pmean((loss, gradients), axis)
         sums = jax.lax.psum(sums, axis)

@@ -5,16 +5,23 @@ import fcntl
 import json
 import os
 import pathlib
+import time
+import uuid
 from collections.abc import Iterator
 
+import jax
+
 from vit_jax.config import TrainConfig, check_resumable, load_config, to_dict
-from vit_jax.training.records import read_rows, write_atomically
+from vit_jax.storage import is_remote, write_bytes
+from vit_jax.training.processes import is_first, tell_all
+from vit_jax.training.records import read_rows
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 PLOTS = "plots"
 _LOCK_FILE = ".lock"
+_SHARED_WITHIN = 30.0  # seconds, which a network's file system may take
 
 
 @contextlib.contextmanager
@@ -38,7 +45,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.read(descriptor, 32).decode() or "unknown"
+            holder, *_ = os.read(descriptor, 32).decode().split() or ["unknown"]
             raise ValueError(
                 f"another process (pid {holder}) is training in {workdir}: wait for it to end, or "
                 "give another --workdir"
@@ -49,6 +56,50 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def held(workdir: pathlib.Path) -> Iterator[None]:
+    """Holds the directory as `locked` does, for all processes of a run: process 0 holds it.
+
+    On object storage nobody can hold it: two runs there at a time are not noticed.
+
+    Raises:
+      ValueError: as `locked`; or a process does not see the directory that process 0 sees.
+    """
+    with contextlib.ExitStack() as stack:
+        token = uuid.uuid4().hex
+        if is_first() and not is_remote(workdir):
+            stack.enter_context(locked(workdir))
+        if jax.process_count() > 1 or is_remote(workdir):
+            if is_first():
+                _write_token(workdir, token)
+            _check_shared(workdir, tell_all(token))
+        yield
+
+
+def _write_token(workdir: pathlib.Path, token: str) -> None:
+    try:
+        (workdir / _LOCK_FILE).write_bytes(f"{os.getpid()} {token}".encode())
+    except Exception as error:  # each kind of storage has its own errors
+        raise ValueError(
+            f"cannot use {workdir} as a work directory: {' '.join(str(error).split())[:300]}; "
+            "wanted storage that can be written, see --workdir"
+        ) from error
+
+
+def _check_shared(workdir: pathlib.Path, token: str) -> None:
+    end = time.monotonic() + _SHARED_WITHIN
+    while True:
+        with contextlib.suppress(OSError):
+            if token in (workdir / _LOCK_FILE).read_bytes().decode():
+                return
+        if time.monotonic() > end:
+            raise ValueError(
+                f"process {jax.process_index()} of {jax.process_count()} does not see in {workdir} "
+                "what process 0 wrote there: wanted a --workdir on storage that all hosts share"
+            )
+        time.sleep(0.5)
 
 
 def check_config(config: TrainConfig, workdir: pathlib.Path) -> None:
@@ -72,4 +123,5 @@ def check_config(config: TrainConfig, workdir: pathlib.Path) -> None:
 
 def store_config(config: TrainConfig, workdir: pathlib.Path) -> None:
     """Writes config.json, whole or not at all."""
-    write_atomically(workdir / CONFIG_FILE, json.dumps(to_dict(config), indent=2) + "\n")
+    text = json.dumps(to_dict(config), indent=2) + "\n"
+    write_bytes(workdir / CONFIG_FILE, text.encode())

@@ -1,0 +1,292 @@
+"""Many processes as one run: how they find each other, agree, and learn that one has ended.
+
+Each host runs the same command. JAX's own runtime joins them; what is here is what a run needs
+beyond that: to stop all at the same step, and to end in words where one of them is lost.
+"""
+
+import collections
+import contextlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from vit_jax.training.interrupt import StopSignals
+from vit_jax.training.mesh import put_batch, replicated
+
+# Seconds after which a host that sends no sign of life counts as dead, and that a process which
+# ends waits for the others to end.
+_HEARTBEAT_TIMEOUT = 60
+_SHUTDOWN_TIMEOUT = 60
+# Questions that may be under way: as many as steps are, so that asking never waits.
+_UNDER_WAY = 4
+_ENDED = "vit_jax/ended/"
+_LOOK_EVERY = 1.0  # seconds
+_LEADER_LINGERS = 5 * _LOOK_EVERY
+
+_WATCH = """
+import os, signal, sys
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+if not sys.stdin.buffer.read():
+    os.write(2, sys.argv[1].encode())
+"""
+
+
+def join(
+    coordinator_address: str | None, num_processes: str | None, process_id: str | None
+) -> None:
+    """Joins the processes of a run, before anything else is done with JAX.
+
+    Without arguments JAX looks for a cluster that it knows (Cloud TPU, SLURM, Open MPI,
+    Kubernetes); where it finds none, this process is alone.
+
+    Args:
+      coordinator_address: HOST:PORT of process 0.
+      num_processes: how many there are; "1" alone means that no cluster is looked for.
+      process_id: which one this is.
+
+    Raises:
+      ValueError: the options contradict each other, or the others cannot be reached.
+    """
+    given = {
+        "coordinator_address": coordinator_address,
+        "num_processes": num_processes,
+        "process_id": process_id,
+    }
+    if num_processes == "1" and coordinator_address is None and process_id is None:
+        return
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+        raise ValueError(
+            f"wanted --coordinator_address HOST:PORT, --num_processes and --process_id together, "
+            f"{' and '.join(missing)} is missing (--num_processes 1 alone: one process)"
+        )
+    arguments: dict[str, Any] = {}
+    if not missing:
+        arguments = _checked(given) | {"cluster_detection_method": "deactivate"}
+    try:
+        jax.distributed.initialize(
+            **arguments,
+            heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT,
+            shutdown_timeout_seconds=_SHUTDOWN_TIMEOUT,
+        )
+    except ValueError as error:
+        if missing and "coordinator_address should be defined" in str(error):
+            return  # no cluster
+        raise ValueError(f"the processes of the run cannot be joined: {error}") from error
+    except RuntimeError as error:
+        raise ValueError(
+            f"the processes of the run cannot be joined: {' '.join(str(error).split())[:300]}; "
+            "wanted every process started with the same --coordinator_address, which all can "
+            "reach, within five minutes"
+        ) from error
+
+
+def _checked(given: dict[str, str | None]) -> dict[str, Any]:
+    address = given["coordinator_address"] or ""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"--coordinator_address: wanted HOST:PORT, got {address!r}")
+    numbers = {}
+    for name in ("num_processes", "process_id"):
+        text = given[name] or ""
+        if not text.isdigit():
+            raise ValueError(f"--{name}: wanted a number, got {text!r}")
+        numbers[name] = int(text)
+    if numbers["process_id"] >= numbers["num_processes"]:
+        raise ValueError(
+            f"--process_id: wanted 0 to {numbers['num_processes'] - 1}, one less than "
+            f"--num_processes, got {numbers['process_id']}"
+        )
+    return {"coordinator_address": address, **numbers}
+
+
+@contextlib.contextmanager
+def at_once_if_many(report: Callable[[Exception], int | None]) -> Iterator[None]:
+    """Ends this process at an error, where there are others, without waiting for them.
+
+    JAX's own end of a process waits for all others, which may be gone.
+
+    Args:
+      report: prints the error and returns the exit status; None for a bug.
+    """
+    try:
+        yield
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        status = report(error)
+        if status is None:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1 if status is None else status)
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes what one process alone writes."""
+    return jax.process_index() == 0
+
+
+def tell_all(value: Any) -> Any:
+    """What process 0 gives, as JSON carries it, in every process. All have to call it."""
+    if jax.process_count() == 1:
+        return value
+    text = np.frombuffer(json.dumps(value).encode() if is_first() else b"", np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(text.size)))
+    text = text if is_first() else np.zeros(length, np.uint8)
+    return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(text)).tobytes())
+
+
+def any_of_all(flag: bool) -> bool:
+    """Whether `flag` is true in any process. All have to call it."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.bool_(flag))))
+
+
+class Stopping:
+    """The signal that asks a run to stop, told to all processes at the same step.
+
+    Every process puts what it has received into a small sum over all devices, in step with the
+    training, and looks at the answer some steps later: nothing waits, and all read the same.
+
+    Args:
+      signals: what this process has received.
+      mesh: the devices.
+    """
+
+    def __init__(self, signals: StopSignals, mesh: Mesh) -> None:
+        self._signals = signals
+        self._mesh = mesh
+        self._alone = jax.process_count() == 1
+        self._asked: collections.deque[jax.Array] = collections.deque()
+        self._agreed: int | None = None
+        self._largest = jax.jit(lambda numbers: numbers.max(), out_shardings=replicated(mesh))
+
+    def check(self) -> int | None:
+        """The signal that all are to stop for, or None. All processes call it equally often."""
+        if self._alone:
+            return self._signals.received
+        numbers = np.full(len(self._mesh.local_devices), self._signals.received or 0, np.int32)
+        self._asked.append(self._largest(put_batch(self._mesh, {"number": numbers})["number"]))
+        return self._hear(_UNDER_WAY)
+
+    def settle(self) -> int | None:
+        """As `check`, once no more steps follow: waits for what is under way."""
+        return self._signals.received if self._alone else self._hear(0)
+
+    def _hear(self, under_way: int) -> int | None:
+        while len(self._asked) > under_way:
+            self._agreed = self._agreed or int(self._asked.popleft()) or None
+        return self._agreed
+
+
+@contextlib.contextmanager
+def companions(workdir: pathlib.Path) -> Iterator[None]:
+    """While active, no process waits for one that has ended.
+
+    An error in this process is told to the others before it goes on its way; one of another's ends
+    this process with status 2. Where JAX's runtime ends it (it aborts once a host is silent or its
+    coordinator gone), a second, waiting process says in a line what that means.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    name = f"process {jax.process_index()} of {jax.process_count()}"
+    again = (
+        f"repeat the command on all hosts: the run in {workdir} goes on from its last checkpoint"
+    )
+    watcher = subprocess.Popen(
+        [
+            sys.executable,
+            "-I",
+            "-c",
+            _WATCH,
+            f"error: {name} was ended from outside: its host was killed, or JAX lost another "
+            f"process (see above); {again}\n",
+        ],
+        stdin=subprocess.PIPE,
+    )
+    assert watcher.stdin is not None
+    leaving = threading.Event()
+
+    def leave() -> None:
+        leaving.set()
+        with contextlib.suppress(OSError):
+            watcher.stdin.write(b"in words")  # pyright: ignore[reportOptionalMemberAccess]
+            watcher.stdin.close()  # pyright: ignore[reportOptionalMemberAccess]
+
+    def look() -> None:
+        while not leaving.wait(_LOOK_EVERY):
+            ended = _ended()
+            if ended and not leaving.is_set():
+                leave()
+                sys.stdout.flush()
+                os.write(2, f"error: {name} ends, for {'; '.join(ended)}; {again}\n".encode())
+                os._exit(2)
+
+    thread = threading.Thread(target=look, name="companions", daemon=True)
+    thread.start()
+    try:
+        yield
+    except Exception as error:
+        leave()
+        thread.join()
+        others = _ended()
+        _tell_end(error)
+        if others or _is_of_the_runtime(error):
+            reason = "; ".join(others) or f"it lost another process ({_one_line(error)})"
+            raise ValueError(f"{name} ends, for {reason}; {again}") from error
+        raise
+    finally:
+        leave()
+        watcher.wait()
+
+
+def _is_of_the_runtime(error: Exception) -> bool:
+    """Whether a collective failed: a companion's socket is closed, or it answers no more."""
+    text = str(error)
+    signs = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Connection", "heartbeat")
+    return not isinstance(error, OSError) and any(sign in text for sign in signs)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _client() -> Any:
+    # JAX's store of keys has no public name; Orbax takes it from here too.
+    from jax._src import distributed
+
+    return distributed.global_state.client
+
+
+def _tell_end(error: Exception) -> None:
+    """Tells the others why this process ends, and gives them time to hear it."""
+    with contextlib.suppress(Exception):  # the coordinator may be what is lost
+        _client().key_value_set(
+            f"{_ENDED}{jax.process_index()}",
+            f"process {jax.process_index()} ended: {_one_line(error)}",
+        )
+    if is_first():  # the store ends with this process
+        time.sleep(_LEADER_LINGERS)
+
+
+def _ended() -> list[str]:
+    """What processes that have ended say."""
+    with contextlib.suppress(Exception):
+        return [text for _, text in _client().key_value_dir_get(_ENDED)]
+    return []
