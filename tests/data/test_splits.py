@@ -140,6 +140,7 @@ def test_num_train_examples_takes_the_first_of_a_seeded_permutation() -> None:
         ({"source": "imagenet"}, "unknown data source 'imagenet'; valid: tfds, folder, digits"),
         ({"source": "tfds"}, "needs the name of a set"),
         ({"source": "folder"}, "needs data_dir"),
+        ({"source": "folder", "data_dir": "gs://b/x"}, "gs://b/x: wanted a directory; .* mount"),
         ({"source": "digits", "num_train_examples": 1258}, "from 1 to the 1257 .* got 1258"),
         ({"source": "digits", "num_train_examples": 0}, "got 0"),
         ({"source": "digits", "num_train_examples": 5, "seed": -1}, "seed must not be negative"),

@@ -62,6 +62,11 @@ def open_splits(
     Raises:
         ValueError: anything above that cannot be had.
     """
+    if "://" in os.fspath(data_dir or ""):
+        raise ValueError(
+            f"data_dir {data_dir}: wanted a directory; of object storage, mount the bucket "
+            "(gcsfuse) or copy the set to each host"
+        )
     if source == "tfds":
         if not name:
             raise ValueError("source 'tfds' needs the name of a set, such as cifar10")

@@ -8,7 +8,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
+from vit_jax.layers.gather import gather, is_gathering
+
 REMAT = ("none", "blocks", "dots")
+
+
+class PlainLayers(nnx.List):
+    """Layers that `run_layers` applies one by one."""
 
 
 class ScannedLayers(nnx.Module):
@@ -25,9 +31,19 @@ class ScannedLayers(nnx.Module):
         self.depth = len(layers)
 
 
-def stack_layers(layers: Sequence[nnx.Module], scan: bool) -> nnx.List | ScannedLayers:
+def stack_layers(layers: Sequence[nnx.Module], scan: bool) -> PlainLayers | ScannedLayers:
     """Returns the layers in the form that `run_layers` takes."""
-    return ScannedLayers(layers) if scan and layers else nnx.List(layers)
+    return ScannedLayers(layers) if scan and layers else PlainLayers(layers)
+
+
+def is_layer_weight(model: nnx.Module) -> Callable[[tuple[Any, ...]], bool]:
+    """Tells of a path of the model's state whether `run_layers` gathers what is there."""
+    stacks = [
+        path
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, PlainLayers | ScannedLayers)
+    ]
+    return lambda path: any(path[: len(stack)] == stack for stack in stacks)
 
 
 def _rematerialise(call: Callable[..., Any], remat: str) -> Callable[..., Any]:
@@ -39,7 +55,7 @@ def _rematerialise(call: Callable[..., Any], remat: str) -> Callable[..., Any]:
 
 
 def run_layers(
-    layers: nnx.List | ScannedLayers,
+    layers: PlainLayers | ScannedLayers,
     x: Float[Array, "batch tokens dim"],
     *,
     drop_path_rates: Sequence[float],
@@ -47,6 +63,9 @@ def run_layers(
     remat: str,
 ) -> Float[Array, "batch tokens out_dim"]:
     """Applies each layer as `layer(x, drop_path_rate=rate, key=key)`, in order.
+
+    Weights that are divided between devices are gathered layer by layer, and with `remat` once more
+    in the backward pass, so that no device ever holds those of all layers (see `gather`).
 
     Layer i gets the key folded with i, so the scanned and the rematerialised forms drop what the
     plain one drops.
@@ -71,19 +90,19 @@ def run_layers(
             state, i = per_layer
             # A traced rate of 0 would draw a mask only to keep everything.
             rate = rates[i] if any(drop_path_rates) else 0.0
-            layer = nnx.merge(graphdef, state)
+            layer = nnx.merge(graphdef, gather(state))
             return layer(x, drop_path_rate=rate, key=layer_key(i)), None
 
         return jax.lax.scan(_rematerialise(body, remat), x, (state, jnp.arange(layers.depth)))[0]
 
     for i, (layer, rate) in enumerate(zip(layers, drop_path_rates, strict=True)):
-        if remat == "none":  # the module itself is called, so that its output can be captured
+        if remat == "none" and not is_gathering():  # the module itself: its output can be captured
             x = layer(x, drop_path_rate=rate, key=layer_key(i))
             continue
         graphdef, state = nnx.split(layer)
 
         def call(state, x, key, graphdef=graphdef, rate=rate):
-            return nnx.merge(graphdef, state)(x, drop_path_rate=rate, key=key)
+            return nnx.merge(graphdef, gather(state))(x, drop_path_rate=rate, key=key)
 
         x = _rematerialise(call, remat)(state, x, layer_key(i))
     return x

@@ -24,7 +24,7 @@ from vit_jax.layers.norm import layer_norm
 from vit_jax.layers.performer import TokenPerformer
 from vit_jax.layers.position import sinusoid_table
 from vit_jax.layers.squeeze_excite import SqueezeExcite, SqueezeExciteAttention
-from vit_jax.layers.stack import ScannedLayers, run_layers, stack_layers
+from vit_jax.layers.stack import PlainLayers, ScannedLayers, run_layers, stack_layers
 from vit_jax.layers.tokens_to_token import TokensToToken
 from vit_jax.layers.variables import Frozen
 from vit_jax.models.base import Logits, VisionModel
@@ -44,7 +44,7 @@ class TokensToTokenModel(VisionModel):
     """
 
     torch_names = TokenPerformer.torch_names
-    blocks: nnx.List | ScannedLayers
+    blocks: PlainLayers | ScannedLayers
 
     def __init__(
         self,

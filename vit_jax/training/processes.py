@@ -50,7 +50,8 @@ def join(
     """Joins the processes of a run, before anything else is done with JAX.
 
     Without arguments JAX looks for a cluster that it knows (Cloud TPU, SLURM, Open MPI,
-    Kubernetes); where it finds none, this process is alone.
+    Kubernetes); where it finds none, this process is alone. One that has joined, or used JAX,
+    before stays as it is.
 
     Args:
       coordinator_address: HOST:PORT of process 0.
@@ -65,7 +66,8 @@ def join(
         "num_processes": num_processes,
         "process_id": process_id,
     }
-    if num_processes == "1" and coordinator_address is None and process_id is None:
+    alone = num_processes == "1" and coordinator_address is None and process_id is None
+    if alone or jax.distributed.is_initialized():
         return
     missing = [f"--{name}" for name, value in given.items() if value is None]
     if 0 < len(missing) < len(given):
@@ -87,6 +89,8 @@ def join(
             return  # no cluster
         raise ValueError(f"the processes of the run cannot be joined: {error}") from error
     except RuntimeError as error:
+        if missing and "must be called before" in str(error):
+            return  # called from a program that uses JAX already, and so has decided
         raise ValueError(
             f"the processes of the run cannot be joined: {' '.join(str(error).split())[:300]}; "
             "wanted every process started with the same --coordinator_address, which all can "
@@ -190,7 +194,8 @@ class Stopping:
 
     def _hear(self, under_way: int) -> int | None:
         while len(self._asked) > under_way:
-            self._agreed = self._agreed or int(self._asked.popleft()) or None
+            number = int(self._asked.popleft())
+            self._agreed = self._agreed or number or None
         return self._agreed
 
 
@@ -224,6 +229,8 @@ def companions(workdir: pathlib.Path) -> Iterator[None]:
     leaving = threading.Event()
 
     def leave() -> None:
+        if leaving.is_set():
+            return
         leaving.set()
         with contextlib.suppress(OSError):
             watcher.stdin.write(b"in words")  # pyright: ignore[reportOptionalMemberAccess]

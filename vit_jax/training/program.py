@@ -12,9 +12,10 @@ from jax.sharding import Mesh
 from vit_jax.config import TrainConfig
 from vit_jax.data.augment import make_eval_preprocess, make_train_augment
 from vit_jax.data.statistics import Statistics
+from vit_jax.layers.stack import is_layer_weight
 from vit_jax.models.base import VisionModel
 from vit_jax.models.registry import create_model
-from vit_jax.training.mesh import check_batch, make_mesh, state_shardings
+from vit_jax.training.mesh import check_batch, make_mesh, replicated, state_shardings
 from vit_jax.training.optimizer import Schedule, make_optimizer, make_schedule
 from vit_jax.training.row_keys import MAX_ROWS
 from vit_jax.training.state import TrainState, initial_state, model_graphs
@@ -125,6 +126,8 @@ def make_program(
     pixels = jnp.promote_types(model.dtype, jnp.float32)
     settings = StepSettings(
         graphs=model_graphs(model),
+        is_layer_weight=is_layer_weight(model),
+        gathered=replicated(mesh) if mesh.shape["fsdp"] > 1 else None,
         optimizer=optimizer,
         seed=config.seed,
         steps_per_epoch=steps_per_epoch,

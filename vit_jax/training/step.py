@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from vit_jax.data.augment import example_keys
+from vit_jax.layers.gather import gather, gathering
 from vit_jax.training.losses import classification_loss
 from vit_jax.training.mesh import batch_sharding, replicated
 from vit_jax.training.metrics import Sums
@@ -36,6 +37,8 @@ class StepSettings:
 
     Attributes:
       graphs: the model's static halves.
+      is_layer_weight: see `vit_jax.layers.stack`.
+      gathered: where weights are gathered that lie divided between devices; None if none do.
       optimizer: the update rule.
       seed: of augmentation and dropout.
       steps_per_epoch: tells the epoch, which augmentation is keyed by.
@@ -45,6 +48,8 @@ class StepSettings:
     """
 
     graphs: ModelGraphs
+    is_layer_weight: Callable[[tuple[Any, ...]], bool]
+    gathered: NamedSharding | None
     optimizer: optax.GradientTransformation
     seed: int
     steps_per_epoch: int
@@ -66,6 +71,27 @@ def _all_finite(tree: Any) -> jax.Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
+def _apply(
+    settings: StepSettings,
+    graph: nnx.GraphDef,
+    params: nnx.State,
+    frozen: nnx.State,
+    images: jax.Array,
+    rngs: nnx.Rngs | None = None,
+) -> Any:
+    """The model's output. Weights outside of its layers are gathered here, the others there."""
+    with gathering(settings.gathered):
+        if settings.gathered is not None:
+            params, frozen = (
+                nnx.map_state(
+                    lambda path, leaf: leaf if settings.is_layer_weight(path) else gather(leaf),
+                    state,
+                )
+                for state in (params, frozen)
+            )
+        return nnx.merge(graph, params, frozen)(images, rngs=rngs)
+
+
 def _gradients(
     settings: StepSettings, state: TrainState, batch: Batch, dropout_key: jax.Array
 ) -> tuple[jax.Array, Sums, nnx.State]:
@@ -76,8 +102,8 @@ def _gradients(
     )
 
     def loss_of(params: nnx.State) -> tuple[jax.Array, Sums]:
-        model = nnx.merge(settings.graphs.train, params, state.frozen)
-        logits = model(images, rngs=nnx.Rngs(dropout=dropout_key))
+        rngs = nnx.Rngs(dropout=dropout_key)
+        logits = _apply(settings, settings.graphs.train, params, state.frozen, images, rngs)
         losses, prediction = classification_loss(logits, batch["label"], settings.label_smoothing)
         return losses.mean(), Sums.of_batch(losses, prediction, batch["label"], batch["mask"])
 
@@ -171,11 +197,19 @@ def pmap_train_step(settings: StepSettings, mesh: Mesh) -> TrainStep:
         donate_argnums=0,
     )
 
+    whole, alone = replicated(mesh), jax.process_count() == 1
+
+    def of_all_processes(leaf: jax.Array) -> jax.Array:
+        # Of many processes each gets its own copies; together they are one array. Nothing moves.
+        copies = [shard.data for shard in leaf.addressable_shards]
+        return jax.make_array_from_single_device_arrays(leaf.shape, whole, copies)
+
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
         parts = {
             name: value.reshape(mesh.size, -1, *value.shape[1:]) for name, value in batch.items()
         }
-        return mapped(state, parts)
+        result = mapped(state, parts)
+        return result if alone else jax.tree.map(of_all_processes, result)
 
     return step
 
@@ -184,8 +218,8 @@ def make_eval_step(settings: StepSettings, mesh: Mesh, shardings: TrainState) ->
     """The metrics of one batch in eval mode, padding left out; donates the sums."""
 
     def step(params: nnx.State, frozen: nnx.State, batch: Batch, sums: Sums) -> Sums:
-        model = nnx.merge(settings.graphs.eval, params, frozen)
-        logits = model(settings.prepare_eval(batch["image"]))
+        images = settings.prepare_eval(batch["image"])
+        logits = _apply(settings, settings.graphs.eval, params, frozen, images)
         losses, prediction = classification_loss(logits, batch["label"])
         return sums + Sums.of_batch(losses, prediction, batch["label"], batch["mask"])
 
