@@ -58,7 +58,7 @@ def _arrange(devices: Sequence[Any], data: int, fsdp: int) -> np.ndarray:
     """
     if getattr(devices[0], "platform", None) != "tpu":
         return np.asarray(devices).reshape(data, fsdp)
-    slices = len({device.slice_index for device in devices})
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1 or data % slices:
         return mesh_utils.create_device_mesh((data, fsdp), devices, allow_split_physical_axes=True)
     return mesh_utils.create_hybrid_device_mesh(

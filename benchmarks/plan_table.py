@@ -1,0 +1,163 @@
+"""HBM use and the bound on images a second of the recipes on TPU slices, as tables.
+
+    python -m benchmarks.plan_table --results plan.jsonl [--out docs/plan.md]
+
+Each line of the tables is one train step, compiled for a slice by libtpu (`pip install
+'vit-jax[tpu]'`; no TPU is needed). Finished lines are kept in the file of `--results` and not
+compiled again, so that the run may be cut short and repeated. `--out` puts the tables into the
+page, between its two markers. On two CPU cores it takes about an hour.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from vit_jax.plan.libtpu import devices_of, prepare_environment
+
+BEGIN, END = "<!-- plan_table: begin -->", "<!-- plan_table: end -->"
+_BF16 = "--config.model.kwargs.dtype=bfloat16"
+_SCAN = "--config.model.kwargs.scan_layers=true"
+_BLOCKS = "--config.model.kwargs.remat=blocks"
+SLICES = ("v4:2x2x1", "v5e:4x4", "v5p:2x2x2", "v6e:8x8", "TPU7x:2x2x2")
+RECIPES = ("digits_vit", "cifar100_vit", "imagenet_vit_s16", "imagenette_t2t_vit_7")
+_VIT_L = ("imagenet_vit_s16", "--config.model.name=vit_large_patch16_224", _BF16, _BLOCKS)
+_VIT_H = (
+    "imagenet_vit_s16",
+    "--config.model.name=vit_huge_patch14_224",
+    "--config.data.batch_size=4096",
+    "--config.mesh.data=1",
+    "--config.mesh.fsdp=-1",
+    _BF16,
+    _BLOCKS,
+    _SCAN,
+)
+
+
+def _flags(recipe: str) -> tuple[str, ...]:
+    """What a recipe is given on a pod.
+
+    Those of large images compute in bfloat16, and compile in less time as scans; the batches of
+    the small ones grow until 64 chips divide them.
+    """
+    if recipe.startswith("imagenet_"):
+        return (_BF16, _SCAN)
+    if recipe == "imagenette_t2t_vit_7":
+        return ("--config.data.batch_size=256", _BF16, _SCAN)
+    return ("--config.data.batch_size=256",)
+
+
+def cases() -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """(section, slice, (recipe, flags...)) of every line."""
+    from vit_jax.config.recipes import recipe_names
+
+    for recipe in recipe_names():
+        yield "recipes", "v5e:4x4", (recipe, *_flags(recipe))
+    for recipe in RECIPES:
+        for slice_name in SLICES:
+            yield "slices", slice_name, (recipe, *_flags(recipe))
+    yield "large", "v5e:16x16", _VIT_H
+    yield "large", "v5e:4x4", (*_VIT_L, "--config.data.batch_size=512")
+    yield "large", "v5e:4x4", (*_VIT_L, "--config.data.batch_size=512", _SCAN)
+
+
+def measure(slice_name: str, arguments: tuple[str, ...]) -> dict[str, Any]:
+    """One plan, as `vit-jax plan --json` prints it."""
+    from vit_jax.plan.command import read_config
+    from vit_jax.plan.plan import as_json, make_plan
+    from vit_jax.plan.topology import parse_topology
+
+    recipe, *flags = arguments
+    topology = parse_topology(slice_name)
+    command = read_config([f"--config={recipe}", *flags])
+    return as_json(make_plan(command.config, topology, devices_of(topology)), recipe)
+
+
+def _row(slice_name: str, arguments: tuple[str, ...], found: dict[str, Any]) -> str:
+    recipe, *flags = arguments
+    told = " ".join(flag.removeprefix("--config.") for flag in flags)
+    usable = found["usable_bytes"] / 2**30
+    if not found["fits"]:
+        return (
+            f"| `{recipe}` {told} | {slice_name} | {found['batch_size']} | does not fit " + "|" * 8
+        )
+    counts, bound = found["counts"], found["roofline"]
+    sent = sum(row["bytes"] for row in counts["exchanges"]) / 1e6
+    return (
+        f"| `{recipe}` {told} | {slice_name} | {found['batch_size']} "
+        f"| {found['needed_bytes'] / 2**30:.2f} of {usable:.2f} "
+        f"| {counts['flops'] / 1e9:,.1f} "
+        f"| {_against(counts, 'step_flops')} | {_against(counts, 'model_flops')} "
+        f"| {sent:,.1f} | {bound['images_per_second']:,.0f} | {bound['bound']} "
+        f"| {found['compile_seconds']:.0f} |"
+    )
+
+
+def _against(counts: dict[str, Any], name: str) -> str:
+    return f"{counts['flops'] / counts[name] - 1:+.2%}"
+
+
+_HEADER = (
+    "| recipe and flags | slice | batch | HBM of a device (GiB) | GFLOPs of a device and step "
+    "| against the step as written | against 3 x the model's forward | exchanged (MB) "
+    "| images/s, at most | bound by | compiled in (s) |"
+)
+_TITLES = {
+    "recipes": "### Every recipe on v5e:4x4",
+    "slices": "### Four recipes on five generations",
+    "large": "### Large models",
+}
+
+
+def tables(lines: dict[str, dict[str, Any]]) -> str:
+    """The tables of all lines that are done."""
+    text: list[str] = []
+    for section, title in _TITLES.items():
+        rows = [
+            _row(slice_name, arguments, lines[key])
+            for name, slice_name, arguments in cases()
+            if name == section and (key := _key(slice_name, arguments)) in lines
+        ]
+        text += [title, "", _HEADER, "|---" * (_HEADER.count("|") - 1) + "|", *rows, ""]
+    return "\n".join(text)
+
+
+def _key(slice_name: str, arguments: tuple[str, ...]) -> str:
+    return " ".join((slice_name, *arguments))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="plans of the recipes on TPU slices")
+    parser.add_argument("--results", type=pathlib.Path, required=True, help="a line for each plan")
+    parser.add_argument("--out", type=pathlib.Path, help="the page that the tables go into")
+    options = parser.parse_args()
+    prepare_environment()
+    lines: dict[str, dict[str, Any]] = {}
+    if options.results.exists():
+        for line in options.results.read_text().splitlines():
+            row = json.loads(line)
+            lines[row["key"]] = row
+    for _, slice_name, arguments in cases():
+        key = _key(slice_name, arguments)
+        if key in lines:
+            continue
+        start = time.perf_counter()
+        lines[key] = {"key": key, **measure(slice_name, arguments)}
+        with options.results.open("a") as file:
+            file.write(json.dumps(lines[key]) + "\n")
+        print(f"{key}: {time.perf_counter() - start:.0f} s", flush=True)
+    if options.out:
+        page = options.out.read_text()
+        before, rest = page.split(BEGIN)
+        after = rest.split(END)[1]
+        options.out.write_text(f"{before}{BEGIN}\n\n{tables(lines)}\n{END}{after}")
+    else:
+        print(tables(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

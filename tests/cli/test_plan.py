@@ -1,0 +1,73 @@
+"""`vit-jax plan` as a user meets it, where nothing is compiled."""
+
+import importlib.util
+import os
+
+import pytest
+
+from vit_jax import cli
+from vit_jax.config.recipes import recipe_names
+from vit_jax.plan import command
+from vit_jax.plan.libtpu import prepare_environment
+
+# Raised by beartype at annotations of the libraries when the command imports their modules.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning"
+)
+_SLICE = "--topology=v5e:4x4"
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch):
+    """What the command sets in its process is taken back; nothing is set up in this one."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(cli, "set_up_jax", lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "wanted --config RECIPE"),
+        (["--config"], "--config"),
+        (["--config=nowhere", _SLICE], "no recipe of that name"),
+        (["--config=digits_vit"], "wanted --topology GENERATION:SIZE, such as v4:"),
+        (["--config=digits_vit", "--topology"], "Missing value for flag --topology"),
+        (["--config=digits_vit", "--topology=v9:4x4"], "generations and examples: v4:4x4x4"),
+        (["--config=digits_vit", "--topology=v5p:4x4"], "3 axes"),
+        (["--config=digits_vit", _SLICE, "--workdir=x"], "workdir"),
+        (["--config=digits_vit", _SLICE, "--config.model.kwargs.depht=2"], "depth"),
+        (["--config=digits_vit", _SLICE], "pip install 'vit-jax[tpu]'"),
+    ],
+)
+def test_a_mistake_is_status_2_and_one_line(arguments, words, capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert cli.main(["plan", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert words in captured.err
+
+
+def test_help_names_the_slices(capsys):
+    assert cli.main(["plan", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "TPU7x:" in text
+    assert "--search" in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_every_recipe_can_be_planned(recipe):
+    """Those too that name what is not built yet, which training refuses."""
+    for given in ([f"--config={recipe}"], ["--config", recipe]):
+        line, topology, switches = command.read([*given, "--topology", "v5e:4x4", "--json"])
+        assert not line.config.unbuilt
+        assert topology.name == "v5e:4x4"
+        assert switches == {"json": True, "search": False}
+
+
+def test_the_compiler_is_loaded_without_asking_for_a_tpu():
+    prepare_environment()
+    assert os.environ["JAX_PLATFORMS"] == "cpu"
+    assert os.environ["TPU_SKIP_MDS_QUERY"] == "1"

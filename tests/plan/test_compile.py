@@ -1,0 +1,104 @@
+"""The train step compiled: for the CPU at hand, and with libtpu for a slice that is not."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from vit_jax.config.recipes import find_recipe, load_recipe
+from vit_jax.plan.compile import _needed, abstract_model, compile_step, stored_image
+from vit_jax.plan.plan import count
+
+_SMALL = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 16, "num_heads": 2}
+_FLAGS = [f"--config.model.kwargs.{name}={value}" for name, value in _SMALL.items()]
+
+
+def _small():
+    config = load_recipe(find_recipe("digits_vit"))
+    config.model.kwargs |= _SMALL
+    config.data.image_size = 16
+    config.data.batch_size = 8
+    return config
+
+
+def test_images_reach_the_device_as_they_are_stored():
+    config = load_recipe(find_recipe("cifar100_vit"))
+    assert stored_image(config, abstract_model(config)) == (32, 32, 3)
+    config = load_recipe(find_recipe("imagenette_t2t_vit_7"))
+    assert stored_image(config, abstract_model(config)) == (128, 128, 3)
+
+
+def test_channels_of_the_set_and_the_model_agree():
+    config = load_recipe(find_recipe("digits_vit"))
+    config.model.kwargs["in_chans"] = 3
+    with pytest.raises(ValueError, match=r"1 channels and the model takes 3.*in_chans=1"):
+        stored_image(config, abstract_model(config))
+
+
+@pytest.mark.parametrize(
+    ("message", "needed"),
+    [
+        ("Ran out of memory in memory space hbm. Used 22.5G of 15.75G hbm.", int(22.5 * 2**30)),
+        (
+            "the total memory required for HLO temporaries (521.71G) exceeds available HBM",
+            int(521.71 * 2**30),
+        ),
+        ("out of something", None),
+    ],
+)
+def test_the_need_is_read_from_what_xla_says(message, needed):
+    assert _needed(message) == needed
+
+
+def test_a_step_on_one_cpu():
+    config = _small()
+    compiled = compile_step(config, jax.devices()[:1])
+    assert compiled.fits
+    assert compiled.memory is not None
+    # Adam's moments are two of each parameter, and a count.
+    assert compiled.inputs.optimizer == pytest.approx(2 * compiled.parameter_bytes, rel=0.01)
+    assert compiled.inputs.batch == 8 * (8 * 8 + 4 + 4 + 1)
+    state = compiled.inputs.parameters + compiled.inputs.optimizer
+    assert compiled.memory.arguments == pytest.approx(state + compiled.inputs.batch, rel=0.05)
+    counts = count(config, compiled)
+    assert counts.exchanges == ()
+    # All but the gradient of the images: 4 patches of 64 pixels, in 16 dimensions.
+    assert counts.model_flops - counts.step_flops == 2 * 8 * 4 * 64 * 16
+    assert counts.flops == counts.step_flops
+
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
+)
+
+
+@needs_libtpu
+def test_a_step_for_four_chips_that_are_not_there(tmp_path):
+    """The command as typed. Data-parallel: the gradients move once, and nothing else but sums."""
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "vit_jax.cli", "plan"),
+            *("--config=digits_vit", "--topology=v5e:2x2", *_FLAGS),
+            *("--config.data.image_size=16", "--config.accumulation_steps=2", "--json"),
+        ],
+        env={key: value for key, value in os.environ.items() if not key.startswith("JAX_")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["devices"] == 4
+    assert found["fits"] is True
+    assert found["counts"]["loops"] == []
+    (exchange,) = found["counts"]["exchanges"]
+    assert exchange["kind"] == "all-reduce"
+    assert 0 <= exchange["bytes"] - found["parameter_bytes"] <= 64
+    counts = found["counts"]
+    assert counts["flops"] == pytest.approx(counts["step_flops"], rel=1e-3)
+    assert 0 < found["needed_bytes"] < 2**30

@@ -1,0 +1,223 @@
+"""Compiles the train step of a run for devices that are not there."""
+
+import dataclasses
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from vit_jax.config import TrainConfig
+from vit_jax.data.statistics import STATISTICS, Statistics
+from vit_jax.models.base import VisionModel
+from vit_jax.models.macs import count_macs
+from vit_jax.training.mesh import batch_sharding
+from vit_jax.training.program import Program, config_mesh, image_size, make_program, model_maker
+from vit_jax.training.step import jit_train_step
+
+# (height, width, channels) of the sets whose images all have one size: they reach the device as
+# stored and are resized there. All others are cropped to the model's size on the host.
+_STORED = {"cifar10": (32, 32, 3), "cifar100": (32, 32, 3), "digits": (8, 8, 1)}
+# The learning rate alone depends on it, as a number inside the program.
+_STEPS_PER_EPOCH = 1000
+_UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one device while a step runs, as XLA lays them out.
+
+    Attributes:
+      arguments: the state and the batch that go in.
+      outputs: what comes out and does not lie where something came in.
+      temporaries: activations, gradients and all else between.
+      code: the program.
+    """
+
+    arguments: int
+    outputs: int
+    temporaries: int
+    code: int
+
+    @property
+    def total(self) -> int:
+        return self.arguments + self.outputs + self.temporaries + self.code
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Bytes on one device that a step starts from, by shapes alone: nothing is compiled.
+
+    Attributes:
+      parameters: with the frozen tables.
+      optimizer: its moments.
+      batch: images, labels, and where they come from.
+    """
+
+    parameters: int
+    optimizer: int
+    batch: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A train step compiled, or the reason why it cannot be.
+
+    Attributes:
+      devices: of the mesh; mesh: their numbers along its axes.
+      image: (height, width, channels) of the images that reach the device.
+      parameters: of the model, in all; parameter_bytes: theirs.
+      step_flops: 2 for each multiply-accumulate of the step as it is written, over all devices:
+        with what is computed again, without what no one needs (the gradient of the images).
+      inputs: of one device.
+      seconds: that the compiler took.
+      memory: None where the program does not fit.
+      needed_bytes: on one device, as far as XLA says.
+      text: the program; empty where it does not fit.
+    """
+
+    devices: int
+    mesh: dict[str, int]
+    image: tuple[int, int, int]
+    parameters: int
+    parameter_bytes: int
+    step_flops: int
+    inputs: Inputs
+    seconds: float
+    memory: Memory | None
+    needed_bytes: int | None
+    text: str
+
+    @property
+    def fits(self) -> bool:
+        return self.memory is not None
+
+
+def abstract_model(config: TrainConfig) -> VisionModel:
+    """The model of a run by its shapes alone."""
+    return nnx.eval_shape(model_maker(config))
+
+
+def _statistics(config: TrainConfig, channels: int) -> Statistics:
+    """Those of the config, else any: two numbers a channel inside the program."""
+    data = config.data
+    if data.mean is not None and data.std is not None:
+        if len(data.mean) != channels:
+            raise ValueError(
+                f"config.data.mean and std: wanted one number for each of the {channels} channels "
+                f"that the model takes, got {data.mean!r}"
+            )
+        return Statistics(data.mean, data.std)
+    known = STATISTICS["imagenet" if channels == 3 else "digits"]
+    return Statistics(
+        *(tuple(values[i % len(values)] for i in range(channels)) for values in known)
+    )
+
+
+def stored_image(config: TrainConfig, model: VisionModel) -> tuple[int, int, int]:
+    """(height, width, channels) of the images that reach the device. No data are opened."""
+    data = config.data
+    name = "digits" if data.source == "digits" else re.split(r"[/:]", data.name or "")[0]
+    size = _STORED.get(name, (*image_size(config, model), model.in_chans))
+    if size[-1] != model.in_chans:
+        raise ValueError(
+            f"the images of {name} have {size[-1]} channels and the model takes {model.in_chans}: "
+            f"set config.model.kwargs.in_chans={size[-1]}"
+        )
+    return size
+
+
+def abstract_inputs(
+    config: TrainConfig, program: Program, image: tuple[int, int, int]
+) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
+    """State and batch of a train step, as shapes that know where they lie."""
+    state = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        program.template,
+        program.shardings,
+    )
+    rows, place = config.data.batch_size, batch_sharding(program.mesh)
+    kinds = {
+        "image": (image, np.uint8),
+        "label": ((), np.int32),
+        "index": ((), np.int32),
+        "mask": ((), np.bool_),
+    }
+    batch = {
+        name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=place)
+        for name, (shape, dtype) in kinds.items()
+    }
+    return state, batch
+
+
+def compile_step(config: TrainConfig, devices: Sequence[Any]) -> Compiled:
+    """Compiles the train step of `config` over `devices`, which may be those of a topology.
+
+    It is the `jit` form of the step, also where `config.parallel` is "pmap": JAX compiles pmap only
+    for devices that are there.
+
+    Raises:
+      ValueError: batch, model and devices do not fit each other.
+    """
+    mesh = config_mesh(config, devices)
+    model = abstract_model(config)
+    image = stored_image(config, model)
+    statistics = _statistics(config, model.in_chans)
+    program = make_program(config, mesh, model, statistics, _STEPS_PER_EPOCH)
+    state, batch = abstract_inputs(config, program, image)
+    step: Any = jit_train_step(program.settings, mesh, program.shardings)
+    lowered = step.lower(state, batch)
+    memory, needed, text = None, None, ""
+    start = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        needed = _needed(str(error))
+    else:
+        stats = compiled.memory_analysis()
+        memory = Memory(
+            arguments=stats.argument_size_in_bytes,
+            outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
+            temporaries=stats.temp_size_in_bytes,
+            code=stats.generated_code_size_in_bytes,
+        )
+        needed, text = memory.total, compiled.as_text()
+    seconds = time.perf_counter() - start
+    parameters = jax.tree.leaves(program.template.params)
+    return Compiled(
+        devices=mesh.size,
+        mesh=dict(mesh.shape),
+        image=image,
+        parameters=sum(leaf.size for leaf in parameters),
+        parameter_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in parameters),
+        step_flops=2 * count_macs(step, state, batch),
+        inputs=Inputs(
+            parameters=_on_one_device((state.params, state.frozen)),
+            optimizer=_on_one_device(state.opt_state),
+            batch=_on_one_device(batch),
+        ),
+        seconds=seconds,
+        memory=memory,
+        needed_bytes=needed,
+        text=text,
+    )
+
+
+def _on_one_device(tree: Any) -> int:
+    return sum(
+        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _needed(message: str) -> int | None:
+    """The bytes that XLA says a program would take, of its message; None: it does not say."""
+    match = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message) or re.search(
+        r"memory required for [\w ]+ \(([\d.]+)([KMGT]?)\) exceeds", message
+    )
+    return int(float(match[1]) * _UNITS[match[2]]) if match else None

@@ -1,0 +1,85 @@
+"""Floating-point operations of the matmuls and convolutions of a compiled program."""
+
+import functools
+import math
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from vit_jax.plan.hlo import Computation, Instruction, Program
+
+# Of a window along one axis, what stands where the text says nothing.
+_NEUTRAL = {"size": 1, "stride": 1, "lhs_dilate": 1, "rhs_dilate": 1}
+
+
+def matmul_flops(program: Program) -> int:
+    """Operations of one run on one device; a multiplication and its addition are two.
+
+    Counted as XLA counts them: products with zeros that padding or dilation puts in are not there.
+    What goes element by element is left out: it is another unit of the chip that does it.
+    """
+    total = 0
+    for computation, instruction, runs in program.instructions():
+        if instruction.opcode == "dot":
+            total += runs * _dot(computation, instruction)
+        elif instruction.opcode == "convolution":
+            total += runs * _convolution(computation, instruction)
+    return total
+
+
+def _dot(computation: Computation, dot: Instruction) -> int:
+    left = computation.instructions[dot.operands[0]].shapes[0]
+    axes = (dot.attribute("lhs_contracting_dims") or "").split(",")
+    return 2 * dot.shapes[0].size * math.prod(left.dims[int(axis)] for axis in axes if axis)
+
+
+def _convolution(computation: Computation, convolution: Instruction) -> int:
+    left, right = (computation.instructions[name].shapes[0] for name in convolution.operands[:2])
+    label = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", convolution.attributes)
+    assert label is not None, convolution.attributes
+    images, kernel, out = (
+        dict(zip(labels, shape.dims, strict=True))
+        for labels, shape in zip(label.groups(), (left, right, convolution.shapes[0]), strict=True)
+    )
+    groups = int(convolution.attribute("batch_group_count") or 1)
+    per_position = kernel["i"] * kernel["o"] * (images["b"] // groups)
+    windows = _windows(convolution.attribute("window") or "", len(left.dims) - 2)
+    for axis, window in enumerate(windows):
+        name = str(axis)
+        per_position *= _positions(
+            images[name],
+            out[name],
+            *(window[key] for key in ("size", "stride", "pad", "lhs_dilate", "rhs_dilate")),
+        )
+    return 2 * per_position
+
+
+def _windows(text: str, axes: int) -> list[Mapping[str, int]]:
+    """The window along each axis; `pad` is that before the first element."""
+    given = dict(part.split("=") for part in text.split())
+    windows = []
+    for axis in range(axes):
+        window = {
+            key: int(given[key].split("x")[axis]) if key in given else neutral
+            for key, neutral in _NEUTRAL.items()
+        }
+        pad = given["pad"].split("x")[axis].split("_")[0] if "pad" in given else 0
+        windows.append({**window, "pad": int(pad)})
+    return windows
+
+
+@functools.cache
+def _positions(
+    size: int, out: int, window: int, stride: int, pad: int, dilation: int, spread: int
+) -> int:
+    """Pairs of an output and an element of the window that meet an input and not a zero.
+
+    Args:
+      size, out: elements of input and output along the axis.
+      window, stride, pad: elements of the window, its steps, and zeros before the first input.
+      dilation: inputs are this far apart, with zeros between.
+      spread: elements of the window are this far apart.
+    """
+    at = np.arange(out)[:, None] * stride + np.arange(window)[None, :] * spread - pad
+    return int(((at >= 0) & (at % dilation == 0) & (at // dilation < size)).sum())

@@ -1,0 +1,139 @@
+"""What a run would need on a slice: compiled, counted, and held against the chips."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vit_jax.config import TrainConfig
+from vit_jax.models.macs import count_macs
+from vit_jax.plan.collectives import Total, collectives, totals
+from vit_jax.plan.compile import Compiled, abstract_model, compile_step
+from vit_jax.plan.flops import matmul_flops
+from vit_jax.plan.hlo import Program
+from vit_jax.plan.roofline import ASSUMPTIONS, Roofline, roofline
+from vit_jax.plan.topology import Topology
+from vit_jax.plan.traffic import hbm_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What one device does in a step.
+
+    Attributes:
+      flops: of matmuls and convolutions in the compiled program.
+      model_flops: 2 for each multiply-accumulate of the model, three times: forward, and twice that
+        for the backward pass.
+      step_flops: the same of the step as it is written: see `Compiled`.
+      hbm_bytes: between memory and chip.
+      exchanges: between chips, by kind.
+      loops: of unknown length, which count as one run; to be empty.
+    """
+
+    flops: int
+    model_flops: int
+    step_flops: int
+    hbm_bytes: int
+    exchanges: tuple[Total, ...]
+    loops: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run on a slice.
+
+    Attributes:
+      config: the run.
+      topology: the slice.
+      compiled: its train step; `counts` and `roofline` are None where it does not fit.
+    """
+
+    config: TrainConfig
+    topology: Topology
+    compiled: Compiled
+    counts: Counts | None
+    roofline: Roofline | None
+
+    @property
+    def fits(self) -> bool:
+        return self.compiled.fits
+
+    @property
+    def usable_bytes(self) -> int:
+        return self.topology.chip.usable_bytes
+
+
+def make_plan(config: TrainConfig, topology: Topology, devices: Sequence[Any]) -> Plan:
+    """Compiles the train step of a run for a slice and counts what it does.
+
+    Args:
+      config: the run.
+      topology: the slice.
+      devices: its own, of `vit_jax.plan.libtpu.devices_of`.
+
+    Raises:
+      ValueError: batch, model and devices do not fit each other.
+    """
+    compiled = compile_step(config, devices)
+    if not compiled.fits:
+        return Plan(config, topology, compiled, None, None)
+    counts = count(config, compiled)
+    bound = roofline(
+        topology,
+        flops=counts.flops,
+        hbm_bytes=counts.hbm_bytes,
+        sent_bytes=sum(row.sent_bytes for row in counts.exchanges),
+        model_flops=counts.model_flops,
+        batch_size=config.data.batch_size,
+    )
+    return Plan(config, topology, compiled, counts, bound)
+
+
+def count(config: TrainConfig, compiled: Compiled) -> Counts:
+    """What one device does in a step of a compiled run."""
+    program = Program(compiled.text)
+    model = abstract_model(config)
+    image = jax.ShapeDtypeStruct((1, *model.img_size, model.in_chans), jnp.float32)
+    forward = count_macs(model, image) * config.data.batch_size
+    return Counts(
+        flops=matmul_flops(program),
+        model_flops=round(2 * 3 * forward / compiled.devices),
+        step_flops=round(compiled.step_flops / compiled.devices),
+        hbm_bytes=hbm_bytes(program),
+        exchanges=tuple(totals(collectives(program, compiled.devices))),
+        loops=tuple(program.unknown_loops),
+    )
+
+
+def as_json(plan: Plan, recipe: str) -> dict[str, Any]:
+    """The plan in plain types: bytes, seconds, and operations of one device and step."""
+    compiled, counts, bound = plan.compiled, plan.counts, plan.roofline
+    found: dict[str, Any] = {
+        "recipe": recipe,
+        "topology": plan.topology.name,
+        "chips": plan.topology.chips,
+        "devices": compiled.devices,
+        "mesh": compiled.mesh,
+        "batch_size": plan.config.data.batch_size,
+        "parameters": compiled.parameters,
+        "parameter_bytes": compiled.parameter_bytes,
+        "inputs": dataclasses.asdict(compiled.inputs),
+        "fits": plan.fits,
+        "usable_bytes": plan.usable_bytes,
+        "needed_bytes": compiled.needed_bytes,
+        "compile_seconds": round(compiled.seconds, 1),
+    }
+    if compiled.memory is not None:
+        found["memory"] = dataclasses.asdict(compiled.memory)
+    if counts is not None:
+        found["counts"] = dataclasses.asdict(counts)
+    if bound is not None:
+        found["roofline"] = {
+            **dataclasses.asdict(bound),
+            "seconds": bound.seconds,
+            "bound": bound.bound,
+            "assumptions": list(ASSUMPTIONS),
+        }
+    return found
