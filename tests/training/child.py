@@ -1,13 +1,20 @@
-"""A training process for the tests, as the command line makes one: see `runs.child`."""
+"""A training process for the tests, as the command line makes one: `runs.child`, `many.start`."""
 
 import json
+import os
+import pathlib
 import resource
+import signal
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 
 
 def main(order: dict) -> None:
+    if "command" in order:
+        sys.exit(command(order))
     jax.config.update("jax_compilation_cache_dir", order["cache"])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     from vit_jax.config import from_dict
@@ -23,6 +30,55 @@ def main(order: dict) -> None:
         sys.exit(2)
     finally:
         print("modules:", *(m for m in ("tensorflow", "torch", "sklearn") if m in sys.modules))
+
+
+def command(order: dict) -> int:
+    """The command itself, in one of several processes; the loader is watched, or made to fail.
+
+    Args:
+      order: `command`, its arguments; `indices`, a folder for what each process's loader made;
+        `unreadable`, [process, batch] at which an image cannot be read; `terminated`, [loader,
+        process, batch] at which it receives SIGTERM.
+    """
+    from vit_jax import cli
+    from vit_jax.training.setup import Setup
+
+    for name in ("train_batches", "eval_batches"):
+        setattr(Setup, name, _watched(name, getattr(Setup, name), order))
+    return cli.main(order["command"])
+
+
+class _Watched:
+    """Batches of a loader, told as they pass."""
+
+    def __init__(self, name: str, batches: Any, order: dict) -> None:
+        self.name, self.batches, self.order = name, batches, order
+
+    def __enter__(self) -> Iterator[dict]:
+        self.batches.__enter__()
+        return self._pass()
+
+    def __exit__(self, *error: Any) -> None:
+        self.batches.__exit__(*error)
+
+    def _pass(self) -> Iterator[dict]:
+        here = jax.process_index()
+        for number, batch in enumerate(self.batches):
+            if self.name == "train_batches" and self.order.get("unreadable") == [here, number]:
+                from vit_jax.data.decode import decode_image
+
+                decode_image(b"not an image", 1, "image 7 of the test")
+            if self.order.get("terminated") == [self.name, here, number]:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if "indices" in self.order:
+                path = pathlib.Path(self.order["indices"]) / f"{self.name}.{here}"
+                with path.open("a") as file:
+                    file.write(json.dumps(batch["index"].tolist()) + "\n")
+            yield batch
+
+
+def _watched(name: str, make: Any, order: dict) -> Any:
+    return lambda *args, **kwargs: _Watched(name, make(*args, **kwargs), order)
 
 
 if __name__ == "__main__":

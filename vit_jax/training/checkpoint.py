@@ -10,6 +10,7 @@ import logging
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -221,6 +222,19 @@ class Checkpoints:
         aside.parent.mkdir(exist_ok=True)
         remove_tree(aside)
         (self.directory / str(step)).rename(aside)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # After an error the other processes may be gone, for whose part this one would wait.
+        if jax.process_count() == 1 or not isinstance(error, Exception):
+            self.close()
 
     def close(self) -> None:
         """Waits for what is being written, ends Orbax's threads, and removes what is unfinished.

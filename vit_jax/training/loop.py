@@ -80,8 +80,8 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
             check_init_from(config.init_from)
         setup = build(config)
         checkpoint = config.checkpoint
-        with contextlib.closing(
-            Checkpoints(workdir / CHECKPOINTS, checkpoint.keep, checkpoint.keep_best)
+        with Checkpoints(
+            workdir / CHECKPOINTS, checkpoint.keep, checkpoint.keep_best
         ) as checkpoints:
             stopping = Stopping(signals, setup.program.mesh)
             run = _Run(setup, workdir, records, checkpoints, stopping)

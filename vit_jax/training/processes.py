@@ -34,6 +34,7 @@ _UNDER_WAY = 4
 _ENDED = "vit_jax/ended/"
 _LOOK_EVERY = 1.0  # seconds
 _LEADER_LINGERS = 5 * _LOOK_EVERY
+_ANSWERS_WITHIN = 3.0
 
 _WATCH = """
 import os, signal, sys
@@ -78,6 +79,13 @@ def join(
     arguments: dict[str, Any] = {}
     if not missing:
         arguments = _checked(given) | {"cluster_detection_method": "deactivate"}
+    reach = (
+        "wanted every process started with the same --coordinator_address, a free port that all "
+        "can reach, within five minutes"
+    )
+    last_words = _LastWords(
+        f"the processes of the run cannot be joined (see above, where JAX says why): {reach}"
+    )
     try:
         jax.distributed.initialize(
             **arguments,
@@ -92,10 +100,10 @@ def join(
         if missing and "must be called before" in str(error):
             return  # called from a program that uses JAX already, and so has decided
         raise ValueError(
-            f"the processes of the run cannot be joined: {' '.join(str(error).split())[:300]}; "
-            "wanted every process started with the same --coordinator_address, which all can "
-            "reach, within five minutes"
+            f"the processes of the run cannot be joined: {_one_line(error)}; {reach}"
         ) from error
+    finally:
+        last_words.unsay()
 
 
 def _checked(given: dict[str, str | None]) -> dict[str, Any]:
@@ -199,6 +207,24 @@ class Stopping:
         return self._agreed
 
 
+class _LastWords:
+    """A line that a second process prints, should this one end without having unsaid it.
+
+    JAX's runtime ends a process by abort, where Python has no say any more.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._watcher = subprocess.Popen(
+            [sys.executable, "-I", "-c", _WATCH, f"error: {text}\n"], stdin=subprocess.PIPE
+        )
+
+    def unsay(self) -> None:
+        """This process ends in its own words, or not yet. Again is no harm."""
+        if self._watcher.returncode is None:
+            with contextlib.suppress(OSError):  # the watcher was killed
+                self._watcher.communicate(b"in words")
+
+
 @contextlib.contextmanager
 def companions(workdir: pathlib.Path) -> Iterator[None]:
     """While active, no process waits for one that has ended.
@@ -214,53 +240,46 @@ def companions(workdir: pathlib.Path) -> Iterator[None]:
     again = (
         f"repeat the command on all hosts: the run in {workdir} goes on from its last checkpoint"
     )
-    watcher = subprocess.Popen(
-        [
-            sys.executable,
-            "-I",
-            "-c",
-            _WATCH,
-            f"error: {name} was ended from outside: its host was killed, or JAX lost another "
-            f"process (see above); {again}\n",
-        ],
-        stdin=subprocess.PIPE,
+    last_words = _LastWords(
+        f"{name} was ended from outside: its host was killed, or JAX lost another process (see "
+        f"above); {again}"
     )
-    assert watcher.stdin is not None
-    leaving = threading.Event()
-
-    def leave() -> None:
-        if leaving.is_set():
-            return
-        leaving.set()
-        with contextlib.suppress(OSError):
-            watcher.stdin.write(b"in words")  # pyright: ignore[reportOptionalMemberAccess]
-            watcher.stdin.close()  # pyright: ignore[reportOptionalMemberAccess]
+    ends = threading.Event()
 
     def look() -> None:
-        while not leaving.wait(_LOOK_EVERY):
+        while not ends.wait(_LOOK_EVERY):
             ended = _ended()
-            if ended and not leaving.is_set():
-                leave()
+            if ended and not ends.is_set():
+                last_words.unsay()
                 sys.stdout.flush()
                 os.write(2, f"error: {name} ends, for {'; '.join(ended)}; {again}\n".encode())
                 os._exit(2)
 
-    thread = threading.Thread(target=look, name="companions", daemon=True)
-    thread.start()
+    threading.Thread(target=look, name="companions", daemon=True).start()
     try:
         yield
     except Exception as error:
-        leave()
-        thread.join()
-        others = _ended()
-        _tell_end(error)
+        ends.set()
+        others = _soon(_ended) or []
+        _soon(lambda: _tell_end(error))
+        if is_first():  # the store of what processes say ends with this one
+            time.sleep(_LEADER_LINGERS)
         if others or _is_of_the_runtime(error):
             reason = "; ".join(others) or f"it lost another process ({_one_line(error)})"
             raise ValueError(f"{name} ends, for {reason}; {again}") from error
         raise
     finally:
-        leave()
-        watcher.wait()
+        ends.set()
+        last_words.unsay()
+
+
+def _soon(call: Callable[[], Any]) -> Any:
+    """What `call` returns if it does so in time: JAX's store may not answer any more."""
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(call()), daemon=True)
+    thread.start()
+    thread.join(_ANSWERS_WITHIN)
+    return found[0] if found else None
 
 
 def _is_of_the_runtime(error: Exception) -> bool:
@@ -282,14 +301,12 @@ def _client() -> Any:
 
 
 def _tell_end(error: Exception) -> None:
-    """Tells the others why this process ends, and gives them time to hear it."""
+    """Tells the others why this process ends."""
     with contextlib.suppress(Exception):  # the coordinator may be what is lost
         _client().key_value_set(
             f"{_ENDED}{jax.process_index()}",
             f"process {jax.process_index()} ended: {_one_line(error)}",
         )
-    if is_first():  # the store ends with this process
-        time.sleep(_LEADER_LINGERS)
 
 
 def _ended() -> list[str]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from vit_jax.data.augment import example_keys
 from vit_jax.layers.gather import gather, gathering
@@ -198,6 +199,8 @@ def pmap_train_step(settings: StepSettings, mesh: Mesh) -> TrainStep:
     )
 
     whole, alone = replicated(mesh), jax.process_count() == 1
+    # How pmap itself places what it returns: given otherwise, the second step compiles anew.
+    returned = NamedSharding(Mesh(mesh.devices.reshape(-1), (_DEVICES,)), P())
 
     def of_all_processes(leaf: jax.Array) -> jax.Array:
         # Of many processes each gets its own copies; together they are one array. Nothing moves.
@@ -208,6 +211,8 @@ def pmap_train_step(settings: StepSettings, mesh: Mesh) -> TrainStep:
         parts = {
             name: value.reshape(mesh.size, -1, *value.shape[1:]) for name, value in batch.items()
         }
+        if alone and state.step.sharding != returned:
+            state = jax.device_put(state, returned)
         result = mapped(state, parts)
         return result if alone else jax.tree.map(of_all_processes, result)
 
