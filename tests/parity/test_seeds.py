@@ -18,6 +18,7 @@ from tests.golden import Golden, weights
 from tests.parity import compare
 from tests.parity.evaluation import Runner, optax_adamw
 from vit_jax.layers.encoder_layer import TransformerEncoderLayer
+from vit_jax.layers.stack import stack_layers
 
 ENCODER = [name for name in golden.names("tiny") if "seed000" in name]
 
@@ -189,7 +190,7 @@ def other_axis_of_attention(fixture: Golden, patch: Patch) -> nnx.Module:
 
 def first_layer_for_all(fixture: Golden, patch: Patch) -> nnx.Module:
     model = fixture.build()
-    model.transformer_layer = nnx.List([model.transformer_layer[0]] * 3)
+    model.transformer_layer = stack_layers([model.transformer_layer[0]] * 3, scan=False)
     return model
 
 

@@ -100,9 +100,10 @@ class Many:
         hanging = [n for n in range(len(self.processes)) if n not in times]
         if hanging:
             self.kill()
+        # Before what was said is read: a second process of each may have the last word.
+        check_none_left([process.pid for process in self.processes])
         said = [{name: path.read_text() for name, path in log.items()} for log in self.logs]
         assert not hanging, f"processes {hanging} do not end: {said}"
-        check_none_left([process.pid for process in self.processes])
         return [
             Ended(process.returncode, said[n]["out"], said[n]["err"], times[n])
             for n, process in enumerate(self.processes)

@@ -364,6 +364,7 @@ JOINED = {"coordinator_address": "127.0.0.1:1234", "num_processes": "2", "proces
         ({"coordinator_address": "127.0.0.1"}, "--coordinator_address: wanted HOST:PORT, got"),
         ({"coordinator_address": ":1234"}, "--coordinator_address: wanted HOST:PORT, got"),
         ({"coordinator_address": "host:port"}, "--coordinator_address: wanted HOST:PORT, got"),
+        ({"coordinator_address": "host:0"}, "--coordinator_address: wanted HOST:PORT, got"),
         ({"coordinator_address": "host:99999"}, "--coordinator_address: wanted HOST:PORT, got"),
     ],
 )

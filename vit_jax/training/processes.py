@@ -109,12 +109,14 @@ def join(
 def _checked(given: dict[str, str | None]) -> dict[str, Any]:
     address = given["coordinator_address"] or ""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise ValueError(f"--coordinator_address: wanted HOST:PORT, got {address!r}")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise ValueError(
+            f"--coordinator_address: wanted HOST:PORT, got {address!r} (ports: 1 to 65535)"
+        )
     numbers = {}
     for name in ("num_processes", "process_id"):
         text = given[name] or ""
-        if not text.isdigit():
+        if not text.isdecimal():
             raise ValueError(f"--{name}: wanted a number, got {text!r}")
         numbers[name] = int(text)
     if numbers["process_id"] >= numbers["num_processes"]:
