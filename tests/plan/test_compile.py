@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from vit_jax.config.recipes import find_recipe, load_recipe
-from vit_jax.plan.compile import _needed, abstract_model, compile_step, stored_image
+from vit_jax.plan.compile import _needed, _text, abstract_model, compile_step, stored_image
 from vit_jax.plan.plan import count
 
 _SMALL = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 16, "num_heads": 2}
@@ -52,6 +52,30 @@ def test_channels_of_the_set_and_the_model_agree():
 )
 def test_the_need_is_read_from_what_xla_says(message, needed):
     assert _needed(message) == needed
+
+
+class _Unprintable:
+    """Compiled by libtpu 0.0.52 for v5p, where a gather has gone to the SparseCore."""
+
+    def __init__(self, message):
+        self.message = message
+
+    def compile(self, compiler_options):
+        assert compiler_options == {"xla_tpu_offload_gather_to_sparsecore": "false"}
+        return jax.jit(lambda x: x + 1).lower(1.0).compile()
+
+    def as_text(self):
+        raise jax.errors.JaxRuntimeError(f"INTERNAL: RET_CHECK failure (x.cc:390) {self.message}")
+
+
+def test_a_program_that_xla_cannot_print_is_counted_without_its_offload_and_that_is_said():
+    fault = _Unprintable("async-update instruction should have 1 operands but sees 3")
+    text, remark = _text(fault, fault)
+    assert text.startswith("HloModule")
+    assert "xla_tpu_offload_gather_to_sparsecore=false" in remark
+    fault = _Unprintable("something else")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        _text(fault, fault)
 
 
 def test_a_step_on_one_cpu():

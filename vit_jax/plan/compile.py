@@ -23,6 +23,9 @@ from vit_jax.training.step import jit_train_step
 _STORED = {"cifar10": (32, 32, 3), "cifar100": (32, 32, 3), "digits": (8, 8, 1)}
 # The learning rate alone depends on it, as a number inside the program.
 _STEPS_PER_EPOCH = 1000
+# XLA offloads large gathers to the SparseCore of chips that have one (v5p), in an instruction that
+# its own printer refuses.
+_PRINTABLE = {"xla_tpu_offload_gather_to_sparsecore": "false"}
 _UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -77,6 +80,7 @@ class Compiled:
       memory: None where the program does not fit.
       needed_bytes: on one device, as far as XLA says.
       text: the program; empty where it does not fit.
+      remark: how the text differs from the program of a real run; empty: it does not.
     """
 
     devices: int
@@ -90,6 +94,7 @@ class Compiled:
     memory: Memory | None
     needed_bytes: int | None
     text: str
+    remark: str = ""
 
     @property
     def fits(self) -> bool:
@@ -170,7 +175,7 @@ def compile_step(config: TrainConfig, devices: Sequence[Any]) -> Compiled:
     state, batch = abstract_inputs(config, program, image)
     step: Any = jit_train_step(program.settings, mesh, program.shardings)
     lowered = step.lower(state, batch)
-    memory, needed, text = None, None, ""
+    memory, needed, text, remark = None, None, "", ""
     start = time.perf_counter()
     try:
         compiled = lowered.compile()
@@ -186,7 +191,8 @@ def compile_step(config: TrainConfig, devices: Sequence[Any]) -> Compiled:
             temporaries=stats.temp_size_in_bytes,
             code=stats.generated_code_size_in_bytes,
         )
-        needed, text = memory.total, compiled.as_text()
+        needed = memory.total
+        text, remark = _text(lowered, compiled)
     seconds = time.perf_counter() - start
     parameters = jax.tree.leaves(program.template.params)
     return Compiled(
@@ -205,7 +211,20 @@ def compile_step(config: TrainConfig, devices: Sequence[Any]) -> Compiled:
         memory=memory,
         needed_bytes=needed,
         text=text,
+        remark=remark,
     )
+
+
+def _text(lowered: Any, compiled: Any) -> tuple[str, str]:
+    """The text of a compiled program, and in what it is not that program's."""
+    try:
+        return compiled.as_text(), ""
+    except jax.errors.JaxRuntimeError as error:
+        if "async-update" not in str(error):
+            raise
+    options = ", ".join(f"{name}={value}" for name, value in _PRINTABLE.items())
+    remark = f"XLA cannot print this program: its operations are counted with {options}"
+    return lowered.compile(compiler_options=_PRINTABLE).as_text(), remark
 
 
 def _on_one_device(tree: Any) -> int:

@@ -124,6 +124,7 @@ def as_json(plan: Plan, recipe: str) -> dict[str, Any]:
         "usable_bytes": plan.usable_bytes,
         "needed_bytes": compiled.needed_bytes,
         "compile_seconds": round(compiled.seconds, 1),
+        "remark": compiled.remark,
     }
     if compiled.memory is not None:
         found["memory"] = dataclasses.asdict(compiled.memory)

@@ -68,6 +68,8 @@ def _head(plan: Plan, recipe: str) -> Group:
         lines.append(
             'planned is the form parallel="jit": pmap is compiled only for devices that are there'
         )
+    if compiled.remark:
+        lines.append(compiled.remark)
     return Group(title, *(Text(f"  {line}", "dim") for line in lines))
 
 
