@@ -32,8 +32,8 @@ def test_pmap_on_one_device_is_jit(alone, tmp_path, cache_dir):
 
 @pytest.mark.parametrize(
     "overrides",
-    [{}, {"mesh__data": 2, "mesh__fsdp": 2}, {"parallel": "pmap"}],
-    ids=["data", "data_and_fsdp", "pmap"],
+    [{"mesh__data": 2, "mesh__fsdp": 2}, {"parallel": "pmap"}],
+    ids=["data_and_fsdp", "pmap"],
 )
 def test_four_devices_are_one(alone, tmp_path, cache_dir, overrides):
     check_close(run(tmp_path, cache_dir, 4, **overrides), alone)

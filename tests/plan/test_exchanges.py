@@ -1,0 +1,91 @@
+"""What the train step moves between devices: compiled for eight virtual ones of a CPU."""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import jax
+import pytest
+
+from vit_jax.config import from_dict, to_dict
+from vit_jax.config.recipes import find_recipe, load_recipe
+from vit_jax.plan.compile import compile_step
+from vit_jax.plan.plan import count
+
+_MODEL = {"img_size": 16, "patch_size": 4, "depth": 2, "embed_dim": 64, "num_heads": 4}
+_FULL_STEP = 1.01  # beside the gradients: the loss and the metrics, some numbers each
+
+
+def _config(batch_size: int, **mesh: Any):
+    config = load_recipe(find_recipe("digits_vit"))
+    model = {name: mesh.pop(name) for name in ("scan_layers", "remat") if name in mesh}
+    config.model.kwargs |= _MODEL | model
+    config.data.image_size = 16
+    config.data.batch_size = batch_size
+    config.mesh.data, config.mesh.fsdp = mesh["data"], mesh["fsdp"]
+    return to_dict(config)
+
+
+def main() -> None:
+    """Compiles each config that is given as JSON and tells what it exchanges."""
+    told = []
+    for values in json.load(sys.stdin):
+        config = from_dict(values)
+        compiled = compile_step(config, jax.devices())
+        counts = count(config, compiled)
+        assert not counts.loops
+        told.append(
+            {
+                "parameters": compiled.parameter_bytes,
+                "bytes": {row.kind: row.bytes for row in counts.exchanges},
+            }
+        )
+    json.dump(told, sys.stdout)
+
+
+def _exchanges(*configs: Any) -> list[Any]:
+    child = subprocess.run(
+        [sys.executable, "-m", "tests.plan.test_exchanges"],
+        input=json.dumps(configs),
+        env={
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            # The exchanges are settled before the backend, which takes most of the time.
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8"
+            " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 0, child.stderr
+    return json.loads(child.stdout)
+
+
+def test_data_parallel_moves_the_gradients_once_and_nothing_else():
+    (found,) = _exchanges(_config(32, data=8, fsdp=1))
+    assert set(found["bytes"]) == {"all-reduce"}
+    assert found["parameters"] <= found["bytes"]["all-reduce"] < _FULL_STEP * found["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "model"),
+    [
+        ({"data": 1, "fsdp": 8}, {}),
+        ({"data": 4, "fsdp": 2}, {"remat": "blocks", "scan_layers": True}),
+    ],
+    ids=str,
+)
+def test_fsdp_moves_weights_and_no_activations(mesh, model):
+    """However many images there are, the same bytes; of no kind that regroups activations."""
+    few, many = _exchanges(*(_config(batch, **mesh, **model) for batch in (32, 64)))
+    assert few["bytes"] == many["bytes"]
+    assert set(few["bytes"]) <= {"all-gather", "all-reduce", "reduce-scatter"}
+    # With remat once more in the backward pass; the first and last layers are not of a stack.
+    times = 2 if model else 1
+    assert few["bytes"]["all-gather"] < _FULL_STEP * times * few["parameters"]
+
+
+if __name__ == "__main__":
+    main()
