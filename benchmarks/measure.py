@@ -1,11 +1,21 @@
-"""Interleaved timing of compiled functions."""
+"""Interleaved timing: of compiled functions, and of programs in processes of their own."""
 
+import contextlib
+import dataclasses
+import json
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+
+from benchmarks.contestants import Workload
+from benchmarks.worker import order
+
+_WARM_UP = 2
 
 
 def medians(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
@@ -22,3 +32,99 @@ def medians(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, fl
             jax.block_until_ready(call())
             times[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+class Contestant:
+    """A program in its own process, which runs only when `call` says so.
+
+    Args:
+      name: of `benchmarks.contestants.CONTESTANTS`.
+      work, form: what it computes.
+
+    Raises:
+      ValueError: it cannot compute that.
+    """
+
+    def __init__(self, name: str, work: Workload, form: str):
+        self.name = name
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        try:
+            self.first_seconds = self._ask(order(name, work, form))
+        except ValueError:
+            self.close()
+            raise
+
+    def call(self) -> float:
+        """Seconds of one forward pass or step."""
+        return self._ask({})
+
+    def _ask(self, order: dict[str, Any]) -> float:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(order), file=self._process.stdin, flush=True)
+        line = self._process.stdout.readline()
+        answer: dict[str, Any] = json.loads(line) if line else {"error": "its process ended"}
+        if "error" in answer:
+            raise ValueError(f"{self.name}: {answer['error']}")
+        self.peak_bytes = answer["peak_bytes"]
+        return answer["seconds"]
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Of one contestant in one workload.
+
+    Attributes:
+      first_seconds: of the first call, which compiles.
+      seconds: of each of the later calls.
+      peak_bytes: that its process held at most.
+    """
+
+    contestant: str
+    first_seconds: float
+    seconds: tuple[float, ...]
+    peak_bytes: int
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def compete(
+    names: Iterable[str], work: Workload, form: str, rounds: int
+) -> tuple[list[Timing], list[str]]:
+    """Runs the contestants in turn, `rounds` times after two that do not count.
+
+    Returns:
+      Timings; and for those that cannot compute this, why.
+    """
+    with contextlib.ExitStack() as stack:
+        entered, refused = [], []
+        for name in names:
+            try:
+                contestant = Contestant(name, work, form)
+            except ValueError as error:
+                refused.append(str(error))
+                continue
+            stack.callback(contestant.close)
+            entered.append(contestant)
+        times: dict[str, list[float]] = {one.name: [] for one in entered}
+        for number in range(_WARM_UP + rounds):
+            for one in entered:
+                seconds = one.call()
+                if number >= _WARM_UP:
+                    times[one.name].append(seconds)
+        return [
+            Timing(one.name, one.first_seconds, tuple(times[one.name]), one.peak_bytes)
+            for one in entered
+        ], refused

@@ -13,7 +13,6 @@ import argparse
 import ctypes
 import dataclasses
 import gc
-import inspect
 import os
 import pathlib
 import platform
@@ -31,42 +30,15 @@ import torch
 from flax import nnx
 
 import vit_jax
+from benchmarks.references import reference_of
 from tests.parity.live import randomised
-from tests.reference.classifier_vit import ClassifierViT
-from tests.reference.encoder_vit import EncoderViT
-from tests.reference.modular_vit import ModularViT
-from tests.reference.t2t_vit import T2TViT, T2TViTDense, T2TViTGhost, T2TViTSE
-from tests.reference.vit import VisionTransformer
 from vit_jax.layers.variables import Frozen
 from vit_jax.models.macs import count_macs
-from vit_jax.models.registry import model_fields
 from vit_jax.parity.compare import compare
 from vit_jax.parity.result import Report, Row
 from vit_jax.parity.torch_trace import trace_torch
 
 GRADIENTS_UP_TO, WHOLE_UP_TO = 30e6, 120e6  # parameters
-REFERENCES: dict[str, type[torch.nn.Module]] = {
-    "VisionTransformer": VisionTransformer,
-    "T2TViT": T2TViT,
-    "T2TViTSE": T2TViTSE,
-    "T2TViTDense": T2TViTDense,
-    "T2TViTGhost": T2TViTGhost,
-    "ViTClassifier": ClassifierViT,
-    "EncoderViT": EncoderViT,
-    "ModularViT": ModularViT,
-}
-# Fields that a reference may lack: forms of the same computation, what acts before or in training,
-# and the size of those that take images of any.
-_OURS_ALONE = {
-    "patchify",
-    "weight_init",
-    "remat",
-    "scan_layers",
-    "dtype",
-    "param_dtype",
-    "img_size",
-}
-_RATES = ("drop_rate", "drop_path_rate")
 # A gradient below this part of the largest one is all rounding, as is that of a bias of the keys.
 _ROUNDING = 1e-12
 
@@ -127,21 +99,6 @@ def worst_float64(report: Report) -> Row:
     return max((*_rows(report, "forward"), *sound), key=lambda row: row.relative)
 
 
-def reference_of(name: str, design: str, fields: dict[str, Any]) -> torch.nn.Module:
-    """The PyTorch module of a registered name, without dropout, with random weights."""
-    kind = REFERENCES[design]
-    takes = {
-        field for base in kind.__mro__ for field in inspect.signature(base.__init__).parameters
-    }
-    known = {**model_fields(name), **fields}
-    for field in known.keys() - takes - _OURS_ALONE:
-        if not field.endswith(_RATES):
-            raise ValueError(f"{kind.__name__} has no field {field!r}, which {name} has")
-    known |= {field: 0.0 for field in known if field.endswith(_RATES)}
-    torch.manual_seed(0)
-    return randomised(kind(**{k: v for k, v in known.items() if k in takes})).eval()
-
-
 def _without_arrays(name: str, **fields: Any) -> Any:
     return nnx.eval_shape(lambda: vit_jax.create_model(name, rngs=nnx.Rngs(0), **fields))
 
@@ -156,7 +113,7 @@ def measure(name: str) -> Line:
 
     fields = {"depth": 2} if parameters > WHOLE_UP_TO else {}
     grad = parameters <= GRADIENTS_UP_TO
-    reference = reference_of(name, type(shapes).__name__, fields)
+    reference = randomised(reference_of(name, fields, dropout=False)).eval()
     # Drawing weights takes seconds, and all of them are loaded.
     graph, state = nnx.split(_without_arrays(name, **fields))
     model = nnx.merge(graph, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state))

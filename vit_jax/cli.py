@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from vit_jax.allocator import keep_freed_memory
 from vit_jax.config.flags import help_text, parse_command_line
 
 # JAX's own names of them.
@@ -61,6 +62,7 @@ def train(arguments: Sequence[str]) -> int:
     for note in command.notes:
         print(f"note: {note}", file=sys.stderr)
     set_up_jax()
+    keep_freed_memory()
     from vit_jax.training.loop import train
     from vit_jax.training.processes import at_once_if_many, join
 

@@ -12,6 +12,7 @@ from vit_jax.layers.checks import check_number
 from vit_jax.layers.dropout import Dropout
 from vit_jax.layers.initializers import uniform_fan_in, xavier_uniform, zeros
 from vit_jax.layers.keys import split_key
+from vit_jax.layers.linear import Linear
 from vit_jax.layers.norm import layer_norm
 
 
@@ -26,11 +27,19 @@ def check_heads(embed_dim: int, num_heads: int) -> int:
 
 def split_heads(
     qkv: Float[Array, "batch tokens triple"], num_heads: int
-) -> Float[Array, "3 batch heads tokens head_dim"]:
+) -> tuple[
+    Float[Array, "batch heads tokens head_dim"],
+    Float[Array, "batch heads tokens head_dim"],
+    Float[Array, "batch heads tokens head_dim"],
+]:
     """Splits the output of one Linear for q, k and v, stacked in this order, into heads."""
-    batch, tokens, triple = qkv.shape
-    x = qkv.reshape(batch, tokens, 3, num_heads, triple // (3 * num_heads))
-    return x.transpose(2, 0, 3, 1, 4)
+
+    def heads(x: jax.Array) -> jax.Array:
+        batch, tokens, dim = x.shape
+        return x.reshape(batch, tokens, num_heads, dim // num_heads).transpose(0, 2, 1, 3)
+
+    q, k, v = jnp.split(qkv, 3, axis=-1)
+    return heads(q), heads(k), heads(v)
 
 
 def merge_heads(
@@ -100,11 +109,11 @@ class Attention(nnx.Module):
         self.num_heads = num_heads
         # Not `or`: a scale of 0 would be replaced in silence.
         self.scale = head_dim**-0.5 if qk_scale is None else check_number("qk_scale", qk_scale)
-        self.qkv = nnx.Linear(dim, 3 * dim, use_bias=qkv_bias, **init, **types, rngs=rngs)
+        self.qkv = Linear(dim, 3 * dim, use_bias=qkv_bias, **init, **types, rngs=rngs)
         self.q_norm = layer_norm(head_dim, norm_eps, **types, rngs=rngs) if qk_norm else None
         self.k_norm = layer_norm(head_dim, norm_eps, **types, rngs=rngs) if qk_norm else None
         self.attn_drop = Dropout(attn_drop_rate)
-        self.proj = nnx.Linear(dim, dim, **init, **types, rngs=rngs)
+        self.proj = Linear(dim, dim, **init, **types, rngs=rngs)
         self.proj_drop = Dropout(proj_drop_rate)
 
     def __call__(
@@ -150,10 +159,10 @@ class MultiheadAttention(nnx.Module):
         self.scale = check_heads(dim, num_heads) ** -0.5
         self.num_heads = num_heads
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-        self.in_proj = nnx.Linear(
+        self.in_proj = Linear(
             dim, 3 * dim, kernel_init=xavier_uniform, bias_init=zeros, **types, rngs=rngs
         )
-        self.out_proj = nnx.Linear(
+        self.out_proj = Linear(
             dim, dim, kernel_init=uniform_fan_in, bias_init=zeros, **types, rngs=rngs
         )
         self.attn_drop = Dropout(attn_drop_rate)

@@ -12,6 +12,7 @@ from vit_jax.layers.checks import check_number
 from vit_jax.layers.dropout import Dropout
 from vit_jax.layers.initializers import uniform_bias
 from vit_jax.layers.keys import split_key
+from vit_jax.layers.linear import Linear
 from vit_jax.layers.mlp import gelu
 
 
@@ -66,14 +67,14 @@ class GhostAttention(nnx.Module):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.num_heads = num_heads
         self.scale = head_dim**-0.5 if qk_scale is None else check_number("qk_scale", qk_scale)
-        self.q = nnx.Linear(dim, dim // 2, use_bias=qkv_bias, **init, **types)
-        self.k = nnx.Linear(dim, dim // 2, use_bias=qkv_bias, **init, **types)
-        self.v = nnx.Linear(dim, dim // 2, use_bias=qkv_bias, **init, **types)
+        self.q = Linear(dim, dim // 2, use_bias=qkv_bias, **init, **types)
+        self.k = Linear(dim, dim // 2, use_bias=qkv_bias, **init, **types)
+        self.v = Linear(dim, dim // 2, use_bias=qkv_bias, **init, **types)
         self.cheap_operation_q = CheapOperation(dim // 2, **types)
         self.cheap_operation_k = CheapOperation(dim // 2, **types)
         self.cheap_operation_v = CheapOperation(dim // 2, **types)
         self.attn_drop = Dropout(attn_drop_rate)
-        self.proj = nnx.Linear(dim, dim, **init, **types)
+        self.proj = Linear(dim, dim, **init, **types)
         self.proj_drop = Dropout(proj_drop_rate)
 
     def _heads(
@@ -121,8 +122,8 @@ class GhostMlp(nnx.Module):
             )
         init: dict[str, Any] = {"kernel_init": kernel_init, "bias_init": bias_init}
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.fc1 = nnx.Linear(dim, dim, **init, **types)
-        self.fc2 = nnx.Linear(hidden_dim, dim, **init, **types)
+        self.fc1 = Linear(dim, dim, **init, **types)
+        self.fc2 = Linear(hidden_dim, dim, **init, **types)
         self.cheap_operation2 = CheapOperation(dim, **types)
         self.cheap_operation3 = CheapOperation(dim, **types)
         self.drop = Dropout(drop_rate)

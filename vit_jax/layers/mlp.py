@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Key
 
 from vit_jax.layers.dropout import Dropout
 from vit_jax.layers.keys import split_key
+from vit_jax.layers.linear import Linear
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -39,8 +40,8 @@ class Mlp(nnx.Module):
     ):
         init: dict[str, Any] = {"kernel_init": kernel_init, "bias_init": bias_init}
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
-        self.fc1 = nnx.Linear(dim, hidden_dim, **init, **types, rngs=rngs)
-        self.fc2 = nnx.Linear(hidden_dim, dim, **init, **types, rngs=rngs)
+        self.fc1 = Linear(dim, hidden_dim, **init, **types, rngs=rngs)
+        self.fc2 = Linear(hidden_dim, dim, **init, **types, rngs=rngs)
         self.drop = Dropout(drop_rate)
 
     def __call__(

@@ -17,7 +17,7 @@ from vit_jax.layers.checks import check_int, check_number
 from vit_jax.layers.dropout import Dropout
 from vit_jax.layers.initializers import zeros
 from vit_jax.layers.keys import split_key
-from vit_jax.layers.linear import WideLinear
+from vit_jax.layers.linear import Linear, WideLinear
 from vit_jax.layers.mlp import gelu
 from vit_jax.layers.norm import layer_norm
 from vit_jax.layers.variables import Frozen
@@ -116,11 +116,11 @@ class TokenPerformer(nnx.Module):
         self.eps = eps
         self.kqv = WideLinear(dim, 3 * out_dim, **init, **types)
         self.w = Frozen(random_features(rngs.params(), count, out_dim, param_dtype))
-        self.proj = nnx.Linear(out_dim, out_dim, **init, **types)
+        self.proj = Linear(out_dim, out_dim, **init, **types)
         self.norm1 = layer_norm(dim, norm_eps, **types)
         self.norm2 = layer_norm(out_dim, norm_eps, **types)
-        self.mlp_fc1 = nnx.Linear(out_dim, out_dim, **init, **types)
-        self.mlp_fc2 = nnx.Linear(out_dim, out_dim, **init, **types)
+        self.mlp_fc1 = Linear(out_dim, out_dim, **init, **types)
+        self.mlp_fc2 = Linear(out_dim, out_dim, **init, **types)
         self.dtype = dtype
         self.drop = Dropout(drop_rate)
 
@@ -181,7 +181,7 @@ class LinearAttention(nnx.Module):
         self.q_norm = layer_norm(head_dim, norm_eps, **types) if qk_norm else None
         self.k_norm = layer_norm(head_dim, norm_eps, **types) if qk_norm else None
         self.w = Frozen(random_features(rngs.params(), head_dim, head_dim, param_dtype))
-        self.proj = nnx.Linear(dim, dim, **init, **types)
+        self.proj = Linear(dim, dim, **init, **types)
         self.proj_drop = Dropout(proj_drop_rate)
 
     def __call__(

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.layers.attention import Attention
 from vit_jax.layers.checks import check_int
+from vit_jax.layers.linear import Linear
 
 
 class SqueezeExcite(nnx.Module):
@@ -36,8 +37,8 @@ class SqueezeExcite(nnx.Module):
     ):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         hidden_dim = check_int(f"embed_dim // {reduction}", dim // reduction, least=1)
-        self.fc1 = nnx.Linear(dim, hidden_dim, use_bias=False, kernel_init=kernel_init, **types)
-        self.fc2 = nnx.Linear(hidden_dim, dim, use_bias=False, kernel_init=kernel_init, **types)
+        self.fc1 = Linear(dim, hidden_dim, use_bias=False, kernel_init=kernel_init, **types)
+        self.fc2 = Linear(hidden_dim, dim, use_bias=False, kernel_init=kernel_init, **types)
 
     def __call__(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
         mean = x.mean(axis=1, keepdims=True)

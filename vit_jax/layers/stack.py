@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from vit_jax.layers.gather import gather, is_gathering
+from vit_jax.layers.target import end_fusion
 
 REMAT = ("none", "blocks", "dots")
 
@@ -97,12 +98,12 @@ def run_layers(
 
     for i, (layer, rate) in enumerate(zip(layers, drop_path_rates, strict=True)):
         if remat == "none" and not is_gathering():  # the module itself: its output can be captured
-            x = layer(x, drop_path_rate=rate, key=layer_key(i))
+            x = end_fusion(layer(x, drop_path_rate=rate, key=layer_key(i)))
             continue
         graphdef, state = nnx.split(layer)
 
         def call(state, x, key, graphdef=graphdef, rate=rate):
             return nnx.merge(graphdef, gather(state))(x, drop_path_rate=rate, key=key)
 
-        x = _rematerialise(call, remat)(state, x, layer_key(i))
+        x = end_fusion(_rematerialise(call, remat)(state, x, layer_key(i)))
     return x

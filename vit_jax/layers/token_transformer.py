@@ -11,6 +11,7 @@ from vit_jax.layers.checks import check_int, check_number
 from vit_jax.layers.dropout import Dropout
 from vit_jax.layers.initializers import zeros
 from vit_jax.layers.keys import split_key
+from vit_jax.layers.linear import Linear
 from vit_jax.layers.mlp import Mlp
 from vit_jax.layers.norm import layer_norm
 
@@ -38,8 +39,8 @@ class TokenAttention(nnx.Module):
     ):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.scale = dim**-0.5 if qk_scale is None else check_number("qk_scale", qk_scale)
-        self.qkv = nnx.Linear(dim, 3 * out_dim, use_bias=False, kernel_init=kernel_init, **types)
-        self.proj = nnx.Linear(out_dim, out_dim, kernel_init=kernel_init, bias_init=zeros, **types)
+        self.qkv = Linear(dim, 3 * out_dim, use_bias=False, kernel_init=kernel_init, **types)
+        self.proj = Linear(out_dim, out_dim, kernel_init=kernel_init, bias_init=zeros, **types)
         self.attn_drop = Dropout(0.0)
         self.proj_drop = Dropout(drop_rate)
 

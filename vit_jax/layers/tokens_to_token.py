@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Key
 from vit_jax.layers.checks import check_choice, check_int
 from vit_jax.layers.initializers import uniform_bias, uniform_fan_in, zeros
 from vit_jax.layers.keys import split_key
+from vit_jax.layers.linear import Linear
 from vit_jax.layers.performer import TokenPerformer
 from vit_jax.layers.token_transformer import TokenTransformer
 from vit_jax.layers.unfold import SoftSplit, window_grid
@@ -107,7 +108,7 @@ class TokensToToken(nnx.Module):
         (first, _, _), (second, _, _), (third, _, _) = GEOMETRY
         self.attention1 = attention(in_chans * first**2)
         self.attention2 = attention(token_dim * second**2)
-        self.project = nnx.Linear(
+        self.project = Linear(
             token_dim * third**2, embed_dim, kernel_init=kernel_init, bias_init=zeros, **types
         )
 

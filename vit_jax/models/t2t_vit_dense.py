@@ -17,6 +17,7 @@ from vit_jax.layers.block import Block
 from vit_jax.layers.checks import check_bool, check_int, check_number
 from vit_jax.layers.dropout import drop_path_rates
 from vit_jax.layers.initializers import trunc_normal, zeros
+from vit_jax.layers.linear import Linear
 from vit_jax.layers.mlp import gelu
 from vit_jax.layers.stack import stack_layers
 from vit_jax.models.t2t_vit import TokensToTokenModel
@@ -40,9 +41,7 @@ class DenseBlock(Block):
     ):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         super().__init__(dim, num_heads, kernel_init=_INIT, bias_init=zeros, **fields, **types)
-        self.dense_linear = nnx.Linear(
-            dim, growth_rate, kernel_init=_INIT, bias_init=zeros, **types
-        )
+        self.dense_linear = Linear(dim, growth_rate, kernel_init=_INIT, bias_init=zeros, **types)
 
     def __call__(
         self,
@@ -59,7 +58,7 @@ class Transition(nnx.Module):
     """Linear and GELU, from one stage's width to half of it."""
 
     def __init__(self, dim: int, out_dim: int, **types: Any):
-        self.linear = nnx.Linear(dim, out_dim, kernel_init=_INIT, bias_init=zeros, **types)
+        self.linear = Linear(dim, out_dim, kernel_init=_INIT, bias_init=zeros, **types)
 
     def __call__(
         self,

@@ -125,6 +125,7 @@ def make_program(
     # Normalised in float32 or wider: a model that computes in float64 is not fed rounded pixels.
     pixels = jnp.promote_types(model.dtype, jnp.float32)
     settings = StepSettings(
+        platform=mesh.devices.flat[0].platform,
         graphs=model_graphs(model),
         is_layer_weight=is_layer_weight(model),
         gathered=replicated(mesh) if mesh.shape["fsdp"] > 1 else None,

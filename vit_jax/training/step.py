@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from vit_jax.data.augment import example_keys
 from vit_jax.layers.gather import gather, gathering
+from vit_jax.layers.target import compiler_options, tracing_for
 from vit_jax.training.losses import classification_loss
 from vit_jax.training.mesh import batch_sharding, replicated
 from vit_jax.training.metrics import Sums
@@ -37,6 +38,7 @@ class StepSettings:
     """What a step is made of, fixed for a run.
 
     Attributes:
+      platform: of the devices, as JAX names it.
       graphs: the model's static halves.
       is_layer_weight: see `vit_jax.layers.stack`.
       gathered: where weights are gathered that lie divided between devices; None if none do.
@@ -48,6 +50,7 @@ class StepSettings:
       prepare_train, prepare_eval: uint8 images to what the model takes.
     """
 
+    platform: str
     graphs: ModelGraphs
     is_layer_weight: Callable[[tuple[Any, ...]], bool]
     gathered: NamedSharding | None
@@ -81,7 +84,7 @@ def _apply(
     rngs: nnx.Rngs | None = None,
 ) -> Any:
     """The model's output. Weights outside of its layers are gathered here, the others there."""
-    with gathering(settings.gathered):
+    with gathering(settings.gathered), tracing_for(settings.platform):
         if settings.gathered is not None:
             params, frozen = (
                 nnx.map_state(
@@ -180,6 +183,7 @@ def jit_train_step(settings: StepSettings, mesh: Mesh, shardings: TrainState) ->
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=compiler_options(settings.platform),
     )
 
 
@@ -234,5 +238,6 @@ def make_eval_step(settings: StepSettings, mesh: Mesh, shardings: TrainState) ->
         in_shardings=(shardings.params, shardings.frozen, batch_sharding(mesh), whole),
         out_shardings=whole,
         donate_argnums=3,
+        compiler_options=compiler_options(settings.platform),
     )
     return lambda state, batch, sums: compiled(state.params, state.frozen, batch, sums)

@@ -1,0 +1,56 @@
+"""The PyTorch module (tests/reference) of a registered name."""
+
+import inspect
+from typing import Any
+
+import torch
+
+from tests.reference.classifier_vit import ClassifierViT
+from tests.reference.encoder_vit import EncoderViT
+from tests.reference.modular_vit import ModularViT
+from tests.reference.t2t_vit import T2TViT, T2TViTDense, T2TViTGhost, T2TViTSE
+from tests.reference.vit import VisionTransformer
+from vit_jax.models.registry import model_class, model_fields
+
+_REFERENCES: dict[str, type[torch.nn.Module]] = {
+    "VisionTransformer": VisionTransformer,
+    "T2TViT": T2TViT,
+    "T2TViTSE": T2TViTSE,
+    "T2TViTDense": T2TViTDense,
+    "T2TViTGhost": T2TViTGhost,
+    "ViTClassifier": ClassifierViT,
+    "EncoderViT": EncoderViT,
+    "ModularViT": ModularViT,
+}
+# Fields that a reference may lack: forms of the same computation, what acts before or in training,
+# and the size of those that take images of any.
+_OURS_ALONE = {
+    "patchify",
+    "weight_init",
+    "remat",
+    "scan_layers",
+    "dtype",
+    "param_dtype",
+    "img_size",
+}
+_RATES = ("drop_rate", "drop_path_rate")
+
+
+def reference_of(name: str, fields: dict[str, Any], *, dropout: bool) -> torch.nn.Module:
+    """The module of `create_model(name, **fields)`, with its own initial weights.
+
+    Raises:
+      ValueError: its reference lacks a field.
+    """
+    kind = _REFERENCES[model_class(name).__name__]
+    takes = {
+        field for base in kind.__mro__ for field in inspect.signature(base.__init__).parameters
+    }
+    known = {**model_fields(name), **fields}
+    for field in known.keys() - takes - _OURS_ALONE:
+        if not field.endswith(_RATES):
+            raise ValueError(f"{kind.__name__} has no field {field!r}, which {name} has")
+    if not dropout:
+        known |= {field: 0.0 for field in known if field.endswith(_RATES)}
+    torch.manual_seed(0)
+    return kind(**{k: v for k, v in known.items() if k in takes})

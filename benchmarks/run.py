@@ -1,0 +1,184 @@
+"""Speed beside PyTorch and plain Flax, measured in turn.
+
+    python -m benchmarks.run --suite cpu [--rounds 7] [--only GLOB] [--out DIR]
+
+Suites:
+  cpu: forward pass and training step of six models in float32.
+  gpu: training step of larger batches in bfloat16 (autocast in PyTorch).
+  input: images/s from prepared records to batches, and PyTorch's DataLoader with PIL beside it.
+  scale: our step against batch, image size, depth and tokens, beside what the FLOPs say.
+
+Every contestant has a process of its own and computes only when it is its turn; nothing else
+should run. Ratios are of medians: how many times as fast as PyTorch eager. `--out` keeps all
+times as JSON, and a picture.
+"""
+
+import argparse
+import dataclasses
+import fnmatch
+import json
+import os
+import pathlib
+import platform
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.contestants import CONTESTANTS, FORMS, Workload
+from benchmarks.input_pipeline import measure_input
+from benchmarks.measure import Timing, compete
+from benchmarks.pictures import draw_ratios, draw_scale
+from benchmarks.scale import measure_scale
+
+BASE = "torch eager"
+CPU = (
+    Workload("vit_classifier", 72, 32),
+    Workload("vit_classifier", 72, 256),
+    Workload("vit_small_patch16_224", 224, 8),
+    Workload("vit_base_patch16_224", 224, 4),
+    Workload("t2t_vit_7", 224, 8),
+    Workload("t2t_vit_14", 224, 4),
+    Workload("t2t_vit_t_14", 224, 4),
+)
+GPU = (
+    Workload("vit_small_patch16_224", 224, 256, dtype="bfloat16"),
+    Workload("vit_base_patch16_224", 224, 256, dtype="bfloat16"),
+    Workload("t2t_vit_14", 224, 128, dtype="bfloat16"),
+    Workload("t2t_vit_t_14", 224, 64, dtype="bfloat16"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One line of the table."""
+
+    work: Workload
+    form: str
+    timings: list[Timing]
+    refused: list[str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.work.name}, {self.form}"
+
+    def of(self, contestant: str) -> Timing | None:
+        return next((one for one in self.timings if one.contestant == contestant), None)
+
+    def ratio(self, contestant: str) -> float | None:
+        """How many times as fast as the base."""
+        base, one = self.of(BASE), self.of(contestant)
+        return base.median / one.median if base is not None and one is not None else None
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    versions = {}
+    for name in ("jax", "flax", "torch", "timm"):
+        try:
+            versions[name] = __import__(name).__version__
+        except ImportError:
+            continue
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "processor": platform.machine(),
+        "devices": sorted({device.device_kind for device in jax.devices()}),
+        "versions": versions,
+    }
+
+
+def race(
+    works: Sequence[Workload], names: Sequence[str], rounds: int, console: Console
+) -> list[Result]:
+    """Measures every workload in every form, a line as each is done."""
+    results = []
+    for work in works:
+        for form in FORMS:
+            result = Result(work, form, *compete(names, work, form, rounds))
+            results.append(result)
+            parts = [f"{one.contestant} {1e3 * one.median:,.1f} ms" for one in result.timings]
+            console.print(f"{result.name}: {', '.join(parts)}", style="dim", highlight=False)
+    return results
+
+
+def table(results: Sequence[Result]) -> Table:
+    """Ratios to the base, and our own time and memory."""
+    entered = [name for name in CONTESTANTS if any(result.of(name) for result in results)]
+    shown = Table(title=f"times as fast as {BASE}", title_justify="left")
+    shown.add_column("workload")
+    for name in entered:
+        shown.add_column(name, justify="right")
+    shown.add_column("vit_jax, ms", justify="right")
+    shown.add_column("first call, s", justify="right")
+    shown.add_column("peak, MiB", justify="right")
+    for result in results:
+        ratios = [result.ratio(name) for name in entered]
+        ours = result.of("vit_jax")
+        shown.add_row(
+            result.name,
+            *("" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
+            *(
+                ("", "", "")
+                if ours is None
+                else (
+                    f"{1e3 * ours.median:,.1f}",
+                    f"{ours.first_seconds:.1f}",
+                    f"{ours.peak_bytes / 2**20:,.0f}",
+                )
+            ),
+        )
+    return shown
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="speed beside PyTorch and plain Flax")
+    parser.add_argument("--suite", choices=("cpu", "gpu", "input", "scale"), default="cpu")
+    parser.add_argument("--rounds", type=int, default=7, help="that count, of each contestant")
+    parser.add_argument("--only", default="*", help="workloads whose name matches this glob")
+    parser.add_argument("--contestants", default="*", help="those whose name matches this glob")
+    parser.add_argument("--data-dir", type=pathlib.Path, help="of the suite input: TFDS data")
+    parser.add_argument("--out", type=pathlib.Path, help="a folder for the JSON and the picture")
+    arguments = parser.parse_args()
+    console = Console()
+    found: dict[str, Any]
+    draw: Any = None
+    if arguments.suite == "input":
+        if arguments.data_dir is None:
+            parser.error("--suite input wants --data-dir, where the prepared sets are")
+        found = {"input": measure_input(arguments.data_dir, arguments.rounds, console)}
+    elif arguments.suite == "scale":
+        found = {"scale": measure_scale(arguments.rounds, console)}
+        draw = draw_scale
+    else:
+        works = [
+            work
+            for work in (CPU if arguments.suite == "cpu" else GPU)
+            if fnmatch.fnmatch(work.name, arguments.only)
+        ]
+        names = [name for name in CONTESTANTS if fnmatch.fnmatch(name, arguments.contestants)]
+        results = race(works, names, arguments.rounds, console)
+        console.print(table(results))
+        for reason in dict.fromkeys(reason for result in results for reason in result.refused):
+            console.print(f"not measured: {reason}", style="dim", highlight=False)
+        found = {
+            "results": [
+                {"work": dataclasses.asdict(result.work), "form": result.form}
+                | {"timings": [dataclasses.asdict(one) for one in result.timings]}
+                for result in results
+            ]
+        }
+        draw = draw_ratios
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        report = {"suite": arguments.suite, "machine": machine(), **found}
+        (arguments.out / f"{arguments.suite}.json").write_text(json.dumps(report, indent=1))
+        if draw is not None:
+            draw(report, arguments.out / f"{arguments.suite}.png")
+        console.print(f"wrote {arguments.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""A contestant in its own process, which computes when it is told to: see `measure.Contestant`."""
+
+import dataclasses
+import importlib
+import json
+import os
+import resource
+import sys
+import time
+from typing import Any
+
+from benchmarks.contestants import CONTESTANTS, Workload
+
+
+def main() -> None:
+    # Libraries print; the answers go where nothing else does.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    call: Any = None
+    for line in sys.stdin:
+        order = json.loads(line)
+        answer: dict[str, Any] = {}
+        start = time.perf_counter()
+        try:
+            if "work" in order:
+                module, options = CONTESTANTS[order["contestant"]]
+                made = importlib.import_module(f"benchmarks.contestants.{module}").make(
+                    Workload(**order["work"]), order["form"], **options
+                )
+                start = time.perf_counter()
+                made()  # compiles
+                call = made
+            else:
+                call()
+            answer["seconds"] = time.perf_counter() - start
+        except (ValueError, ImportError, RuntimeError, MemoryError) as error:
+            answer["error"] = (str(error) or repr(error)).splitlines()[0]
+        answer["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+def order(contestant: str, work: Workload, form: str) -> dict[str, Any]:
+    """The first order: what to build."""
+    return {"contestant": contestant, "work": dataclasses.asdict(work), "form": form}
+
+
+if __name__ == "__main__":
+    main()
