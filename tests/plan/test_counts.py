@@ -9,7 +9,7 @@ from tests.plan.programs import LOOP, SHARDED
 from vit_jax.models.macs import count_macs
 from vit_jax.models.registry import create_model
 from vit_jax.plan.collectives import Collective, collectives, totals
-from vit_jax.plan.flops import matmul_flops
+from vit_jax.plan.flops import matmul_flops, slice_flops
 from vit_jax.plan.hlo import Program, shapes
 from vit_jax.plan.traffic import hbm_bytes
 
@@ -46,6 +46,21 @@ def test_a_loop_of_unknown_length_is_named():
 
 def test_matmuls_in_a_loop_count_each_time():
     assert matmul_flops(Program(LOOP)) == 4 * 2 * 8 * 16 * 32
+
+
+def test_slices_that_are_matmuls_are_told_apart():
+    text = """\
+ENTRY %main (x: f32[8,58,64], s: f32[58,28,1]) -> f32[8,28,64] {
+  %x = f32[8,58,64]{2,1,0} parameter(0)
+  %s = f32[58,28,1]{2,1,0} parameter(1)
+  ROOT %taken = f32[8,28,64]{2,1,0} convolution(%x, %s), window={size=1}, \
+dim_labels=bf0_io0->bf0, metadata={op_name="jit(f)/jvp()/OPERATION" stack_frame_id=7}
+}
+"""
+    for operation, slices in (("slice", 1), ("pad", 1), ("dot_general", 0)):
+        program = Program(text.replace("OPERATION", operation))
+        assert matmul_flops(program) == 2 * 8 * 58 * 28 * 64
+        assert slice_flops(program) == slices * 2 * 8 * 58 * 28 * 64
 
 
 def test_memory_traffic_leaves_out_what_stays_on_the_chip():

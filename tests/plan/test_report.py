@@ -40,7 +40,7 @@ def _plan(topology="v5e:4x4", fits=True, config: TrainConfig | None = None) -> P
     if not fits:
         return Plan(config, slice_, compiled, None, None)
     exchanges = (Total("all-reduce", 3, 88_000_016, 165_000_030.0),)
-    counts = Counts(10**12, 1_010_000_000_000, 10**12, 8 * 10**9, exchanges, ())
+    counts = Counts(10**12, 3 * 10**10, 1_010_000_000_000, 10**12, 8 * 10**9, exchanges, ())
     bound = roofline(
         slice_, flops=1e12, hbm_bytes=8e9, sent_bytes=1.65e8, model_flops=1e12, batch_size=1024
     )

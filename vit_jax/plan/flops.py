@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from vit_jax.plan.hlo import Computation, Instruction, Program
 
 # Of a window along one axis, what stands where the text says nothing.
 _NEUTRAL = {"size": 1, "stride": 1, "lhs_dilate": 1, "rhs_dilate": 1}
+# `pad` is the gradient of a slice.
+_SLICES = ("slice", "pad")
 
 
 def matmul_flops(program: Program) -> int:
@@ -19,13 +21,22 @@ def matmul_flops(program: Program) -> int:
     Counted as XLA counts them: products with zeros that padding or dilation puts in are not there.
     What goes element by element is left out: it is another unit of the chip that does it.
     """
-    total = 0
+    return sum(flops for _, flops in _matmuls(program))
+
+
+def slice_flops(program: Program) -> int:
+    """Those of them that only move: XLA for TPUs writes strided slices, such as those of the soft
+    splits, and their gradients as products with matrices of zeros and ones."""
+    return sum(flops for name, flops in _matmuls(program) if name in _SLICES)
+
+
+def _matmuls(program: Program) -> Iterator[tuple[str, int]]:
+    """(the operation of JAX that each was made from, operations in all its runs)."""
     for computation, instruction, runs in program.instructions():
-        if instruction.opcode == "dot":
-            total += runs * _dot(computation, instruction)
-        elif instruction.opcode == "convolution":
-            total += runs * _convolution(computation, instruction)
-    return total
+        count = _COUNTS.get(instruction.opcode)
+        if count is not None:
+            origin = re.search(r'op_name="[^"]*?(\w*)"', instruction.attributes)
+            yield origin[1] if origin else "", runs * count(computation, instruction)
 
 
 def _dot(computation: Computation, dot: Instruction) -> int:
@@ -83,3 +94,6 @@ def _positions(
     """
     at = np.arange(out)[:, None] * stride + np.arange(window)[None, :] * spread - pad
     return int(((at >= 0) & (at % dilation == 0) & (at // dilation < size)).sum())
+
+
+_COUNTS = {"dot": _dot, "convolution": _convolution}

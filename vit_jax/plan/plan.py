@@ -11,7 +11,7 @@ from vit_jax.config import TrainConfig
 from vit_jax.models.macs import count_macs
 from vit_jax.plan.collectives import Total, collectives, totals
 from vit_jax.plan.compile import Compiled, abstract_model, compile_step
-from vit_jax.plan.flops import matmul_flops
+from vit_jax.plan.flops import matmul_flops, slice_flops
 from vit_jax.plan.hlo import Program
 from vit_jax.plan.roofline import ASSUMPTIONS, Roofline, roofline
 from vit_jax.plan.topology import Topology
@@ -23,7 +23,8 @@ class Counts:
     """What one device does in a step.
 
     Attributes:
-      flops: of matmuls and convolutions in the compiled program.
+      flops: of matmuls and convolutions in the compiled program; slice_flops: those of them that
+        are slices, see `vit_jax.plan.flops`.
       model_flops: 2 for each multiply-accumulate of the model, three times: forward, and twice that
         for the backward pass.
       step_flops: the same of the step as it is written: see `Compiled`.
@@ -33,6 +34,7 @@ class Counts:
     """
 
     flops: int
+    slice_flops: int
     model_flops: int
     step_flops: int
     hbm_bytes: int
@@ -99,6 +101,7 @@ def count(config: TrainConfig, compiled: Compiled) -> Counts:
     forward = count_macs(model, image) * config.data.batch_size
     return Counts(
         flops=matmul_flops(program),
+        slice_flops=slice_flops(program),
         model_flops=round(2 * 3 * forward / compiled.devices),
         step_flops=round(compiled.step_flops / compiled.devices),
         hbm_bytes=hbm_bytes(program),

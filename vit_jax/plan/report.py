@@ -124,6 +124,10 @@ def _work(plan: Plan) -> Padding:
         _flops(counts.model_flops),
         _against(counts.flops, counts.model_flops),
     )
+    if counts.slice_flops:
+        table.add_row(
+            "    strided slices", _flops(counts.slice_flops), "that XLA writes as matmuls"
+        )
     table.add_row("  memory", _size(counts.hbm_bytes), "read and written")
     for loop in counts.loops:
         table.add_row("  unknown", loop, "a loop of unknown length: counted as one run")
