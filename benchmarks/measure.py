@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import pathlib
 import statistics
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import jax
 from benchmarks.contestants import Workload
 from benchmarks.worker import order
 
+_ROOT = pathlib.Path(__file__).parents[1]
 _WARM_UP = 2
 
 
@@ -52,6 +54,7 @@ class Contestant:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            cwd=_ROOT,
             text=True,
         )
         try:

@@ -1,0 +1,71 @@
+"""The benchmark runs its contestants in turn and tells what it found."""
+
+import dataclasses
+import json
+
+import pytest
+from rich.console import Console
+
+from benchmarks import run
+from benchmarks.contestants import Workload
+from benchmarks.measure import compete
+from benchmarks.pictures import draw_ratios, draw_scale
+
+_FIELDS = {"patch_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 3}
+_SMALL = Workload("vit_tiny_patch16_224", 32, 2, _FIELDS)
+_NAMES = ("vit_jax", "plain Flax", "torch eager")
+
+
+@pytest.mark.parametrize("form", ["forward", "step"])
+def test_contestants_run_in_turn(form):
+    timings, refused = compete(_NAMES, _SMALL, form, rounds=2)
+    assert refused == []
+    assert [timing.contestant for timing in timings] == list(_NAMES)
+    for timing in timings:
+        assert len(timing.seconds) == 2
+        assert min(timing.seconds) > 0
+        assert timing.first_seconds > timing.median  # it compiled, or made its first buffers
+        assert timing.peak_bytes > 50 * 2**20
+
+
+def test_who_cannot_compute_it_says_so_and_the_others_go_on():
+    work = dataclasses.replace(_SMALL, model="t2t_vit_7", fields={"depth": 1, "num_classes": 3})
+    timings, refused = compete(["plain Flax", "torch eager"], work, "forward", rounds=1)
+    assert [timing.contestant for timing in timings] == ["torch eager"]
+    assert refused == ["plain Flax: a T2T-ViT is not in the Flax documentation"]
+
+
+def test_the_table_the_file_and_the_picture(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "CPU", (_SMALL,))
+    arguments = ["run", "--rounds", "1", "--contestants", "[vt]*a[xg]*", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", arguments)
+    run.main()
+    report = json.loads((tmp_path / "cpu.json").read_text())
+    found = {timing["contestant"] for result in report["results"] for timing in result["timings"]}
+    assert found == {"vit_jax", "torch eager", "torch eager, memory kept"}
+    assert (tmp_path / "cpu.png").stat().st_size > 5000
+
+
+def test_ratios_are_to_pytorch_eager():
+    def timing(name, *seconds):
+        return run.Timing(name, 9.0, seconds, 2**30)
+
+    timings = [timing("vit_jax", 1.0, 2.0, 9.0), timing("torch eager", 3.0, 4.0, 5.0)]
+    result = run.Result(_SMALL, "step", timings, [])
+    assert result.ratio("vit_jax") == 2.0
+    assert result.ratio("plain Flax") is None
+    console = Console(width=200, record=True)
+    console.print(run.table([result]))
+    assert "2.00" in console.export_text()
+
+
+def test_pictures(tmp_path):
+    row = {"series": "", "value": 1, "seconds": 0.1, "flops": 10**9}
+    series = [
+        row | {"series": name, "value": value, "seconds": value / 10, "flops": value * 10**9}
+        for name in "abcdef"
+        for value in (1, 2, 4)
+    ]
+    draw_scale({"scale": series}, tmp_path / "scale.png")
+    assert (tmp_path / "scale.png").stat().st_size > 5000
+    draw_ratios({"results": []}, tmp_path / "none.png")
