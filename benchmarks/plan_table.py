@@ -4,7 +4,8 @@
 
 Each line of the tables is one train step, compiled for a slice by libtpu (`pip install
 'vit-jax[tpu]'`; no TPU is needed). Finished lines are kept in the file of `--results` and not
-compiled again, so that the run may be cut short and repeated. `--out` puts the tables into the
+compiled again, so that the run may be cut short and repeated; begin a new file when the step has
+changed. `--out` puts the tables into the
 page, between its two markers. On two CPU cores it takes about an hour.
 """
 
@@ -88,7 +89,8 @@ def _row(slice_name: str, arguments: tuple[str, ...], found: dict[str, Any]) -> 
     counts, bound = found["counts"], found["roofline"]
     sent = sum(row["bytes"] for row in counts["exchanges"]) / 1e6
     return (
-        f"| `{recipe}` {told} | {slice_name} | {found['batch_size']} "
+        f"| `{recipe}` {told} | {slice_name}{'*' if found.get('remark') else ''} "
+        f"| {found['batch_size']} "
         f"| {found['needed_bytes'] / 2**30:.2f} of {usable:.2f} "
         f"| {counts['flops'] / 1e9:,.1f} "
         f"| {_against(counts, 'step_flops')} | {_against(counts, 'model_flops')} "

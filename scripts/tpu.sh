@@ -196,7 +196,7 @@ queue() {
   need TYPE
   [[ -n ${RUNTIME:-} ]] || runtime >/dev/null # a mistake is told before anything is asked
   if [[ -n $DRY_RUN ]]; then enqueue; fi
-  local now before='' unanswered=0
+  local now before='' unanswered=0 refused=0
   while true; do
     if now=$(slice); then
       unanswered=0
@@ -208,8 +208,14 @@ queue() {
     before=$now
     case $now in
       READY) return ;;
-      NONE) enqueue ;;
-      GONE) remove ;;
+      NONE | GONE)
+        if if [[ $now == NONE ]]; then enqueue; else remove; fi; then
+          refused=0
+        elif ((++refused >= ${1:-1})); then
+          say "gcloud refused $refused times in a row"
+          return 1
+        fi
+        ;;
       FAILED)
         tpus queued-resources describe "$NAME" --format='yaml(state)' >&2
         say "the request has failed, for the reason above; scripts/tpu.sh delete, then ask again"
@@ -249,12 +255,12 @@ stop() { on all "bash vit_jax/scripts/worker.sh stop"; }
 
 remove() {
   local queue machine=NONE
-  queue=$(state queue)
+  queue=$(state queue) || return
   if [[ $queue != NONE ]]; then
     tpus queued-resources delete "$NAME" --force # and the machines with it
     return
   fi
-  machine=$(state machine)
+  machine=$(state machine) || return
   if [[ $machine == NONE ]]; then
     say "there is no $NAME"
   else
@@ -308,11 +314,15 @@ outcome() {
 keep() {
   (($# > 0)) || mistake "keep: wanted the arguments of train.py, such as --config configs/X.py"
   need TYPE
-  local end ends=0 started
+  local end ends=0 refusals=0 patience=1 unsuccessful=0 started
   while true; do
-    queue
+    queue "$patience"
+    patience=10 # after the first slice, a refusal may be of a moment
     started=$SECONDS
-    if install && run "$@"; then
+    if [[ -z $DRY_RUN && $(status 2>/dev/null | verdict) == running ]]; then
+      say "a training runs on $NAME already: following that one"
+      end=$(outcome)
+    elif install && run "$@"; then
       say "running on $NAME; scripts/tpu.sh watch follows it, Ctrl-C here leaves it running"
       end=$(outcome)
     else
@@ -323,6 +333,11 @@ keep() {
     case $end in
       finished) break ;;
       refused)
+        # After long work it may have been the storage or the network.
+        if ((SECONDS - started >= 1800 && ++refusals < TRIES)); then
+          say "every worker ended with an error after long work: once more"
+          continue
+        fi
         say "every worker ended with an error that a repetition would meet again:"
         break
         ;;
@@ -342,7 +357,15 @@ keep() {
     esac
   done
   logs || true
-  if [[ -z $LEAVE ]]; then remove; fi
+  if [[ -z $LEAVE ]]; then
+    until remove; do
+      if ((++unsuccessful >= 10)); then
+        say "NOT deleted: $NAME may be there and cost (scripts/tpu.sh delete)"
+        return 1
+      fi
+      pause
+    done
+  fi
   case $end in
     finished) return 0 ;;
     refused) return 2 ;;

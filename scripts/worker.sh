@@ -26,6 +26,8 @@ running() { # whether the process that was started is still there, and not anoth
 
 install() {
   ! running || fail 1 "a training is running: scripts/tpu.sh stop comes first"
+  # The runs of those who gave no --workdir.
+  [[ ! -d vit_jax/runs ]] || mv vit_jax/runs vit_jax.new/runs
   rm -rf vit_jax
   mv vit_jax.new vit_jax
   # The images' own Python may be too old: uv brings one.
@@ -62,7 +64,8 @@ mount_shared() { # SOURCE DIR
       ;;
     *:/*)
       command -v mount.nfs >/dev/null || add_packages nfs-common
-      sudo mount -t nfs "$source" "$directory"
+      # Locks stay on this machine: NFSv3 keeps those of a machine that is gone for ever.
+      sudo mount -t nfs -o local_lock=flock "$source" "$directory"
       sudo chmod 1777 "$directory" # a new share belongs to root
       ;;
     *) fail 2 "mount: wanted IP:/SHARE or gs://BUCKET, got $source" ;;

@@ -468,7 +468,7 @@ def test_install_mounts_once(cloud: Cloud) -> None:
     both = "10.0.0.2:/share=/mnt/there gs://bucket=/mnt/data"
     cloud.done("install", MOUNT=both)
     called = [(home / name).read_text() for name in ("sudo_calls", "gcsfuse_calls")]
-    assert "sudo mount -t nfs 10.0.0.2:/share /mnt/there\n" in called[0]
+    assert "sudo mount -t nfs -o local_lock=flock 10.0.0.2:/share /mnt/there\n" in called[0]
     assert called[1] == "--implicit-dirs --metadata-cache-ttl-secs=0 bucket /mnt/data\n"
     (home / "mounted").touch()
     cloud.done("install", MOUNT=both)

@@ -14,8 +14,11 @@ def keep_freed_memory() -> bool:
     on a CPU each call of a compiled program, whose temporaries are one such block, spent up to
     three quarters of its time on that (docs/performance.md). The process keeps its peak size.
 
+    All threads share one arena then: the heaps of others end at 64 MiB and go back when they are
+    empty. An allocator that was put before glibc's (LD_PRELOAD) goes its own way.
+
     Returns:
-      Whether it did: the C library is glibc, and none of glibc's own settings of this (variables
+      Whether glibc was told: it is the C library, and none of its own settings of this (variables
       MALLOC_..., GLIBC_TUNABLES) says otherwise.
     """
     set_by_user = any(

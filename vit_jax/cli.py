@@ -62,12 +62,15 @@ def train(arguments: Sequence[str]) -> int:
     for note in command.notes:
         print(f"note: {note}", file=sys.stderr)
     set_up_jax()
-    keep_freed_memory()
+    import jax
+
     from vit_jax.training.loop import train
     from vit_jax.training.processes import at_once_if_many, join
 
     join(*(command.options[name] for name in _PROCESS_OPTIONS))
     with at_once_if_many(_report):
+        if jax.default_backend() == "cpu":
+            keep_freed_memory()
         train(command.config, command.options["workdir"] or f"runs/{command.recipe_path.stem}")
     return 0
 

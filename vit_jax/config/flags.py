@@ -121,7 +121,7 @@ def help_text(program: str) -> str:
         "  --workdir DIR     checkpoints, metrics and plots go here (default: runs/RECIPE)",
         "",
         "On many hosts each runs this command, with one work directory that all see. JAX finds the",
-        "hosts of a Cloud TPU, of SLURM, Open MPI and Kubernetes by itself; elsewhere:",
+        "hosts of a Cloud TPU, of SLURM, Open MPI up to 4 and Kubernetes by itself; else:",
         "",
         "  --coordinator_address HOST:PORT   of process 0, a free port",
         "  --num_processes N                 how many there are; 1: this one is alone",

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
@@ -9,6 +10,15 @@ from jaxtyping import Array, Float
 
 from vit_jax.layers.initializers import uniform_bias, uniform_fan_in
 from vit_jax.layers.target import is_for_cpu
+
+
+def _as_rows(inputs: jax.Array, out_sharding: Any) -> bool:
+    return inputs.ndim > 2 and out_sharding is None and is_for_cpu()
+
+
+def _by_rows(layer: nnx.Linear, inputs: jax.Array) -> jax.Array:
+    rows = layer(inputs.reshape(-1, inputs.shape[-1]))
+    return rows.reshape(*inputs.shape[:-1], rows.shape[-1])
 
 
 class Linear(nnx.Linear):
@@ -21,10 +31,9 @@ class Linear(nnx.Linear):
     def __call__(
         self, inputs: Float[Array, "*batch in_dim"], out_sharding: Any = None
     ) -> Float[Array, "*batch out_dim"]:
-        if inputs.ndim < 3 or not is_for_cpu():
-            return super().__call__(inputs, out_sharding)
-        rows = super().__call__(inputs.reshape(-1, inputs.shape[-1]))
-        return rows.reshape(*inputs.shape[:-1], rows.shape[-1])
+        if _as_rows(inputs, out_sharding):
+            return _by_rows(self, inputs)
+        return super().__call__(inputs, out_sharding)
 
 
 def torch_linear(
@@ -48,9 +57,8 @@ class WideLinear(nnx.Linear):
     def __call__(
         self, inputs: Float[Array, "*batch in_dim"], out_sharding: Any = None
     ) -> Float[Array, "*batch out_dim"]:
-        if inputs.ndim > 2 and is_for_cpu():
-            rows = self(inputs.reshape(-1, inputs.shape[-1]))
-            return rows.reshape(*inputs.shape[:-1], rows.shape[-1])
+        if _as_rows(inputs, out_sharding):
+            return _by_rows(self, inputs)
         dtype = self.dtype or inputs.dtype
         wide = jnp.promote_types(dtype, jnp.float32)
         kernel = self.kernel[...].astype(dtype)

@@ -32,7 +32,7 @@ def end_fusion(x: jax.Array) -> jax.Array:
 
     Without it the gradients of all residual branches down to a block are summed again for each use
     in this block: time that grows with the square of the depth. Needs the compiler option of
-    `compiler_options`: XLA for CPUs removes barriers before it fuses.
+    `compiler_options`: XLA for CPUs removes barriers before it fuses. `jax.pmap` takes no options.
     """
     return jax.lax.optimization_barrier(x) if is_for_cpu() else x
 

@@ -189,7 +189,9 @@ def compile_step(config: TrainConfig, devices: Sequence[Any]) -> Compiled:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         needed = _needed(str(error))
-    else:
+        compiled = None
+    seconds = time.perf_counter() - start
+    if compiled is not None:
         stats = compiled.memory_analysis()
         memory = Memory(
             arguments=stats.argument_size_in_bytes,
@@ -199,7 +201,6 @@ def compile_step(config: TrainConfig, devices: Sequence[Any]) -> Compiled:
         )
         needed = memory.total
         text, remark = _text(lowered, compiled)
-    seconds = time.perf_counter() - start
     parameters = jax.tree.leaves(program.template.params)
     return Compiled(
         devices=mesh.size,

@@ -11,7 +11,6 @@ from vit_jax.plan.hlo import Computation, Instruction, Program
 
 # Of a window along one axis, what stands where the text says nothing.
 _NEUTRAL = {"size": 1, "stride": 1, "lhs_dilate": 1, "rhs_dilate": 1}
-# `pad` is the gradient of a slice.
 _SLICES = ("slice", "pad")
 
 
@@ -25,8 +24,11 @@ def matmul_flops(program: Program) -> int:
 
 
 def slice_flops(program: Program) -> int:
-    """Those of them that only move: XLA for TPUs writes strided slices, such as those of the soft
-    splits, and their gradients as products with matrices of zeros and ones."""
+    """What `matmul_flops` counts of operations that only move elements.
+
+    XLA for TPUs writes strided slices, such as those of the soft splits, and their gradients, which
+    pad, as products with matrices of zeros and ones.
+    """
     return sum(flops for name, flops in _matmuls(program) if name in _SLICES)
 
 
