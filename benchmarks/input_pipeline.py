@@ -15,7 +15,7 @@ from rich.console import Console
 from torch.utils.data import DataLoader, Dataset
 
 from vit_jax.data.loader import train_batches
-from vit_jax.data.tfds_source import TfdsSource, open_tfds
+from vit_jax.data.tfds_source import TfdsSource, _parse_example, open_tfds
 
 # Set -> (side that its images are resized to, None: they share one size; batch; batches).
 _SETS = {"cifar10": (None, 256, 20), "imagenette224": (224, 32, 6)}
@@ -31,7 +31,7 @@ class _Records(Dataset):
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        features = self.source.features(index)
+        features = _parse_example(self.source._records[index])
         data = features["image"].bytes_list.value[0]
         image = Image.open(io.BytesIO(data)).convert("RGB")
         if self.size is not None:
@@ -62,22 +62,28 @@ _CALLS = {"vit_jax": _ours, "DataLoader with PIL": _theirs}
 
 def measure_input(data_dir: pathlib.Path, rounds: int, console: Console) -> list[dict[str, Any]]:
     """Both in turn, in this process, on one core and without workers."""
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
     torch.set_num_threads(1)
-    found = []
-    for name, (size, batch, count) in _SETS.items():
-        source = next(iter(open_tfds(name, data_dir).values()))
-        assert isinstance(source, TfdsSource)
-        times: dict[str, list[float]] = {who: [] for who in _CALLS}
-        for _ in range(rounds):
-            for who, call in _CALLS.items():
-                times[who].append(call(source, size, batch, count))
-        rates = {who: batch * count / statistics.median(taken) for who, taken in times.items()}
-        ratio = rates["vit_jax"] / rates["DataLoader with PIL"]
-        found.append({"set": name, "images_per_second": rates, "ratio": ratio})
-        console.print(
-            f"{name}: {', '.join(f'{who} {rate:,.0f} images/s' for who, rate in rates.items())}; "
-            f"{ratio:.2f} times",
-            highlight=False,
-        )
-    return found
+    try:
+        return [_measure(name, data_dir, rounds, console) for name in _SETS]
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def _measure(name: str, data_dir: pathlib.Path, rounds: int, console: Console) -> dict[str, Any]:
+    size, batch, count = _SETS[name]
+    source = next(iter(open_tfds(name, data_dir).values()))
+    assert isinstance(source, TfdsSource)
+    times: dict[str, list[float]] = {who: [] for who in _CALLS}
+    for _ in range(rounds):
+        for who, call in _CALLS.items():
+            times[who].append(call(source, size, batch, count))
+    rates = {who: batch * count / statistics.median(taken) for who, taken in times.items()}
+    ratio = rates["vit_jax"] / rates["DataLoader with PIL"]
+    console.print(
+        f"{name}: {', '.join(f'{who} {rate:,.0f} images/s' for who, rate in rates.items())}; "
+        f"{ratio:.2f} times",
+        highlight=False,
+    )
+    return {"set": name, "images_per_second": rates, "ratio": ratio}

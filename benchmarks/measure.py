@@ -3,18 +3,20 @@
 import contextlib
 import dataclasses
 import json
+import os
 import pathlib
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 
-from benchmarks.contestants import Workload
-from benchmarks.worker import order
+from benchmarks.contestants import CannotCompute, Workload
+from benchmarks.worker import first_order
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _WARM_UP = 2
@@ -44,22 +46,26 @@ class Contestant:
       work, form: what it computes.
 
     Raises:
-      ValueError: it cannot compute that.
+      CannotCompute: it has no such model.
+      RuntimeError: it failed; with what it said.
     """
 
     def __init__(self, name: str, work: Workload, form: str):
         self.name = name
+        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - until it is closed
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._said,
             cwd=_ROOT,
+            # Several live at once on one GPU.
+            env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
             text=True,
         )
         try:
-            self.first_seconds = self._ask(order(name, work, form))
-        except ValueError:
+            self.first_seconds = self._ask(first_order(name, work, form))
+        except BaseException:
             self.close()
             raise
 
@@ -70,17 +76,23 @@ class Contestant:
     def _ask(self, order: dict[str, Any]) -> float:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(json.dumps(order), file=self._process.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # no answer comes then
+            print(json.dumps(order), file=self._process.stdin, flush=True)
         line = self._process.stdout.readline()
-        answer: dict[str, Any] = json.loads(line) if line else {"error": "its process ended"}
-        if "error" in answer:
-            raise ValueError(f"{self.name}: {answer['error']}")
+        if not line:
+            self._said.seek(0)
+            raise RuntimeError(f"{self.name} failed:\n{self._said.read()[-2000:]}")
+        answer: dict[str, Any] = json.loads(line)
+        if "refused" in answer:
+            raise CannotCompute(f"{self.name}: {answer['refused']}")
         self.peak_bytes = answer["peak_bytes"]
         return answer["seconds"]
 
     def close(self) -> None:
         self._process.kill()
-        self._process.communicate()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.communicate()
+        self._said.close()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +102,7 @@ class Timing:
     Attributes:
       first_seconds: of the first call, which compiles.
       seconds: of each of the later calls.
-      peak_bytes: that its process held at most.
+      peak_bytes: that its process held at most, of the host's memory.
     """
 
     contestant: str
@@ -110,13 +122,16 @@ def compete(
 
     Returns:
       Timings; and for those that cannot compute this, why.
+
+    Raises:
+      RuntimeError: one failed.
     """
     with contextlib.ExitStack() as stack:
         entered, refused = [], []
         for name in names:
             try:
                 contestant = Contestant(name, work, form)
-            except ValueError as error:
+            except CannotCompute as error:
                 refused.append(str(error))
                 continue
             stack.callback(contestant.close)

@@ -8,10 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from benchmarks.contestants import CONTESTANTS, Workload
+from benchmarks.contestants import BASE, CONTESTANTS, Workload
 
 _COLOURS = ("#0072B2", "#999999", "#000000", "#E69F00", "#56B4E9", "#009E73", "#CC79A7")
-_BASE = "torch eager"
 
 
 def _figure(width: float, height: float, **grid: Any) -> tuple[Figure, Any]:
@@ -24,7 +23,7 @@ def draw_ratios(report: dict[str, Any], path: pathlib.Path) -> None:
     """Bars: how many times as fast as PyTorch eager, a group for each workload."""
     results = report["results"]
     present = {timing["contestant"] for result in results for timing in result["timings"]}
-    entered = [name for name in CONTESTANTS if name in present and name != _BASE]
+    entered = [name for name in CONTESTANTS if name in present and name != BASE]
     figure, axes = _figure(8, 0.9 + 0.5 * len(results))
     height = 0.8 / max(len(entered), 1)
     for number, name in enumerate(entered):
@@ -33,10 +32,10 @@ def draw_ratios(report: dict[str, Any], path: pathlib.Path) -> None:
                 timing["contestant"]: statistics.median(timing["seconds"])
                 for timing in result["timings"]
             }
-            if name in medians and _BASE in medians:
+            if name in medians and BASE in medians:
                 axes.barh(
                     row + (number - (len(entered) - 1) / 2) * height,
-                    medians[_BASE] / medians[name],
+                    medians[BASE] / medians[name],
                     height,
                     color=_COLOURS[list(CONTESTANTS).index(name)],
                     label=name,
@@ -45,7 +44,7 @@ def draw_ratios(report: dict[str, Any], path: pathlib.Path) -> None:
     names = [f"{Workload(**result['work']).name}, {result['form']}" for result in results]
     axes.set_yticks(range(len(results)), names, fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlabel(f"times as fast as {_BASE} (line: equal)")
+    axes.set_xlabel(f"times as fast as {BASE} (line: equal)")
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     axes.legend(handles.values(), handles.keys(), fontsize=8, loc="best")
     axes.grid(axis="x", alpha=0.3)

@@ -4,13 +4,15 @@ import inspect
 from typing import Any
 
 import torch
+from flax import nnx
 
+import vit_jax
 from tests.reference.classifier_vit import ClassifierViT
 from tests.reference.encoder_vit import EncoderViT
 from tests.reference.modular_vit import ModularViT
 from tests.reference.t2t_vit import T2TViT, T2TViTDense, T2TViTGhost, T2TViTSE
 from tests.reference.vit import VisionTransformer
-from vit_jax.models.registry import model_class, model_fields
+from vit_jax.models.registry import model_fields
 
 _REFERENCES: dict[str, type[torch.nn.Module]] = {
     "VisionTransformer": VisionTransformer,
@@ -42,13 +44,15 @@ def reference_of(name: str, fields: dict[str, Any], *, dropout: bool) -> torch.n
     Raises:
       ValueError: its reference lacks a field.
     """
-    kind = _REFERENCES[model_class(name).__name__]
+    model = nnx.eval_shape(lambda: vit_jax.create_model(name, rngs=nnx.Rngs(0), **fields))
+    kind = _REFERENCES[type(model).__name__]
     takes = {
         field for base in kind.__mro__ for field in inspect.signature(base.__init__).parameters
     }
     known = {**model_fields(name), **fields}
     for field in known.keys() - takes - _OURS_ALONE:
-        if not field.endswith(_RATES):
+        rate = field.endswith(_RATES)
+        if not rate or (dropout and known[field] != model_fields(name)[field]):
             raise ValueError(f"{kind.__name__} has no field {field!r}, which {name} has")
     if not dropout:
         known |= {field: 0.0 for field in known if field.endswith(_RATES)}

@@ -4,13 +4,13 @@
 
 Suites:
   cpu: forward pass and training step of six models in float32.
-  gpu: training step of larger batches in bfloat16 (autocast in PyTorch).
+  gpu: both with larger batches in bfloat16 (autocast in PyTorch).
   input: images/s from prepared records to batches, and PyTorch's DataLoader with PIL beside it.
   scale: our step against batch, image size, depth and tokens, beside what the FLOPs say.
 
 Every contestant has a process of its own and computes only when it is its turn; nothing else
 should run. Ratios are of medians: how many times as fast as PyTorch eager. `--out` keeps all
-times as JSON, and a picture.
+times as JSON, and a picture. For Linux.
 """
 
 import argparse
@@ -28,13 +28,10 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.contestants import CONTESTANTS, FORMS, Workload
-from benchmarks.input_pipeline import measure_input
+from benchmarks.contestants import BASE, CONTESTANTS, FORMS, Workload
 from benchmarks.measure import Timing, compete
 from benchmarks.pictures import draw_ratios, draw_scale
-from benchmarks.scale import measure_scale
 
-BASE = "torch eager"
 CPU = (
     Workload("vit_classifier", 72, 32),
     Workload("vit_classifier", 72, 256),
@@ -84,10 +81,17 @@ def machine() -> dict[str, Any]:
             continue
     return {
         "cores": len(os.sched_getaffinity(0)),
-        "processor": platform.machine(),
+        "processor": _processor(),
         "devices": sorted({device.device_kind for device in jax.devices()}),
         "versions": versions,
     }
+
+
+def _processor() -> str:
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
 
 
 def race(
@@ -113,7 +117,7 @@ def table(results: Sequence[Result]) -> Table:
         shown.add_column(name, justify="right")
     shown.add_column("vit_jax, ms", justify="right")
     shown.add_column("first call, s", justify="right")
-    shown.add_column("peak, MiB", justify="right")
+    shown.add_column("peak of the host, MiB", justify="right")
     for result in results:
         ratios = [result.ratio(name) for name in entered]
         ours = result.of("vit_jax")
@@ -138,18 +142,25 @@ def main() -> None:
     parser.add_argument("--suite", choices=("cpu", "gpu", "input", "scale"), default="cpu")
     parser.add_argument("--rounds", type=int, default=7, help="that count, of each contestant")
     parser.add_argument("--only", default="*", help="workloads whose name matches this glob")
-    parser.add_argument("--contestants", default="*", help="those whose name matches this glob")
+    parser.add_argument(
+        "--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS), metavar="NAME"
+    )
     parser.add_argument("--data-dir", type=pathlib.Path, help="of the suite input: TFDS data")
     parser.add_argument("--out", type=pathlib.Path, help="a folder for the JSON and the picture")
     arguments = parser.parse_args()
     console = Console()
+    report: dict[str, Any] = {"suite": arguments.suite, "machine": machine()}
     found: dict[str, Any]
     draw: Any = None
     if arguments.suite == "input":
         if arguments.data_dir is None:
             parser.error("--suite input wants --data-dir, where the prepared sets are")
+        from benchmarks.input_pipeline import measure_input
+
         found = {"input": measure_input(arguments.data_dir, arguments.rounds, console)}
     elif arguments.suite == "scale":
+        from benchmarks.scale import measure_scale
+
         found = {"scale": measure_scale(arguments.rounds, console)}
         draw = draw_scale
     else:
@@ -158,8 +169,10 @@ def main() -> None:
             for work in (CPU if arguments.suite == "cpu" else GPU)
             if fnmatch.fnmatch(work.name, arguments.only)
         ]
-        names = [name for name in CONTESTANTS if fnmatch.fnmatch(name, arguments.contestants)]
-        results = race(works, names, arguments.rounds, console)
+        if not works:
+            known = CPU if arguments.suite == "cpu" else GPU
+            parser.error(f"--only matches none of: {'; '.join(work.name for work in known)}")
+        results = race(works, arguments.contestants, arguments.rounds, console)
         console.print(table(results))
         for reason in dict.fromkeys(reason for result in results for reason in result.refused):
             console.print(f"not measured: {reason}", style="dim", highlight=False)
@@ -167,13 +180,14 @@ def main() -> None:
             "results": [
                 {"work": dataclasses.asdict(result.work), "form": result.form}
                 | {"timings": [dataclasses.asdict(one) for one in result.timings]}
+                | {"refused": result.refused}
                 for result in results
             ]
         }
         draw = draw_ratios
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        report = {"suite": arguments.suite, "machine": machine(), **found}
+        report |= found
         (arguments.out / f"{arguments.suite}.json").write_text(json.dumps(report, indent=1))
         if draw is not None:
             draw(report, arguments.out / f"{arguments.suite}.png")

@@ -9,7 +9,7 @@ import sys
 import time
 from typing import Any
 
-from benchmarks.contestants import CONTESTANTS, Workload
+from benchmarks.contestants import CONTESTANTS, CannotCompute, Workload
 
 
 def main() -> None:
@@ -18,14 +18,14 @@ def main() -> None:
     os.dup2(2, 1)
     call: Any = None
     for line in sys.stdin:
-        order = json.loads(line)
+        told = json.loads(line)
         answer: dict[str, Any] = {}
         start = time.perf_counter()
         try:
-            if "work" in order:
-                module, options = CONTESTANTS[order["contestant"]]
+            if "work" in told:
+                module, options = CONTESTANTS[told["contestant"]]
                 made = importlib.import_module(f"benchmarks.contestants.{module}").make(
-                    Workload(**order["work"]), order["form"], **options
+                    Workload(**told["work"]), told["form"], **options
                 )
                 start = time.perf_counter()
                 made()  # compiles
@@ -33,14 +33,15 @@ def main() -> None:
             else:
                 call()
             answer["seconds"] = time.perf_counter() - start
-        except (ValueError, ImportError, RuntimeError, MemoryError) as error:
-            answer["error"] = (str(error) or repr(error)).splitlines()[0]
+        except CannotCompute as error:
+            answer["refused"] = str(error)
+        # On the host, in KiB on Linux.
         answer["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(json.dumps(answer), file=answers, flush=True)
 
 
-def order(contestant: str, work: Workload, form: str) -> dict[str, Any]:
-    """The first order: what to build."""
+def first_order(contestant: str, work: Workload, form: str) -> dict[str, Any]:
+    """What to build."""
     return {"contestant": contestant, "work": dataclasses.asdict(work), "form": form}
 
 

@@ -20,6 +20,11 @@ CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "timm, torch.compile": ("torch_", {"compile": True, "timm": True}),
 }
 FORMS = ("forward", "step")
+BASE = "torch eager"  # what the others are compared with
+
+
+class CannotCompute(Exception):
+    """A contestant has no such model, or is not installed here."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,10 @@ import numpy as np
 import optax
 from flax import nnx
 
-from benchmarks.contestants import Workload
+import vit_jax
+from benchmarks.contestants import CannotCompute, Workload
+from vit_jax.models import vit
+from vit_jax.models.classifier_vit import ViTClassifier
 from vit_jax.models.registry import model_fields
 
 
@@ -19,19 +22,20 @@ class Block(nnx.Module):
     """Pre-norm, as timm's; with `post_norm` in the order of the 72x72 classifier."""
 
     def __init__(
-        self, dim: int, heads: int, hidden: int, rate: float, post_norm: bool, rngs: nnx.Rngs
+        self, dim: int, heads: int, hidden: int, rate: float, post_norm: bool, **types: Any
     ):
-        self.norm1 = nnx.LayerNorm(dim, rngs=rngs)
-        self.attention = nnx.MultiHeadAttention(heads, dim, decode=False, rngs=rngs)
-        self.norm2 = nnx.LayerNorm(dim, rngs=rngs)
-        self.fc1 = nnx.Linear(dim, hidden, rngs=rngs)
-        self.fc2 = nnx.Linear(hidden, dim, rngs=rngs)
-        self.dropout = nnx.Dropout(rate, rngs=rngs)
-        self.norm3 = nnx.LayerNorm(dim, rngs=rngs) if post_norm else None
+        self.norm1 = nnx.LayerNorm(dim, **types)
+        self.attention = nnx.MultiHeadAttention(heads, dim, decode=False, **types)
+        self.norm2 = nnx.LayerNorm(dim, **types)
+        self.fc1 = nnx.Linear(dim, hidden, **types)
+        self.fc2 = nnx.Linear(hidden, dim, **types)
+        self.dropout = nnx.Dropout(rate, rngs=types["rngs"])
+        self.norm3 = nnx.LayerNorm(dim, **types) if post_norm else None
 
     def mlp(self, x: jax.Array) -> jax.Array:
-        x = self.dropout(nnx.gelu(self.fc1(x), approximate=False))
-        return self.dropout(self.fc2(x))
+        x = self.fc2(self.dropout(nnx.gelu(self.fc1(x), approximate=False)))
+        # The classifier of seed 003 has its activation after every Linear.
+        return self.dropout(x if self.norm3 is None else nnx.gelu(x, approximate=False))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x + self.dropout(self.attention(self.norm1(x)))
@@ -44,30 +48,31 @@ class Block(nnx.Module):
 class VisionTransformer(nnx.Module):
     """Images (B, H, W, 3) to logits (B, classes)."""
 
-    def __init__(self, fields: dict[str, Any], rngs: nnx.Rngs):
+    def __init__(self, fields: dict[str, Any], dtype: Any, rngs: nnx.Rngs):
+        types: dict[str, Any] = {"dtype": dtype, "rngs": rngs}
         self.classifier = "mlp_dim" in fields
         dim, patch = fields["embed_dim"], fields["patch_size"]
         hidden = fields["mlp_dim"] if self.classifier else int(dim * fields["mlp_ratio"])
         rate = fields["drop_rate"]
         tokens = (fields["img_size"] // patch) ** 2 + 1
         self.patches = nnx.Conv(
-            3, dim, (patch, patch), strides=(patch, patch), padding="VALID", rngs=rngs
+            3, dim, (patch, patch), strides=(patch, patch), padding="VALID", **types
         )
         self.class_token = nnx.Param(jnp.zeros((1, 1, dim)))
         self.positions = nnx.Param(jnp.zeros((1, tokens, dim)))
         self.blocks = nnx.List(
-            Block(dim, fields["num_heads"], hidden, rate, self.classifier, rngs)
+            Block(dim, fields["num_heads"], hidden, rate, self.classifier, **types)
             for _ in range(fields["depth"])
         )
-        self.norm = None if self.classifier else nnx.LayerNorm(dim, rngs=rngs)
+        self.norm = None if self.classifier else nnx.LayerNorm(dim, **types)
         widths = (dim, *(fields["mlp_head_units"] if self.classifier else ()))
         self.head = nnx.List(
-            nnx.Linear(width, out, rngs=rngs) for width, out in itertools.pairwise(widths)
+            nnx.Linear(width, out, **types) for width, out in itertools.pairwise(widths)
         )
         self.head_dropout = nnx.Dropout(
             fields["head_drop_rate"] if self.classifier else 0.0, rngs=rngs
         )
-        self.logits = nnx.Linear(widths[-1], fields["num_classes"], rngs=rngs)
+        self.logits = nnx.Linear(widths[-1], fields["num_classes"], **types)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         x = self.patches(images)
@@ -82,11 +87,19 @@ class VisionTransformer(nnx.Module):
         return self.logits(x)
 
 
+def _parameters(model: nnx.Module) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
 def make(work: Workload, form: str) -> Callable[[], Any]:
-    if work.model.startswith("t2t"):
-        raise ValueError("a T2T-ViT is not in the Flax documentation")
-    fields = {**model_fields(work.model), "img_size": work.image_size, **work.fields}
-    model = VisionTransformer(fields, nnx.Rngs(0))
+    fields = {"img_size": work.image_size, **work.fields}
+    like = nnx.eval_shape(lambda: vit_jax.create_model(work.model, rngs=nnx.Rngs(0), **fields))
+    if not isinstance(like, vit.VisionTransformer | ViTClassifier):
+        raise CannotCompute("a T2T-ViT is not in the Flax documentation")
+    fields = {**model_fields(work.model), **fields}
+    model = VisionTransformer(fields, jnp.dtype(work.dtype), nnx.Rngs(0))
+    if _parameters(model) != _parameters(like):
+        raise CannotCompute(f"not the model {work.name}")
     rng = np.random.default_rng(0)
     shape = (work.batch, work.image_size, work.image_size, 3)
     images = jnp.asarray(rng.standard_normal(shape), jnp.float32)

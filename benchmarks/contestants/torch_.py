@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from benchmarks.contestants import Workload
+from benchmarks.contestants import CannotCompute, Workload
 from benchmarks.references import reference_of
 from tests.reference.vit import Attention
 from vit_jax.allocator import keep_freed_memory
+from vit_jax.models.registry import model_fields
 
 
 def _sdpa(self: Attention, tokens: torch.Tensor) -> torch.Tensor:
@@ -36,21 +37,23 @@ def make(
     timm: bool = False,
     keep_memory: bool = False,
 ) -> Callable[[], Any]:
-    if keep_memory:
-        keep_freed_memory()
+    if keep_memory and not keep_freed_memory():
+        raise CannotCompute("the allocator of this machine is not told")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if timm:
         if work.model.startswith(("t2t", "vit_classifier")):
-            raise ValueError("timm does not have it")
-        # By name: it is no dependency of anything here.
-        library = importlib.import_module("timm")
+            raise CannotCompute("timm does not have it")
+        try:  # by name: it is no dependency of anything here
+            library = importlib.import_module("timm")
+        except ImportError as error:
+            raise CannotCompute(str(error)) from error
         model = library.create_model(work.model, img_size=work.image_size, **work.fields)
     else:
         Attention.forward = _sdpa
         fields = {"img_size": work.image_size, **work.fields}
         model = reference_of(work.model, fields, dropout=True)
     model = model.to(device)
-    classes = next(p.shape[0] for p in reversed(list(model.parameters())))
+    classes = (model_fields(work.model) | dict(work.fields))["num_classes"]
     images = torch.randn(work.batch, 3, work.image_size, work.image_size, device=device)
     labels = torch.randint(classes, (work.batch,), device=device)
     narrow = work.dtype != "float32"

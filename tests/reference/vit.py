@@ -32,7 +32,7 @@ class StochasticDepth(nn.Module):
         if self.rate == 0.0 or not self.training:
             return branch
         keep = 1.0 - self.rate
-        kept = torch.bernoulli(torch.full((len(branch), 1, 1), keep, dtype=branch.dtype))
+        kept = torch.bernoulli(branch.new_full((len(branch), 1, 1), keep))
         return branch * kept / keep
 
 

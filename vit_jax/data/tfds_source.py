@@ -77,31 +77,18 @@ class TfdsSource(ImageSource):
                 f"off: {error}"
             ) from error
 
-    def features(self, index: int) -> Any:
-        """The feature map of one record, nothing decoded."""
-        return self._features(self._read(index), index)
-
-    def _features(self, record: bytes, index: int) -> Any:
+    def _parse(self, record: bytes, index: int) -> Example:
         from google.protobuf.message import DecodeError
 
         try:
-            return _parse_example(record)
-        except DecodeError as error:
-            raise self._no_example(index) from error
-
-    def _no_example(self, index: int) -> ValueError:
-        return ValueError(
-            f"{self.name}: record {index} is no example with features "
-            f"{self._image_key!r} and {self._label_key!r}"
-        )
-
-    def _parse(self, record: bytes, index: int) -> Example:
-        features = self._features(record, index)
-        try:
+            features = _parse_example(record)
             data = features[self._image_key].bytes_list.value[0]
             label = features[self._label_key].int64_list.value[0]
-        except IndexError as error:
-            raise self._no_example(index) from error
+        except (DecodeError, IndexError) as error:
+            raise ValueError(
+                f"{self.name}: record {index} is no example with features "
+                f"{self._image_key!r} and {self._label_key!r}"
+            ) from error
         if not 0 <= label < self.num_classes:
             raise ValueError(label_error(self.name, index, label, self.num_classes))
         image = decode_image(data, self.channels, f"{self.name}: record {index}")

@@ -164,15 +164,6 @@ def model_fields(name: str) -> dict[str, Any]:
     return {**_defaults(entry.model_class), **entry.fields}
 
 
-def model_class(name: str) -> Callable[..., VisionModel]:
-    """Returns the class of a registered name.
-
-    Raises:
-      ValueError: an unknown name; near ones are proposed.
-    """
-    return _entry(name).model_class
-
-
 def model_preprocessing(name: str) -> Preprocessing:
     """Returns how images of a registered name are made ready.
 

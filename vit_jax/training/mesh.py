@@ -34,8 +34,9 @@ def make_mesh(data: int, fsdp: int, devices: Sequence[Any] | None = None) -> Mes
     fixed = max(data, 1) * max(fsdp, 1)
     if fixed > len(devices) or (-1 in sizes.values() and len(devices) % fixed):
         raise ValueError(
-            f"mesh.data = {data} and mesh.fsdp = {fsdp} do not fit {len(devices)} devices: their "
-            "product may be at most that number; where one of them is -1, the other has to divide it"
+            f"mesh.data = {data} and mesh.fsdp = {fsdp} do not fit {len(devices)} devices: "
+            "their product may be at most that number; where one of them is -1, the other has to "
+            "divide it"
         )
     data, fsdp = (len(devices) // fixed if size == -1 else size for size in (data, fsdp))
     given, devices = devices, devices[: data * fsdp]
