@@ -19,9 +19,10 @@ ALLOWED = {
     "data": set(),
     "config": set(),
     "storage": set(),
+    "allocator": set(),
     **dict.fromkeys(_MIDDLE, _MIDDLE | _BELOW_MIDDLE),
     "plan": _MIDDLE | _BELOW_MIDDLE,
-    "cli": _MIDDLE | _BELOW_MIDDLE | {"plan"},
+    "cli": _MIDDLE | _BELOW_MIDDLE | {"plan", "allocator"},
     "__init__": {"models", "interop", "parity"},
 }
 

@@ -27,19 +27,11 @@ def check_heads(embed_dim: int, num_heads: int) -> int:
 
 def split_heads(
     qkv: Float[Array, "batch tokens triple"], num_heads: int
-) -> tuple[
-    Float[Array, "batch heads tokens head_dim"],
-    Float[Array, "batch heads tokens head_dim"],
-    Float[Array, "batch heads tokens head_dim"],
-]:
+) -> Float[Array, "3 batch heads tokens head_dim"]:
     """Splits the output of one Linear for q, k and v, stacked in this order, into heads."""
-
-    def heads(x: jax.Array) -> jax.Array:
-        batch, tokens, dim = x.shape
-        return x.reshape(batch, tokens, num_heads, dim // num_heads).transpose(0, 2, 1, 3)
-
-    q, k, v = jnp.split(qkv, 3, axis=-1)
-    return heads(q), heads(k), heads(v)
+    batch, tokens, triple = qkv.shape
+    x = qkv.reshape(batch, tokens, 3, num_heads, triple // (3 * num_heads))
+    return x.transpose(2, 0, 3, 1, 4)
 
 
 def merge_heads(

@@ -43,6 +43,11 @@ def count_macs(function: Callable[..., Any], *args: Any) -> int:
     return _count(jax.make_jaxpr(function)(*args).jaxpr)
 
 
+def count_traced_macs(traced: jax.stages.Traced) -> int:
+    """As `count_macs`, of what `jax.jit(...).trace(...)` has returned."""
+    return _count(traced.jaxpr.jaxpr)
+
+
 def _count(jaxpr: core.Jaxpr) -> int:
     return sum(_count_equation(equation) for equation in jaxpr.eqns)
 

@@ -13,7 +13,7 @@ from flax import nnx
 from vit_jax.config import TrainConfig
 from vit_jax.data.statistics import STATISTICS, Statistics
 from vit_jax.models.base import VisionModel
-from vit_jax.models.macs import count_macs
+from vit_jax.models.macs import count_traced_macs
 from vit_jax.training.mesh import batch_sharding
 from vit_jax.training.program import Program, config_mesh, image_size, make_program, model_maker
 from vit_jax.training.step import jit_train_step
@@ -180,7 +180,8 @@ def compile_step(config: TrainConfig, devices: Sequence[Any]) -> Compiled:
     program = make_program(config, mesh, model, statistics, _STEPS_PER_EPOCH)
     state, batch = abstract_inputs(config, program, image)
     step: Any = jit_train_step(program.settings, mesh, program.shardings)
-    lowered = step.lower(state, batch)
+    traced = step.trace(state, batch)
+    lowered = traced.lower()
     memory, needed, text, remark = None, None, "", ""
     start = time.perf_counter()
     try:
@@ -208,7 +209,7 @@ def compile_step(config: TrainConfig, devices: Sequence[Any]) -> Compiled:
         image=image,
         parameters=sum(leaf.size for leaf in parameters),
         parameter_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in parameters),
-        step_flops=2 * count_macs(step, state, batch),
+        step_flops=2 * count_traced_macs(traced),
         inputs=Inputs(
             parameters=_on_one_device((state.params, state.frozen)),
             optimizer=_on_one_device(state.opt_state),
