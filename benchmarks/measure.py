@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import os
 import pathlib
 import statistics
 import subprocess
@@ -16,10 +15,8 @@ from typing import Any
 import jax
 
 from benchmarks.contestants import CannotCompute, Workload
-from benchmarks.worker import first_order
 
 _ROOT = pathlib.Path(__file__).parents[1]
-_WARM_UP = 2
 
 
 def medians(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
@@ -59,12 +56,11 @@ class Contestant:
             stdout=subprocess.PIPE,
             stderr=self._said,
             cwd=_ROOT,
-            # Several live at once on one GPU.
-            env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
             text=True,
         )
         try:
-            self.first_seconds = self._ask(first_order(name, work, form))
+            order = {"contestant": name, "work": dataclasses.asdict(work), "form": form}
+            self.first_seconds = self._ask(order)
         except BaseException:
             self.close()
             raise
@@ -116,9 +112,9 @@ class Timing:
 
 
 def compete(
-    names: Iterable[str], work: Workload, form: str, rounds: int
+    names: Iterable[str], work: Workload, form: str, rounds: int, warm_up: int = 2
 ) -> tuple[list[Timing], list[str]]:
-    """Runs the contestants in turn, `rounds` times after two that do not count.
+    """Runs the contestants in turn, `rounds` times after `warm_up` that do not count.
 
     Returns:
       Timings; and for those that cannot compute this, why.
@@ -137,10 +133,10 @@ def compete(
             stack.callback(contestant.close)
             entered.append(contestant)
         times: dict[str, list[float]] = {one.name: [] for one in entered}
-        for number in range(_WARM_UP + rounds):
+        for number in range(warm_up + rounds):
             for one in entered:
                 seconds = one.call()
-                if number >= _WARM_UP:
+                if number >= warm_up:
                     times[one.name].append(seconds)
         return [
             Timing(one.name, one.first_seconds, tuple(times[one.name]), one.peak_bytes)

@@ -5,6 +5,8 @@
 Suites:
   cpu: forward pass and training step of six models in float32.
   gpu: both with larger batches in bfloat16 (autocast in PyTorch).
+  compile: seconds that our training step takes to be traced and compiled, plainly and with its
+    layers in a loop, and those from `python train.py` to the first step, without and with a cache.
   input: images/s from prepared records to batches, and PyTorch's DataLoader with PIL beside it.
   scale: our step against batch, image size, depth and tokens, beside what the FLOPs say.
 
@@ -47,6 +49,9 @@ GPU = (
     Workload("t2t_vit_14", 224, 128, dtype="bfloat16"),
     Workload("t2t_vit_t_14", 224, 64, dtype="bfloat16"),
 )
+
+
+_SUITES = ("cpu", "gpu", "compile", "input", "scale")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +144,7 @@ def table(results: Sequence[Result]) -> Table:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="speed beside PyTorch and plain Flax")
-    parser.add_argument("--suite", choices=("cpu", "gpu", "input", "scale"), default="cpu")
+    parser.add_argument("--suite", choices=_SUITES, default="cpu")
     parser.add_argument("--rounds", type=int, default=7, help="that count, of each contestant")
     parser.add_argument("--only", default="*", help="workloads whose name matches this glob")
     parser.add_argument(
@@ -148,20 +153,26 @@ def main() -> None:
     parser.add_argument("--data-dir", type=pathlib.Path, help="of the suite input: TFDS data")
     parser.add_argument("--out", type=pathlib.Path, help="a folder for the JSON and the picture")
     arguments = parser.parse_args()
+    # Several processes share one GPU, this one among them.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     console = Console()
     report: dict[str, Any] = {"suite": arguments.suite, "machine": machine()}
-    found: dict[str, Any]
     draw: Any = None
     if arguments.suite == "input":
         if arguments.data_dir is None:
             parser.error("--suite input wants --data-dir, where the prepared sets are")
         from benchmarks.input_pipeline import measure_input
 
-        found = {"input": measure_input(arguments.data_dir, arguments.rounds, console)}
+        report["input"] = measure_input(arguments.data_dir, arguments.rounds, console)
+    elif arguments.suite == "compile":
+        from benchmarks.compile_time import measure_compile, measure_start
+
+        report["compile"] = measure_compile(CPU, arguments.rounds, console)
+        report["start"] = measure_start(arguments.rounds, console)
     elif arguments.suite == "scale":
         from benchmarks.scale import measure_scale
 
-        found = {"scale": measure_scale(arguments.rounds, console)}
+        report["scale"] = measure_scale(arguments.rounds, console)
         draw = draw_scale
     else:
         works = [
@@ -176,18 +187,15 @@ def main() -> None:
         console.print(table(results))
         for reason in dict.fromkeys(reason for result in results for reason in result.refused):
             console.print(f"not measured: {reason}", style="dim", highlight=False)
-        found = {
-            "results": [
-                {"work": dataclasses.asdict(result.work), "form": result.form}
-                | {"timings": [dataclasses.asdict(one) for one in result.timings]}
-                | {"refused": result.refused}
-                for result in results
-            ]
-        }
+        report["results"] = [
+            {"work": dataclasses.asdict(result.work), "form": result.form}
+            | {"timings": [dataclasses.asdict(one) for one in result.timings]}
+            | {"refused": result.refused}
+            for result in results
+        ]
         draw = draw_ratios
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
-        report |= found
         (arguments.out / f"{arguments.suite}.json").write_text(json.dumps(report, indent=1))
         if draw is not None:
             draw(report, arguments.out / f"{arguments.suite}.png")

@@ -1,6 +1,5 @@
 """A contestant in its own process, which computes when it is told to: see `measure.Contestant`."""
 
-import dataclasses
 import importlib
 import json
 import os
@@ -38,11 +37,6 @@ def main() -> None:
         # On the host, in KiB on Linux.
         answer["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(json.dumps(answer), file=answers, flush=True)
-
-
-def first_order(contestant: str, work: Workload, form: str) -> dict[str, Any]:
-    """What to build."""
-    return {"contestant": contestant, "work": dataclasses.asdict(work), "form": form}
 
 
 if __name__ == "__main__":

@@ -7,7 +7,10 @@ import pytest
 from rich.console import Console
 
 from benchmarks import run
+from benchmarks.account import Limits, account, profiled, table
+from benchmarks.compile_time import measure_compile, measure_start
 from benchmarks.contestants import Workload
+from benchmarks.contestants.vit_jax_ import TrainedStep
 from benchmarks.measure import compete
 from benchmarks.pictures import draw_ratios, draw_scale
 
@@ -76,3 +79,36 @@ def test_pictures(tmp_path):
     draw_scale({"scale": series}, tmp_path / "scale.png")
     assert (tmp_path / "scale.png").stat().st_size > 5000
     draw_ratios({"results": []}, tmp_path / "none.png")
+
+
+def test_the_account_finds_all_of_a_step():
+    work = dataclasses.replace(_SMALL, fields=_FIELDS | {"drop_rate": 0.1})
+    text, times, alone = profiled(TrainedStep(work), repeats=2)
+    assert len(times) == 2
+    shares = account(text, times)
+    found = sum(share.seconds for share in shares.values())
+    assert found == pytest.approx(min(sum(one.values()) for one in times))
+    assert 0 < found < 10 * alone
+    # 2 x 4 patches, 2 x (4 and a class) tokens, 12 x 16 x 16 weights of the block, 3 classes.
+    weights = 2 * 4 * 768 * 16 + 2 * 5 * 12 * 16 * 16 + 2 * 16 * 3
+    attention = 2 * 2 * 5 * 5 * 16
+    # Each product has two gradients, but for the one with the images themselves.
+    expected = 2 * (3 * (weights + attention) - 2 * 4 * 768 * 16)
+    assert sum(share.flops for share in shares.values()) == expected
+    assert shares["matmuls of batches (attention)"].flops == 2 * 3 * attention
+    for kind in ("random numbers (dropout)", "exp and erf (softmax, performer, GELU)"):
+        assert shares[kind].seconds > 0
+    console = Console(width=200, record=True)
+    console.print(table(work, shares, alone, Limits(1e9, 1e9)))
+    assert "random numbers" in console.export_text()
+
+
+def test_compile_times():
+    rows = measure_compile([_SMALL], 1, Console(quiet=True))
+    assert [row["scan_layers"] for row in rows] == [False, True]
+    assert all(row["seconds"] > 0.1 for row in rows)
+
+
+def test_time_to_the_first_step():
+    found = measure_start(1, Console(quiet=True))
+    assert found["cold"] > found["warm"] > 1

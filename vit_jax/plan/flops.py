@@ -35,10 +35,16 @@ def slice_flops(program: Program) -> int:
 def _matmuls(program: Program) -> Iterator[tuple[str, int]]:
     """(the operation of JAX that each was made from, operations in all its runs)."""
     for computation, instruction, runs in program.instructions():
-        count = _COUNTS.get(instruction.opcode)
-        if count is not None:
+        flops = flops_of(computation, instruction)
+        if flops:
             origin = re.search(r'op_name="[^"]*?(\w*)"', instruction.attributes)
-            yield origin[1] if origin else "", runs * count(computation, instruction)
+            yield origin[1] if origin else "", runs * flops
+
+
+def flops_of(computation: Computation, instruction: Instruction) -> int:
+    """What `matmul_flops` counts of one instruction, run once."""
+    count = _COUNTS.get(instruction.opcode)
+    return count(computation, instruction) if count else 0
 
 
 def _dot(computation: Computation, dot: Instruction) -> int:

@@ -35,17 +35,17 @@ def hbm_bytes(program: Program) -> int:
     the chip's own memory, and of an array that is only sliced, or written a slice at a time, the
     slices. Inside a fusion nothing is written.
     """
-    total = 0
-    for computation, instruction, runs in program.instructions():
-        if computation.name in program.fused or instruction.opcode in _FREE:
-            continue
-        if instruction.opcode.endswith("-done"):
-            continue
-        total += runs * _moved(program, computation, instruction)
-    return total
+    return sum(
+        runs * bytes_of(program, computation, instruction)
+        for computation, instruction, runs in program.instructions()
+        if computation.name not in program.fused
+    )
 
 
-def _moved(program: Program, computation: Computation, instruction: Instruction) -> int:
+def bytes_of(program: Program, computation: Computation, instruction: Instruction) -> int:
+    """What `hbm_bytes` counts of one instruction outside of fusions, run once."""
+    if instruction.opcode in _FREE or instruction.opcode.endswith("-done"):
+        return 0
     operands = [computation.instructions[name] for name in instruction.operands]
     opcode = instruction.opcode
     if opcode == "fusion":
