@@ -156,6 +156,8 @@ def main() -> None:
     # Several processes share one GPU, this one among them.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     console = Console()
+    if not console.is_terminal:  # a file has no width
+        console.width = 160
     report: dict[str, Any] = {"suite": arguments.suite, "machine": machine()}
     draw: Any = None
     if arguments.suite == "input":
