@@ -40,6 +40,7 @@ def test_fields_of_every_type(recipe):
         "--config.data.mean=(1,2.5)",
         "--config.data.std=.5,2",
         "--config.optimizer.schedule=cosine",
+        "--config.optimizer.frozen=head, blocks.0",
         "--config.init_from=007",
     ).config
     assert config.seed == 3
@@ -51,7 +52,17 @@ def test_fields_of_every_type(recipe):
     assert config.data.mean == (1, 2.5)
     assert config.data.std == (0.5, 2)
     assert config.optimizer.schedule == "cosine"
+    assert config.optimizer.frozen == ("head", "blocks.0")
     assert config.init_from == "007"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("backbone", ("backbone",)), ("('a','b.*')", ("a", "b.*")), ("['a']", ("a",)), ("None", None)],
+)
+def test_tuples_of_strings(recipe, text, value):
+    config = parse(f"--config={recipe}", f"--config.optimizer.frozen={text}").config
+    assert config.optimizer.frozen == value
 
 
 def test_optionals_go_back_to_none_and_the_last_one_counts(recipe):
@@ -133,6 +144,8 @@ def test_one_parse_leaves_nothing_to_the_next(recipe):
         (("--config=RECIPE", "--config.data.mean=(1"), "mean: wanted a tuple of numbers, or None"),
         (("--config=RECIPE", "--config.data.mean=x"), "mean: wanted a tuple of numbers, or None"),
         (("--config=RECIPE", "--config.data.mean=3"), "mean: wanted a tuple of numbers, or None"),
+        (("--config=RECIPE", "--config.optimizer.frozen=('a'"), "a tuple of strings, or None"),
+        (("--config=RECIPE", "--config.optimizer.frozen="), "a tuple of strings, or None"),
         (("--config=RECIPE", "--config.batch_size=3"), "no such field; did you mean data.batch_s"),
         (("--config=RECIPE", "--config.data.batchsize=3"), "did you mean data.batch_size"),
         (("--config=RECIPE", "--config.zzz=3"), r"--config\.zzz: no such field$"),

@@ -80,13 +80,15 @@ def test_a_program_that_xla_cannot_print_is_counted_without_its_offload_and_that
 
 def test_a_step_on_one_cpu():
     config = _small()
+    config.ema.decay = 0.9
     compiled = compile_step(config, jax.devices()[:1])
     assert compiled.fits
     assert compiled.memory is not None
     # Adam's moments are two of each parameter, and a count.
     assert compiled.inputs.optimizer == pytest.approx(2 * compiled.parameter_bytes, rel=0.01)
     assert compiled.inputs.batch == 8 * (8 * 8 + 4 + 4 + 1)
-    state = compiled.inputs.parameters + compiled.inputs.optimizer
+    assert compiled.inputs.ema == compiled.parameter_bytes
+    state = compiled.inputs.parameters + compiled.inputs.optimizer + compiled.inputs.ema
     assert compiled.memory.arguments == pytest.approx(state + compiled.inputs.batch, rel=0.05)
     counts = count(config, compiled)
     assert counts.exchanges == ()

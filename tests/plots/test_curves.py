@@ -59,6 +59,17 @@ def test_both_pictures(figures, tmp_path):
     )
 
 
+def test_averaged_weights_are_drawn_beside(figures, tmp_path):
+    ema = {"ema_loss": 0.5, "ema_top1": 0.55, "ema_top5": 0.9}
+    plot_curves([ROWS[0], {**ROWS[2], **ema}, {**ROWS[4], **ema}], tmp_path)
+    for figure, label in zip(figures, (", averaged", " top-1, averaged"), strict=True):
+        value = "0.500" if label.startswith(",") else "0.550"
+        lines = {line.get_label(): line for line in figure.axes[0].lines}
+        line = lines[f"validation{label} weights: {value}"]
+        np.testing.assert_array_equal(line.get_xdata(), [1, 2])
+        assert not any(name.startswith("train") and "averaged" in name for name in lines)
+
+
 def test_no_rows_still_make_pictures(tmp_path):
     for path in plot_curves([], tmp_path):
         assert path.read_bytes().startswith(b"\x89PNG")

@@ -18,8 +18,9 @@ from vit_jax.training.setup import build
 
 ROOT = pathlib.Path(__file__).parents[2]
 DEVICES = 8
-# Of a run, by name: "loss" (steps,); after the last step "param/NAME", "sums" (loss, top1, top5,
-# count), "dtype/FIELD" of the state, and of how it lies "devices" and "share", see `_spread`.
+# Of a run, by name: "loss" (steps,); after the last step "param/NAME", "ema/NAME", "sums" (loss,
+# top1, top5, count), "dtype/FIELD" of the state, and of how it lies "devices" and "share", see
+# `_spread`.
 Result = dict[str, np.ndarray]
 
 
@@ -35,6 +36,9 @@ def take_steps(config: TrainConfig, steps: int) -> Result:
     assert len(losses) == steps, f"the epochs hold {len(losses)} updates only"
     model = nnx.merge(setup.program.settings.graphs.train, state.params, state.frozen)
     found = {f"param/{name}": value for name, value in vit_jax.state_dict(model).items()}
+    if state.ema is not None:
+        model = nnx.merge(setup.program.settings.graphs.train, state.ema, state.frozen)
+        found |= {f"ema/{name}": value for name, value in vit_jax.state_dict(model).items()}
     for field in ("params", "opt_state", "sums"):
         types = {str(leaf.dtype) for leaf in jax.tree.leaves(getattr(state, field))}
         found[f"dtype/{field}"] = np.array(sorted(types))

@@ -72,17 +72,19 @@ def steps(workdir: pathlib.Path) -> list[int]:
 def arrays(workdir: pathlib.Path, step: int) -> dict[str, bytes]:
     """Every bit of a checkpoint's arrays, by item and name."""
     options = ocp.CheckpointManagerOptions(read_only=True)
+    items = [
+        item
+        for item in ("model", "training", "ema")
+        if (workdir / "checkpoints" / str(step) / item).exists()
+    ]
     with ocp.CheckpointManager(workdir.absolute() / "checkpoints", options=options) as manager:
-        items = manager.restore(
-            step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardRestore(), training=ocp.args.StandardRestore()
-            ),
+        found = manager.restore(
+            step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore() for item in items})
         )
     return {
         f"{item}/{name}": bytes(array.tobytes())
-        for item in ("model", "training")
-        for name, array in items[item].items()
+        for item in items
+        for name, array in found[item].items()
     }
 
 

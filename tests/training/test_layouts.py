@@ -78,6 +78,7 @@ def run(model: str, layout: str, parts: int = 1, **kwargs: Any) -> TrainConfig:
         optimizer__weight_decay=0.05,
         optimizer__decay_mask="matrices",
         loss__label_smoothing=0.1,
+        ema__decay=0.9,
     )
 
 
@@ -179,7 +180,7 @@ def differences(found: Result, wanted: Result) -> tuple[float, float, float]:
     """The largest of the losses, relative; of the parameters, over their rms; of key biases."""
     assert found.keys() == wanted.keys()
     parameters, key_biases = [0.0], [0.0]
-    for name in (name for name in wanted if name.startswith("param/")):
+    for name in (name for name in wanted if name.startswith(("param/", "ema/"))):
         ours, theirs = found[name], wanted[name]
         if name.endswith("attn.qkv.bias"):
             (query, key, value), (query_, key_, value_) = (np.split(x, 3) for x in (ours, theirs))

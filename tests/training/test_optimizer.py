@@ -1,4 +1,4 @@
-"""Schedules at their corners, AdamW against PyTorch's, and what decays."""
+"""The update rules against PyTorch's and against their formulas, and what decays."""
 
 import jax
 import jax.numpy as jnp
@@ -12,56 +12,147 @@ from vit_jax.config import OptimizerConfig
 from vit_jax.interop.state_dict import state_dict, torch_shapes
 from vit_jax.layers.variables import Frozen
 from vit_jax.models.registry import create_model
-from vit_jax.training.optimizer import (
-    is_matrix,
-    learning_rate_of_update,
-    make_optimizer,
-    make_schedule,
-)
+from vit_jax.training.optimizer import make_optimizer
+from vit_jax.training.param_groups import ParameterGroups, is_matrix
+from vit_jax.training.schedules import make_schedule
 from vit_jax.training.state import initial_state
 
-
-def rates(updates, **fields) -> list[float]:
-    config = OptimizerConfig(learning_rate=1.0, **fields)
-    schedule = make_schedule(config, steps_per_epoch=10, num_epochs=4)
-    return [learning_rate_of_update(schedule, update) for update in updates]
+STEPS = 10
+RATES = [1e-2 / (1 + number) for number in range(STEPS)]
+START = np.random.default_rng(0).normal(size=(3, 4))
 
 
-def test_constant():
-    assert rates([1, 40]) == [1, 1]
+def updated(config: OptimizerConfig, start, groups: ParameterGroups | None = None):
+    """Parameters after STEPS updates of the loss sum(p^3) at falling rates, in float64."""
+    optimizer = make_optimizer(config, lambda count: jnp.asarray(RATES)[count], groups)
+    params = jax.tree.map(jnp.asarray, start)
+    state = optimizer.init(params)
+
+    @jax.jit
+    def update(params, state):
+        gradients = jax.tree.map(lambda param: 3 * param**2, params)
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(STEPS):
+        params, state = update(params, state)
+    return params
 
 
-def test_warm_up_is_linear_and_in_epochs():
-    warm = rates([1, 2, 6, 11, 12], warmup_epochs=1.0, warmup_learning_rate=0.5)
-    assert warm == pytest.approx([0.5, 0.55, 0.75, 1, 1])
+def updated_by_torch(make, starts: dict[str, np.ndarray], factors: dict[str, float]):
+    """The same by an optimizer of PyTorch's, with a parameter group for each array."""
+    params = {name: torch.nn.Parameter(torch.tensor(start)) for name, start in starts.items()}
+    optimizer = make([{"params": [param], "factor": factors[n]} for n, param in params.items()])
+    for rate in RATES:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["factor"]
+        optimizer.zero_grad()
+        sum((param**3).sum() for param in params.values()).backward()
+        optimizer.step()
+    return {name: param.detach().numpy() for name, param in params.items()}
 
 
-def test_cosine_falls_to_the_minimum():
-    fall = rates([1, 21, 41], schedule="cosine", min_learning_rate=0.2)
-    assert fall == pytest.approx([1, 0.6, 0.2])
+ADAMW = {"beta1": 0.8, "beta2": 0.95, "eps": 1e-6, "weight_decay": 0.1}
+TORCH = {
+    "adamw": (
+        ADAMW,
+        lambda groups: torch.optim.AdamW(groups, 1.0, (0.8, 0.95), 1e-6, weight_decay=0.1),
+    ),
+    "sgd": (
+        {"name": "sgd", "momentum": 0.8, "weight_decay": 0.1},
+        lambda groups: torch.optim.SGD(groups, 1.0, momentum=0.8, weight_decay=0.1),
+    ),
+    "nesterov": (
+        {"name": "sgd", "momentum": 0.8, "weight_decay": 0.1, "nesterov": True},
+        lambda groups: torch.optim.SGD(groups, 1.0, momentum=0.8, weight_decay=0.1, nesterov=True),
+    ),
+    "sgd without momentum": (
+        {"name": "sgd", "momentum": 0.0, "weight_decay": 0.1},
+        lambda groups: torch.optim.SGD(groups, 1.0, weight_decay=0.1),
+    ),
+}
 
 
-def test_linear_after_warm_up():
-    fall = rates([11, 26, 41], schedule="linear", warmup_epochs=1.0)
-    assert fall == pytest.approx([1, 0.5, 0])
+@pytest.mark.parametrize("rule", TORCH)
+def test_the_rule_and_its_groups_are_pytorchs(rule, x64):
+    fields, make = TORCH[rule]
+    starts, factors = {"whole": START, "slow": START[:2]}, {"whole": 1.0, "slow": 0.01}
+    groups = ParameterGroups(factors={("slow",): np.asarray(0.01)})
+    ours = updated(OptimizerConfig(learning_rate=1.0, **fields), starts, groups)
+    theirs = updated_by_torch(make, starts, factors)
+    for name in starts:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-12)
+    assert np.abs(ours["slow"] - START[:2]).max() < np.abs(ours["whole"] - START).max() / 50
 
 
-def test_adamw_is_pytorchs(x64):
-    start = np.random.default_rng(0).normal(size=(3, 4))
-    parameter = torch.nn.Parameter(torch.tensor(start))
-    theirs = torch.optim.AdamW([parameter], 1e-2, (0.8, 0.95), 1e-6, weight_decay=0.1)
-    config = OptimizerConfig(learning_rate=1e-2, beta1=0.8, beta2=0.95, eps=1e-6, weight_decay=0.1)
-    ours = make_optimizer(config, make_schedule(config, 10, 1))
-    params = {"kernel": jnp.asarray(start)}
-    state = ours.init(params)
-    for _ in range(10):
-        theirs.zero_grad()
-        (parameter**3).sum().backward()
-        theirs.step()
-        gradients = jax.grad(lambda p: (p["kernel"] ** 3).sum())(params)
-        updates, state = ours.update(gradients, state, params)
-        params = optax.apply_updates(params, updates)
-    np.testing.assert_allclose(params["kernel"], parameter.detach().numpy(), rtol=1e-13)
+def test_lamb_is_that_of_the_paper(x64):
+    """1904.00962, algorithm 2, with phi(z) = z."""
+    b1, b2, eps, decay = 0.8, 0.95, 1e-6, 0.1
+    config = OptimizerConfig(name="lamb", learning_rate=1.0, **ADAMW)
+    starts = {"a": START, "zero": np.zeros(3)}
+    ours = updated(config, starts)
+    for name, p in starts.items():
+        m, v = np.zeros_like(p), np.zeros_like(p)
+        for t, rate in enumerate(RATES, start=1):
+            g = 3 * p**2
+            m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+            r = (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps) + decay * p
+            norm, of_step = np.sqrt((p**2).sum()), np.sqrt((r**2).sum())
+            p = p - rate * (norm / of_step if norm and of_step else 1.0) * r
+        np.testing.assert_allclose(ours[name], p, rtol=1e-12)
+
+
+def test_lamb_moves_a_parameter_that_is_zero(x64):
+    config = OptimizerConfig(name="lamb", learning_rate=1.0)
+    optimizer = make_optimizer(config, lambda count: 0.5)
+    params = {"bias": jnp.zeros(3)}
+    updates, _ = optimizer.update({"bias": jnp.ones(3)}, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["bias"], -0.5, rtol=1e-7)
+
+
+def test_lamb_takes_the_norm_of_each_of_the_layers_that_are_stacked(x64):
+    config = OptimizerConfig(name="lamb", learning_rate=1.0, **ADAMW)
+    layers = np.random.default_rng(1).normal(size=(3, 4, 2)) * np.array([1, 10, 100])[:, None, None]
+    groups = ParameterGroups(stacked=frozenset({("w",)}))
+    stacked = updated(config, {"w": layers}, groups)["w"]
+    alone = [updated(config, {"w": layer})["w"] for layer in layers]
+    np.testing.assert_allclose(stacked, np.stack(alone), rtol=1e-13)
+    assert np.abs(stacked / updated(config, {"w": layers})["w"] - 1).max() > 1e-3
+
+
+def test_lion_is_that_of_the_paper(x64):
+    """2302.06675, algorithm 2."""
+    b1, b2, decay = 0.8, 0.95, 0.1
+    ours = updated(OptimizerConfig(name="lion", learning_rate=1.0, **ADAMW), {"a": START})["a"]
+    p, m = START, np.zeros_like(START)
+    for rate in RATES:
+        g = 3 * p**2
+        p, m = p - rate * (np.sign(b1 * m + (1 - b1) * g) + decay * p), b2 * m + (1 - b2) * g
+    np.testing.assert_allclose(ours, p, rtol=1e-12)
+
+
+def test_a_factor_for_each_of_the_layers_that_are_stacked(x64):
+    groups = ParameterGroups(factors={("w",): np.array([0.25, 1.0])})
+    config = OptimizerConfig(learning_rate=1.0, **ADAMW)
+    optimizer = make_optimizer(config, lambda count: 0.1, groups)
+    plain = make_optimizer(config, lambda count: 0.1)
+    params = {"w": jnp.asarray(START[:2])}
+    ours, theirs = (o.update(params, o.init(params), params)[0]["w"] for o in (optimizer, plain))
+    np.testing.assert_allclose(ours, theirs * np.array([[0.25], [1.0]]), rtol=1e-15)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "lion"])
+def test_decay_spares_what_is_no_matrix_under_every_rule(name):
+    params = {"head": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
+    for mask, bias in (("matrices", 0.0), ("all", -0.5 if name != "lamb" else -1.0)):
+        config = OptimizerConfig(
+            name=name, learning_rate=1.0, weight_decay=0.5, decay_mask=mask, momentum=0.0
+        )
+        optimizer = make_optimizer(config, lambda count: 1.0)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+        assert (updates["head"]["kernel"] < -0.4).all()
+        np.testing.assert_allclose(updates["head"]["bias"], bias, rtol=1e-6)
 
 
 def decay_of_one_update(**settings) -> dict[str, bool]:

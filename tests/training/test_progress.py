@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from vit_jax.training.progress import Progress
+from vit_jax.training.progress import Progress, describe
 
 TRAIN = {
     "step": 50,
@@ -60,3 +60,8 @@ def test_a_bar_on_a_terminal(monkeypatch, columns):
     text = terminal.getvalue()
     for part in ("50/200", "loss 1.2346", "top1 0.500", "100 images/s", "left", "[step] said"):
         assert part in text
+
+
+def test_averaged_weights_are_told_beside():
+    assert describe({**VALIDATION, "ema_loss": 0.5, "ema_top1": 0.75}).endswith("ema top1 0.7500")
+    assert "ema" not in describe(VALIDATION)

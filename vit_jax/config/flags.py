@@ -209,11 +209,29 @@ class _NumbersParser(flags.ArgumentParser):
         return "tuple"
 
 
+class _StringsParser(flags.ArgumentParser):
+    """Parses "head,blocks.0" or "('head','blocks.0')" to a tuple."""
+
+    def parse(self, argument: Any) -> Any:
+        if not isinstance(argument, str):
+            return _tuples(argument)
+        if argument[:1] not in ("(", "["):
+            return tuple(part.strip() for part in argument.split(","))
+        try:
+            return _tuples(ast.literal_eval(argument))
+        except SyntaxError as error:
+            raise ValueError("not a tuple") from error
+
+    def flag_type(self) -> str:
+        return "tuple"
+
+
 _OPTIONAL_PARSERS: dict[Any, flags.ArgumentParser] = {
     schema.OptionalInt: _NoneOr(flags.IntegerParser()),
     schema.OptionalFloat: _NoneOr(flags.FloatParser()),
     schema.OptionalStr: _NoneOr(flags.ArgumentParser()),
     schema.OptionalFloats: _NoneOr(_NumbersParser()),
+    schema.OptionalStrs: _NoneOr(_StringsParser()),
 }
 
 

@@ -16,6 +16,7 @@ OptionalInt = Annotated[int | None, "an integer or None"]
 OptionalFloat = Annotated[float | None, "a number or None"]
 OptionalStr = Annotated[str | None, "a string or None"]
 OptionalFloats = Annotated[tuple[float, ...] | None, "a tuple of numbers or None"]
+OptionalStrs = Annotated[tuple[str, ...] | None, "a tuple of strings or None"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,20 +104,50 @@ class DataConfig:
 class OptimizerConfig:
     """The update rule and its learning rate over time."""
 
-    name: str = _option("the update rule", "adamw", choices=("adamw",))
+    name: str = _option(
+        'the update rule: "adamw", "sgd" (with momentum, as torch.optim.SGD), "lamb" (a trust '
+        'ratio for every parameter, as in its paper) or "lion"',
+        "adamw",
+        choices=("adamw", "sgd", "lamb", "lion"),
+    )
     learning_rate: float = _option("peak learning rate", above=0)
     schedule: str = _option(
-        "course of the learning rate after the warm-up, down to min_learning_rate",
+        "course of the learning rate after the warm-up: down to min_learning_rate along a half "
+        'cosine or a line, or in steps ("step": times decay_rate every decay_epochs)',
         "constant",
-        choices=("constant", "cosine", "linear"),
+        choices=("constant", "cosine", "linear", "step"),
+    )
+    schedule_unit: str = _option(
+        '"step": the learning rate follows the updates, and a cosine or line begins after the '
+        'warm-up; "epoch": it is constant within an epoch, and a cosine or line spans the warm-up '
+        "too, as timm's schedulers do",
+        "step",
+        choices=("step", "epoch"),
     )
     warmup_epochs: float = _option("epochs (fractions allowed) of linear warm-up", 0.0, minimum=0)
     warmup_learning_rate: float = _option("learning rate at step 0 of a warm-up", 0.0, minimum=0)
     min_learning_rate: float = _option(
-        "learning rate at the end of a cosine or linear schedule", 0.0, minimum=0
+        "learning rate at the end of a cosine or linear schedule, and the least of a step schedule",
+        0.0,
+        minimum=0,
+    )
+    cooldown_epochs: float = _option(
+        "epochs at min_learning_rate at the end of a cosine or linear schedule; num_epochs counts "
+        "them too: timm's 300 epochs and 10 of cooldown are num_epochs 310 and cooldown_epochs 10",
+        0.0,
+        minimum=0,
+    )
+    decay_epochs: float = _option(
+        "schedule step: epochs between two decays, counted from the run's start", 30.0, above=0
+    )
+    decay_rate: float = _option(
+        "schedule step: what the learning rate is multiplied with", 0.1, above=0, maximum=1
     )
     weight_decay: float = _option(
-        "decoupled weight decay, times the learning rate as in torch.optim.AdamW", 0.0, minimum=0
+        "decoupled weight decay, times the learning rate as in torch.optim.AdamW; with sgd an L2 "
+        "penalty, added to the gradient before the momentum as in torch.optim.SGD",
+        0.0,
+        minimum=0,
     )
     decay_mask: str = _option(
         'what decays: "all" parameters, as AdamW(model.parameters()) does, or only "matrices": '
@@ -124,9 +155,36 @@ class OptimizerConfig:
         "all",
         choices=("all", "matrices"),
     )
-    beta1: float = _option("decay of the first moment, per update", 0.9, minimum=0, below=1)
-    beta2: float = _option("decay of the second moment, per update", 0.999, minimum=0, below=1)
-    eps: float = _option("added to the root of the second moment", 1e-8, above=0)
+    layer_decay: float = _option(
+        "layer-wise learning rate decay: with L layers, times layer_decay ** (L + 1 - i) for the "
+        "i-th of them, i being 0 for what stands before them and L + 1 for what comes after; "
+        "1: none",
+        1.0,
+        above=0,
+        maximum=1,
+    )
+    backbone_factor: float = _option(
+        "learning rate of all but the last linear layer, over its own", 1.0, above=0
+    )
+    frozen: OptionalStrs = _option(
+        "parameters that are not trained: their names in state_dict, beginnings of these up to a "
+        'dot, or globs such as blocks.?.mlp.*; "backbone" is all but the last linear layer, which '
+        "makes a linear probe; None: all are trained",
+        None,
+    )
+    beta1: float = _option(
+        "adamw, lamb, lion: decay of the first moment, per update", 0.9, minimum=0, below=1
+    )
+    beta2: float = _option(
+        "adamw, lamb: decay of the second moment, per update; lion: of its momentum, .99 in its "
+        "paper",
+        0.999,
+        minimum=0,
+        below=1,
+    )
+    eps: float = _option("adamw, lamb: added to the root of the second moment", 1e-8, above=0)
+    momentum: float = _option("sgd: decay of the momentum, per update", 0.9, minimum=0, below=1)
+    nesterov: bool = _option("sgd: Nesterov's momentum", False)
     gradient_clip_norm: OptionalFloat = _option(
         "largest global L2 norm of the gradient; None: no clipping", None, above=0
     )
@@ -138,6 +196,20 @@ class LossConfig:
 
     label_smoothing: float = _option(
         "share of the target spread evenly over all classes", 0.0, minimum=0, below=1
+    )
+
+
+@dataclasses.dataclass(kw_only=True)
+class EmaConfig:
+    """An exponential moving average of the weights, evaluated beside them."""
+
+    decay: float = _option(
+        "share of the average that an update leaves; 0: no average", 0.0, minimum=0, below=1
+    )
+    warmup: bool = _option(
+        "after t updates the decay is at most (1 + t) / (10 + t): the first weights are soon "
+        "forgotten",
+        False,
     )
 
 
@@ -154,7 +226,10 @@ class CheckpointConfig:
 
     every_steps: int = _option("updates between checkpoints", 1000, minimum=1)
     keep: int = _option("how many of the latest checkpoints stay", 2, minimum=1)
-    keep_best: bool = _option("also keep the one of the best validation top-1", True)
+    keep_best: bool = _option(
+        "also keep the one of the best validation top-1; with an average of the weights its own",
+        True,
+    )
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -193,6 +268,11 @@ class TrainConfig:
         "None or empty: none",
         "",
     )
+    init_weights: str = _option(
+        "init_from: the raw weights, or the moving average of them that stands beside",
+        "raw",
+        choices=("raw", "ema"),
+    )
     unbuilt: OptionalStr = _option(
         "methods of a recipe's source that are not built yet: while any is named the run is "
         "refused; None or empty: train without them",
@@ -208,6 +288,7 @@ class TrainConfig:
     data: DataConfig
     optimizer: OptimizerConfig
     loss: LossConfig = _group(LossConfig)
+    ema: EmaConfig = _group(EmaConfig)
     evaluation: EvaluationConfig = _group(EvaluationConfig)
     checkpoint: CheckpointConfig = _group(CheckpointConfig)
     log: LogConfig = _group(LogConfig)

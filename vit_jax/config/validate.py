@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import UnionType
 from typing import Any
 
-from vit_jax.config.schema import Limits, TrainConfig
+from vit_jax.config.schema import Limits, OptimizerConfig, OptionalStrs, TrainConfig
 
 # Constructor fields that take more than their defaults show: (height, width), or None for none
 # where the default of some registered name is a number.
@@ -78,7 +78,10 @@ def wanted(info: FieldInfo) -> str:
     ]
     kinds, optional = _kinds(info.annotation)
     words = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
-    text = words.get(kinds, "a tuple of numbers" if kinds is tuple else "a dict")
+    if kinds is tuple:
+        of_strings = info.annotation == OptionalStrs
+        words[tuple] = "a tuple of strings" if of_strings else "a tuple of numbers"
+    text = words.get(kinds, "a dict")
     text = " ".join([text, " and ".join(bounds)]) if bounds else text
     return f"{text}, or None" if optional else text
 
@@ -150,6 +153,12 @@ def _fits(value: Any, info: FieldInfo) -> bool:
     kind, optional = _kinds(info.annotation)
     if value is None:
         return optional
+    if info.annotation == OptionalStrs:
+        return (
+            isinstance(value, tuple)
+            and bool(value)
+            and all(isinstance(item, str) and item for item in value)
+        )
     if kind is tuple:
         return (
             isinstance(value, tuple)
@@ -221,17 +230,12 @@ def _check_together(config: TrainConfig) -> None:
             "config.data.mean and config.data.std: wanted both None or both of one length, got "
             f"{data.mean!r} and {data.std!r}"
         )
-    if optimizer.warmup_epochs > config.num_epochs:
+    _check_optimizer(optimizer, config.num_epochs)
+    if config.ema.warmup and not config.ema.decay:
         raise ValueError(
-            "config.optimizer.warmup_epochs: wanted at most num_epochs "
-            f"({config.num_epochs}), got {optimizer.warmup_epochs}"
+            "config.ema.warmup: wanted false while config.ema.decay is 0 and nothing is averaged, "
+            "got True"
         )
-    for name in ("warmup_learning_rate", "min_learning_rate"):
-        if getattr(optimizer, name) > optimizer.learning_rate:
-            raise ValueError(
-                f"config.optimizer.{name}: wanted at most learning_rate "
-                f"({optimizer.learning_rate}), got {getattr(optimizer, name)}"
-            )
     if mesh.data != -1 and mesh.data < 1:
         raise ValueError(
             "config.mesh.data: wanted a number of devices >= 1, or -1 for all that fsdp leaves, "
@@ -241,4 +245,34 @@ def _check_together(config: TrainConfig) -> None:
         raise ValueError(
             'config.mesh.fsdp: wanted 1 with parallel="pmap", where every device holds all '
             f'parameters, got {mesh.fsdp}; shard parameters with parallel="jit"'
+        )
+
+
+def _check_optimizer(optimizer: OptimizerConfig, num_epochs: int) -> None:
+    if optimizer.warmup_epochs > num_epochs:
+        raise ValueError(
+            "config.optimizer.warmup_epochs: wanted at most num_epochs "
+            f"({num_epochs}), got {optimizer.warmup_epochs}"
+        )
+    if optimizer.cooldown_epochs and optimizer.schedule not in ("cosine", "linear"):
+        raise ValueError(
+            'config.optimizer.cooldown_epochs: wanted 0 but with schedule="cosine" or "linear", '
+            f'got {optimizer.cooldown_epochs} with schedule="{optimizer.schedule}"'
+        )
+    left = num_epochs - optimizer.warmup_epochs
+    if optimizer.cooldown_epochs and optimizer.cooldown_epochs >= left:
+        raise ValueError(
+            "config.optimizer.cooldown_epochs: wanted fewer than num_epochs less warmup_epochs "
+            f"({left}), got {optimizer.cooldown_epochs}"
+        )
+    for name in ("warmup_learning_rate", "min_learning_rate"):
+        if getattr(optimizer, name) > optimizer.learning_rate:
+            raise ValueError(
+                f"config.optimizer.{name}: wanted at most learning_rate "
+                f"({optimizer.learning_rate}), got {getattr(optimizer, name)}"
+            )
+    if optimizer.nesterov and (optimizer.name != "sgd" or not optimizer.momentum):
+        raise ValueError(
+            'config.optimizer.nesterov: wanted false but with name="sgd" and a momentum above 0, '
+            f'got True with name="{optimizer.name}" and momentum={optimizer.momentum}'
         )

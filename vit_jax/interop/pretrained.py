@@ -154,9 +154,7 @@ def read_source(source: str | os.PathLike, ema: bool | None) -> Weights:
     name = str(source)
     if name.startswith(HUB_PREFIX):
         source = fetch(name.removeprefix(HUB_PREFIX))
-    run = _run_of(Path(source))
-    if run is not None and ema:
-        raise ValueError(f"{name!r} is of a run that averages no weights (ema=True)")
+    run = _run_of(Path(source), ema)
     if run is not None:
         return run
     weights = read_weights(source, ema=ema)
@@ -169,7 +167,7 @@ def read_source(source: str | os.PathLike, ema: bool | None) -> Weights:
     return dataclasses.replace(weights, arrays=arrays, fields=fields, dialect=dialect)
 
 
-def _run_of(path: Path) -> Weights | None:
+def _run_of(path: Path, ema: bool | None) -> Weights | None:
     """The weights of a training run, given by its work directory or by a checkpoint in it."""
     if not path.is_dir() or is_weights_folder(path):
         return None
@@ -187,11 +185,11 @@ def _run_of(path: Path) -> Weights | None:
         raise ValueError(f"{str(workdir / 'config.json')!r} cannot be read: {error!r}") from error
     fields = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
     model = nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0), **fields))
-    info = load_checkpoint(model, path)
+    info = load_checkpoint(model, path, ema)
     return Weights(
         state_dict(model),
         check_preprocessing(**info.preprocessing),
-        notes=[f"step {info.step} of a run of {name}"],
+        notes=[f"{'averaged over ' if ema else ''}step {info.step} of a run of {name}"],
     )
 
 

@@ -33,6 +33,7 @@ class _Entry:
     variable: nnx.Variable
     layer: int | None
     is_kernel: bool
+    path: tuple[Any, ...]
 
     def _own_shape(self) -> tuple[int, ...]:
         shape = tuple(self.variable.shape)
@@ -81,7 +82,7 @@ def _entries(model: nnx.Module) -> list[_Entry]:
             if stack is not None:  # in place of the attribute `layer` of ScannedLayers
                 parents[len(stack)] = str(layer)
             name = _torch_name(model, parents, leaf)
-            entries.append(_Entry(name, variable, layer, leaf == "kernel"))
+            entries.append(_Entry(name, variable, layer, leaf == "kernel", path))
     return entries
 
 
@@ -108,6 +109,17 @@ def torch_shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
 def trained_names(model: nnx.Module) -> list[str]:
     """Returns the names in `state_dict` that are parameters, not frozen tables."""
     return [entry.name for entry in _entries(model) if isinstance(entry.variable, nnx.Param)]
+
+
+def names_by_path(model: nnx.Module) -> dict[tuple[Any, ...], list[str]]:
+    """Returns the names in `state_dict` of each array of `nnx.state`: several of a stacked one.
+
+    The model may be abstract.
+    """
+    names: dict[tuple[Any, ...], list[str]] = {}
+    for entry in _entries(model):
+        names.setdefault(entry.path, []).append(entry.name)
+    return names
 
 
 def state_dict(model: nnx.Module) -> dict[str, np.ndarray]:

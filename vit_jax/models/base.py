@@ -82,12 +82,14 @@ class VisionModel(nnx.Module):
     Attributes:
       preprocessing: how images are made ready: the registered name's, or that of loaded weights;
         None where neither knows (a number of channels that is not the name's).
+      stem: attributes whose parameters stand before the layers: patches, tokens, positions.
       torch_names: (pattern, replacement) pairs for the names of the PyTorch source's state dict
         that do not follow from the attributes: see `vit_jax.interop.state_dict`.
       torch_stages: modules (or variables of a script) of the source that have no arrays of their
         own, and the module here that does the same.
     """
 
+    stem: ClassVar[tuple[str, ...]]
     torch_names: ClassVar[tuple[tuple[str, str], ...]] = ()
     torch_stages: ClassVar[Mapping[str, str]] = {}
 

@@ -205,6 +205,7 @@ class ViTClassifier(VisionModel):
       ValueError: a field that does not fit, by name.
     """
 
+    stem = ("patch_embedding_layer",)
     torch_names = (
         (r"\.in_proj\.(weight|bias)$", r".in_proj_\1"),
         (r"^((?:.*\.ffn|mlp_block)\.\d+)\.linear\.", r"\1.0."),

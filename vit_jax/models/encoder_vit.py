@@ -144,6 +144,7 @@ class EncoderViT(AnySizeModel):
       ValueError: a field that does not fit, by name.
     """
 
+    stem = ("patch_embed", "token_embedding")
     torch_names = (
         (r"^patch_embed\.", ""),
         (r"^token_embedding\.cls", "cls"),

@@ -110,6 +110,7 @@ class ModularViT(AnySizeModel):
       ValueError: a field that does not fit, by name.
     """
 
+    stem = ("patch_emb", "cls_token_emb", "pos_emb")
     torch_names = (
         (r"^patch_emb\.proj\.", "pacth_emb.conv."),  # so spelt in the text
         (r"\.(query|key|value)\.(weight|bias)$", r".\1.linear.\2"),

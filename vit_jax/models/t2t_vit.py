@@ -43,6 +43,7 @@ class TokensToTokenModel(VisionModel):
       **fields: of `VisionModel`.
     """
 
+    stem = ("tokens_to_token", "cls_token")
     torch_names = TokenPerformer.torch_names
     blocks: PlainLayers | ScannedLayers
 

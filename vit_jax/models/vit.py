@@ -91,6 +91,8 @@ class VisionTransformer(VisionModel):
       ValueError: a field that does not fit, by name.
     """
 
+    stem = ("patch_embed", "cls_token", "dist_token", "reg_token", "pos_embed")
+
     def __init__(
         self,
         *,

@@ -64,11 +64,13 @@ class Inputs:
       parameters: with the frozen tables.
       optimizer: its moments.
       batch: images, labels, and where they come from.
+      ema: the averaged weights.
     """
 
     parameters: int
     optimizer: int
     batch: int
+    ema: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +204,8 @@ def compile_step(config: TrainConfig, devices: Sequence[Any]) -> Compiled:
         )
         needed = memory.total
         text, remark = _text(lowered, compiled)
-    parameters = jax.tree.leaves(program.template.params)
+    # With those that are not trained, without the tables that are no parameters.
+    parameters = jax.tree.leaves(nnx.state(model, nnx.Param))
     return Compiled(
         devices=mesh.size,
         mesh=dict(mesh.shape),
@@ -214,6 +217,7 @@ def compile_step(config: TrainConfig, devices: Sequence[Any]) -> Compiled:
             parameters=_on_one_device((state.params, state.frozen)),
             optimizer=_on_one_device(state.opt_state),
             batch=_on_one_device(batch),
+            ema=_on_one_device(state.ema),
         ),
         seconds=seconds,
         memory=memory,

@@ -88,9 +88,11 @@ def _memory(plan: Plan) -> Padding:
     table = _table(f"Memory of a {_device(plan)}")
     table.add_row("  parameters", _size(inputs.parameters))
     table.add_row("  optimizer's moments", _size(inputs.optimizer))
+    if inputs.ema:
+        table.add_row("  averaged weights", _size(inputs.ema))
     table.add_row("  batch", _size(inputs.batch))
     if memory is not None:
-        known = inputs.parameters + inputs.optimizer + inputs.batch
+        known = inputs.parameters + inputs.optimizer + inputs.ema + inputs.batch
         table.add_row("  layout", _size(memory.arguments - known), "what padding adds to these")
         table.add_row("  results", _size(memory.outputs), "that do not replace what came in")
         table.add_row("  temporaries", _size(memory.temporaries), "activations, gradients")

@@ -9,14 +9,22 @@ from vit_jax.storage import write_bytes
 
 # Colour tells the split, line style the metric: readable in grey and to the colour-blind.
 _COLOURS = {"train": "#0072B2", "validation": "#D55E00", "test": "#009E73"}
-_STYLES = {"loss": "-", "top1": "-", "top5": "--"}
-_LABELS = {"loss": "", "top1": " top-1", "top5": " top-5"}
+_STYLES = {"loss": "-", "top1": "-", "top5": "--", "ema_loss": ":", "ema_top1": ":"}
+_LABELS = {
+    "loss": "",
+    "top1": " top-1",
+    "top5": " top-5",
+    "ema_loss": ", averaged weights",
+    "ema_top1": " top-1, averaged weights",
+}
 
 Rows = Sequence[Mapping[str, Any]]
 
 
 def plot_curves(rows: Rows, directory: pathlib.Path) -> list[pathlib.Path]:
     """Draws `loss.png` and `accuracy.png` (top-1 and top-5) into a directory.
+
+    Loss and top-1 of averaged weights, where there are any, are drawn beside.
 
     Args:
       rows: those of metrics.jsonl; test rows become a single mark at the end.
@@ -30,8 +38,8 @@ def plot_curves(rows: Rows, directory: pathlib.Path) -> list[pathlib.Path]:
     """
     directory.mkdir(parents=True, exist_ok=True)
     return [
-        _draw(rows, ("loss",), "cross entropy", directory / "loss.png"),
-        _draw(rows, ("top1", "top5"), "accuracy", directory / "accuracy.png"),
+        _draw(rows, ("loss", "ema_loss"), "cross entropy", directory / "loss.png"),
+        _draw(rows, ("top1", "top5", "ema_top1"), "accuracy", directory / "accuracy.png"),
     ]
 
 
@@ -44,8 +52,8 @@ def _draw(rows: Rows, metrics: Sequence[str], y_label: str, path: pathlib.Path) 
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     for split, colour in _COLOURS.items():
-        chosen = [row for row in rows if row["split"] == split]
         for metric in metrics:
+            chosen = [row for row in rows if row["split"] == split and metric in row]
             if not chosen:
                 continue
             last = chosen[-1][metric]

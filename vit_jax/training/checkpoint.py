@@ -19,6 +19,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from vit_jax.storage import absolute, remove_tree
 from vit_jax.training.checkpoint_reading import (
+    EMA,
     FINGERPRINT,
     MODEL,
     TRAINING,
@@ -52,16 +53,17 @@ class _Kept(checkpoint_managers.PreservationPolicy):
 
 
 def _items(state: TrainState) -> dict[str, dict[str, Any]]:
-    """The arrays of a state in two parts, so that a model can be read without its optimizer."""
+    """The arrays of a state in parts, so that a model can be read without its optimizer."""
     training = {
         field.name: getattr(state, field.name)
         for field in dataclasses.fields(state)
-        if field.name not in ("params", "frozen")
+        if field.name not in ("params", "frozen", "ema")
     }
-    return {
+    items = {
         MODEL: named_arrays(state.params) | named_arrays(state.frozen),
         TRAINING: named_arrays(training),
     }
+    return items if state.ema is None else items | {EMA: named_arrays(state.ema)}
 
 
 def _rebuild(template: TrainState, arrays: Mapping[str, Mapping[str, Any]]) -> TrainState:
@@ -69,10 +71,11 @@ def _rebuild(template: TrainState, arrays: Mapping[str, Mapping[str, Any]]) -> T
         leaves = [arrays[item][prefix + name] for name in named_arrays(tree)]
         return jax.tree.unflatten(jax.tree.structure(tree), leaves)
 
+    item_of = {"params": MODEL, "frozen": MODEL, "ema": EMA}
     return TrainState(
         **{
-            field.name: part(getattr(template, field.name), MODEL)
-            if field.name in ("params", "frozen")
+            field.name: part(getattr(template, field.name), item_of[field.name])
+            if field.name in item_of
             else part({field.name: getattr(template, field.name)}, TRAINING)[field.name]
             for field in dataclasses.fields(template)
         }

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from vit_jax.storage import absolute
 from vit_jax.training.fingerprint import fingerprint
 
-MODEL, TRAINING, INFO = "model", "training", "info"
+MODEL, EMA, TRAINING, INFO = "model", "ema", "training", "info"
 FINGERPRINT = "fingerprint"  # stands among the arrays of each item; in the order of their names
 
 
@@ -33,7 +33,8 @@ class CheckpointInfo:
     Attributes:
       step: updates done.
       preprocessing: how the model's images are made ready: mean, std, crop_fraction, interpolation.
-      best_step, best_top1: the best validation so far, None before the first.
+      best_step, best_top1: the best validation so far (of the averaged weights, if there are any),
+        None before the first.
     """
 
     step: int
@@ -162,6 +163,7 @@ def _reader() -> ocp.Checkpointer:
     return ocp.Checkpointer(
         ocp.CompositeCheckpointHandler(
             model=ocp.StandardCheckpointHandler(),
+            ema=ocp.StandardCheckpointHandler(),
             training=ocp.StandardCheckpointHandler(),
             info=ocp.JsonCheckpointHandler(),
         )
@@ -169,27 +171,34 @@ def _reader() -> ocp.Checkpointer:
 
 
 def read_model(
-    path: pathlib.Path, arrays: Mapping[str, Any]
+    path: pathlib.Path, arrays: Mapping[str, Any], ema: bool = False
 ) -> tuple[dict[str, jax.Array], CheckpointInfo]:
     """Reads the arrays of the model in a checkpoint.
 
     Args:
       path: `.../checkpoints/STEP`.
       arrays: {name: array} of the model they are for.
+      ema: the averaged weights; what is not trained, and so not averaged, as it is.
 
     Returns:
       {name: array} in the types stored, and what the checkpoint says.
 
     Raises:
-      ValueError: it is damaged, or holds another model; entries that differ are named.
+      ValueError: it is damaged, holds no averaged weights, or is of another model; entries that
+        differ are named.
     """
     path = absolute(path)
     try:
         with _reader() as reader:
-            stored = dict(reader.metadata(path).item_metadata[MODEL].tree)
-        del stored[FINGERPRINT]
+            items = reader.metadata(path).item_metadata
+        stored = dict(items[MODEL].tree)
+        mean = None if items.get(EMA) is None else dict(items[EMA].tree)
+        for tree in (stored, mean or {}):
+            tree.pop(FINGERPRINT, None)
     except Exception as error:
         raise ValueError(f"the checkpoint {path} is damaged: {one_line(error)}") from error
+    if ema and mean is None:
+        raise ValueError(f"the checkpoint {path} is of a run that averages no weights (ema)")
     shapes = {name: tuple(array.shape) for name, array in stored.items()}
     problems = [f"{name} is missing" for name in arrays if name not in shapes]
     problems += [f"{name} is unexpected" for name in shapes if name not in arrays]
@@ -202,11 +211,15 @@ def read_model(
         raise ValueError(f"the checkpoint {path} is of another model: {'; '.join(problems)}")
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = {
-        name: jax.ShapeDtypeStruct(shapes[name], stored[name].dtype, sharding=here)
-        for name in arrays
+        item: {
+            name: jax.ShapeDtypeStruct(tuple(array.shape), array.dtype, sharding=here)
+            for name, array in tree.items()
+        }
+        for item, tree in ((MODEL, stored), (EMA, mean))
+        if item == MODEL or ema
     }
     try:
-        read, info = read_items(path, {MODEL: wanted})
+        read, info = read_items(path, wanted)
     except DamagedCheckpointError as error:
         raise ValueError(f"the checkpoint {path} is damaged: {error}") from error
-    return read[MODEL], info
+    return read[MODEL] | read.get(EMA, {}), info

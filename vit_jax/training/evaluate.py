@@ -1,6 +1,6 @@
 """Evaluation: every example counts exactly once."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 
@@ -14,27 +14,33 @@ _IN_FLIGHT = 4
 
 def evaluate(
     eval_step: EvalStep,
-    state: TrainState,
+    states: Mapping[str, TrainState],
     batches: Iterable[Batch],
-    sums: Sums,
+    zeros: Callable[[], Sums],
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
     """Loss, top1 and top5 over all examples of `batches` where `mask` is true.
 
     Args:
       eval_step: adds a batch to the sums.
-      state: its parameters are evaluated.
-      batches: on the device, all of one size, padding masked out.
-      sums: see `zero_sums`.
+      states: their parameters are evaluated, each under a prefix of its own.
+      batches: on the device, all of one size, padding masked out. They are passed through once.
+      zeros: see `zero_sums`.
       should_stop: is asked after each batch.
 
     Returns:
-      The averages an example; None if it was told to stop.
+      The averages an example, as `{prefix}loss` and so on; None if it was told to stop.
     """
+    sums = {prefix: zeros() for prefix in states}
     for number, batch in enumerate(batches):
-        sums = eval_step(state, batch, sums)
+        for prefix, state in states.items():
+            sums[prefix] = eval_step(state, batch, sums[prefix])
         if number % _IN_FLIGHT == 0:
-            jax.block_until_ready(sums.count)
+            jax.block_until_ready([each.count for each in sums.values()])
         if should_stop():
             return None
-    return sums.averages()
+    return {
+        f"{prefix}{name}": value
+        for prefix, each in sums.items()
+        for name, value in each.averages().items()
+    }

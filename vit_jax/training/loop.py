@@ -23,17 +23,18 @@ from vit_jax.plots.curves import plot_curves
 from vit_jax.storage import run_path
 from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.checkpoint_reading import CheckpointInfo, quiet_orbax
+from vit_jax.training.ema import averaged
 from vit_jax.training.evaluate import evaluate
 from vit_jax.training.events import EventWriter
 from vit_jax.training.interrupt import Interrupted, StopSignals
 from vit_jax.training.mesh import place
-from vit_jax.training.optimizer import learning_rate_of_update
 from vit_jax.training.processes import Stopping, companions, is_first, tell_all
 from vit_jax.training.progress import Progress, describe
 from vit_jax.training.records import Records, Row, read_rows
+from vit_jax.training.schedules import learning_rate_of_update
 from vit_jax.training.setup import Setup, build
 from vit_jax.training.start import check_init_from, load_weights
-from vit_jax.training.state import TrainState, zero_sums
+from vit_jax.training.state import TrainState, first_average, zero_sums
 from vit_jax.training.workdir import (
     CHECKPOINTS,
     METRICS_FILE,
@@ -62,7 +63,8 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
       workdir: takes config.json, metrics.jsonl, checkpoints/, plots/ and TensorBoard event files.
 
     Returns:
-      The last row of each split as `{split}_{loss, top1, top5}`, such as `test_top1`.
+      The last row of each split as `{split}_{loss, top1, top5}`, such as `test_top1`; where there
+      is an average of the weights, validation and test also as `test_ema_top1` and so on.
 
     Raises:
       ValueError: a config that cannot be run, data, model and devices that do not fit each other, a
@@ -108,7 +110,8 @@ def _final_metrics(records: Records) -> dict[str, float]:
         f"{split}_{name}": row[name]
         for split, row in rows.items()
         if row is not None
-        for name in ("loss", "top1", "top5")
+        for name in ("loss", "top1", "top5", "ema_loss", "ema_top1", "ema_top5")
+        if name in row
     }
 
 
@@ -180,14 +183,16 @@ class _Run:
         self.progress = Progress(mode, setup.total_steps, self.step, config.data.batch_size)
 
     def _first_state(self, progress: Progress) -> TrainState:
-        state = self.setup.program.init()
-        if not self.setup.config.init_from:
+        config, state = self.setup.config, self.setup.program.init()
+        if not config.init_from:
             return state
         graphs = self.setup.program.settings.graphs
         model = nnx.merge(graphs.train, state.params, state.frozen)
-        progress.say("starting from " + load_weights(model, self.setup.config.init_from))
-        _, params, frozen = nnx.split(model, nnx.Param, ...)
-        state = dataclasses.replace(state, params=params, frozen=frozen)
+        ema = config.init_weights == "ema" or None
+        progress.say("starting from " + load_weights(model, config.init_from, ema))
+        _, params, frozen = nnx.split(model, self.setup.program.trained, ...)
+        average = None if state.ema is None else first_average(params)
+        state = dataclasses.replace(state, params=params, frozen=frozen, ema=average)
         return place(state, self.setup.program.shardings)
 
     def close(self) -> None:
@@ -252,11 +257,12 @@ class _Run:
         return {"step": self.step, "epoch": epoch, "split": split, **averages}
 
     def _write(self, row: Row) -> None:
-        if not math.isfinite(row["loss"]):
-            raise ValueError(
-                f"the {row['split']} loss at step {row['step']} is {row['loss']}, with parameters "
-                "that are finite: the model's dtype is too narrow for it"
-            )
+        for name in ("loss", "ema_loss"):
+            if not math.isfinite(row.get(name, 0.0)):
+                raise ValueError(
+                    f"the {row['split']} {name} at step {row['step']} is {row[name]}, with "
+                    "parameters that are finite: the model's dtype is too narrow for it"
+                )
         with _written(self.records.path):
             self.records.append(row)
         with _written(self.workdir):
@@ -269,9 +275,9 @@ class _Run:
         self.progress.row(row)
 
     def _note_best(self, row: Row) -> None:
-        better = self.best is None or row["top1"] > self.best[0]
-        if row["split"] == "validation" and better:
-            self.best = (row["top1"], row["step"])
+        top1 = row.get("ema_top1", row["top1"])
+        if row["split"] == "validation" and (self.best is None or top1 > self.best[0]):
+            self.best = (top1, row["step"])
 
     def _keep_best(self) -> None:
         if self.best is not None:
@@ -295,12 +301,15 @@ class _Run:
         self._keep_best()
 
     def _evaluate(self, split: str, source: ImageSource) -> None:
+        states = {"": self.state}
+        if self.state.ema is not None:
+            states["ema_"] = averaged(self.state)
         with self._saving_if_data_fail(), self.setup.eval_batches(source) as batches:
             averages = evaluate(
                 self.setup.program.eval_step,
-                self.state,
+                states,
                 self.setup.on_device(batches),
-                zero_sums(self.state, self.setup.program.mesh),
+                lambda: zero_sums(self.state, self.setup.program.mesh),
                 lambda: self.stopping.check() is not None,
             )
         self._stop_if(self.stopping.settle())

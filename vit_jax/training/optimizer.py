@@ -1,71 +1,106 @@
-"""The update rule and its learning rate, built from the config."""
+"""The update rules, by name."""
 
-from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
-from flax import nnx
 
 from vit_jax.config import OptimizerConfig
+from vit_jax.training.param_groups import ParameterGroups, by_path, is_matrix
+from vit_jax.training.schedules import Schedule
 
-Schedule = Callable[[Any], Any]
 
+def make_optimizer(
+    config: OptimizerConfig, schedule: Schedule, groups: ParameterGroups | None = None
+) -> optax.GradientTransformation:
+    """The update rule `config.name`, after clipping the gradient's global norm if that is asked.
 
-def make_schedule(config: OptimizerConfig, steps_per_epoch: int, num_epochs: int) -> Schedule:
-    """The learning rate of the n-th update, counted from 0. Epochs become steps here alone.
+    - "adamw": `torch.optim.AdamW` (1711.05101).
+    - "sgd": `torch.optim.SGD` without dampening: the decay is an L2 penalty, added to the gradient
+      before the momentum.
+    - "lamb": algorithm 2 of You et al. 2019 (1904.00962) with phi the identity, as `optax.lamb`:
+      Adam's step, plus the decay, is scaled to the norm of its parameter, 1 where one of the two
+      norms is 0. Every parameter is so scaled, those that do not decay too (timm's Lamb leaves them
+      out, and clips the gradient's norm to 1 by itself), and of stacked layers each on its own.
+    - "lion": Chen et al. 2023 (2302.06675), as `optax.lion`.
 
-    A linear warm-up from `warmup_learning_rate` reaches `learning_rate` after `warmup_epochs`; what
-    remains is constant, or falls to `min_learning_rate` (a half cosine or a line), which the run's
-    end would reach.
+    A group's factor multiplies the whole update, the decoupled decay with it, as the learning rate
+    of a PyTorch parameter group does.
+
+    Args:
+      config: the rule and its numbers.
+      schedule: the learning rate of the n-th update.
+      groups: of the model's parameters; None: one group. The transformation is given the trained
+        ones alone: frozen ones are never seen.
     """
-    warmup_steps = round(config.warmup_epochs * steps_per_epoch)
-    decay_steps = max(num_epochs * steps_per_epoch - warmup_steps, 1)
-    peak, end = config.learning_rate, config.min_learning_rate
-    if config.schedule == "constant":
-        after = optax.constant_schedule(peak)
-    elif config.schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, decay_steps, alpha=end / peak)
-    else:
-        after = optax.linear_schedule(peak, end, decay_steps)
-    if warmup_steps == 0:
-        return after
-    warmup = optax.linear_schedule(config.warmup_learning_rate, peak, warmup_steps)
-    return optax.join_schedules([warmup, after], [warmup_steps])
-
-
-def is_matrix(path: tuple[Any, ...]) -> bool:
-    """Whether the parameter at this path decays under `decay_mask="matrices"`.
-
-    Those are the weights of linear and convolution layers, which NNX calls `kernel`, and the bare
-    patch matrix of `vit_encoder`, `weight`. The name tells and not the rank: tokens and position
-    embeddings have three axes, and where layers are stacked for a scan even a bias has two.
-    """
-    return path[-1] in ("kernel", "weight")
-
-
-def _matrices(params: nnx.State) -> nnx.State:
-    return nnx.map_state(lambda path, variable: variable.replace(is_matrix(path)), params)
-
-
-def make_optimizer(config: OptimizerConfig, schedule: Schedule) -> optax.GradientTransformation:
-    """AdamW as `torch.optim.AdamW`, after clipping the gradient's global norm if that is asked for.
-
-    It is given the `nnx.Param`s alone: frozen tables are never seen.
-    """
-    assert config.name == "adamw", config.name  # `validate` has refused all else
-    adamw = optax.adamw(
-        schedule,
-        b1=config.beta1,
-        b2=config.beta2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mask=_matrices if config.decay_mask == "matrices" else None,
-    )
+    groups = groups or ParameterGroups()
+    rule = _rule(config, schedule, groups)
+    if groups.factors:
+        rule = optax.chain(rule, _scale_by_factors(groups))
     if config.gradient_clip_norm is None:
-        return adamw
-    return optax.chain(optax.clip_by_global_norm(config.gradient_clip_norm), adamw)
+        return rule
+    return optax.chain(optax.clip_by_global_norm(config.gradient_clip_norm), rule)
 
 
-def learning_rate_of_update(schedule: Schedule, update: int) -> float:
-    """The learning rate that the update with this number, counted from 1, was made with."""
-    return float(schedule(update - 1))
+def _rule(
+    config: OptimizerConfig, schedule: Schedule, groups: ParameterGroups
+) -> optax.GradientTransformation:
+    mask = _matrices if config.decay_mask == "matrices" else None
+    decay, b1, b2 = config.weight_decay, config.beta1, config.beta2
+    if config.name == "adamw":
+        return optax.adamw(schedule, b1, b2, config.eps, weight_decay=decay, mask=mask)
+    if config.name == "lion":
+        return optax.lion(schedule, b1, b2, weight_decay=decay, mask=mask)
+    if config.name == "lamb":
+        steps = [
+            optax.scale_by_adam(b1, b2, config.eps),
+            optax.add_decayed_weights(decay, mask),
+            _scale_by_trust_ratio(groups),
+        ]
+    else:
+        steps = [optax.add_decayed_weights(decay, mask)]
+        if config.momentum:
+            steps.append(optax.trace(config.momentum, config.nesterov))
+    return optax.chain(*steps, optax.scale_by_learning_rate(schedule))
+
+
+def _matrices(params: Any) -> Any:
+    return by_path(is_matrix, params)
+
+
+def _scale_by_factors(groups: ParameterGroups) -> optax.GradientTransformation:
+    def scale(update: jax.Array, factor: Any) -> jax.Array:
+        factor = jnp.asarray(factor, update.dtype)
+        return (
+            update * factor.reshape(-1, *(1,) * (update.ndim - 1))
+            if factor.ndim
+            else (update * factor)
+        )
+
+    def scale_all(updates: Any, params: Any = None) -> Any:
+        del params
+        return jax.tree.map(
+            scale, updates, by_path(lambda path: groups.factors.get(path, 1.0), updates)
+        )
+
+    return optax.stateless(scale_all)
+
+
+def _scale_by_trust_ratio(groups: ParameterGroups) -> optax.GradientTransformation:
+    """optax's, but that each of the layers stacked in an array has a norm of its own."""
+
+    def scale(update: jax.Array, param: jax.Array, is_stacked: bool) -> jax.Array:
+        axes = tuple(range(1, param.ndim)) if is_stacked else None
+        norms = [
+            jnp.sqrt(jnp.sum(jnp.square(array), axis=axes, keepdims=is_stacked))
+            for array in (param, update)
+        ]
+        known = (norms[0] > 0) & (norms[1] > 0)
+        return update * jnp.where(known, norms[0] / jnp.where(known, norms[1], 1), 1)
+
+    def scale_all(updates: Any, params: Any) -> Any:
+        stacked = by_path(lambda path: path in groups.stacked, params)
+        return jax.tree.map(scale, updates, params, stacked)
+
+    return optax.stateless(scale_all)

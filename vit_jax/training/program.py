@@ -16,8 +16,10 @@ from vit_jax.layers.stack import is_layer_weight
 from vit_jax.models.base import VisionModel
 from vit_jax.models.registry import create_model
 from vit_jax.training.mesh import check_batch, make_mesh, replicated, state_shardings
-from vit_jax.training.optimizer import Schedule, make_optimizer, make_schedule
+from vit_jax.training.optimizer import make_optimizer
+from vit_jax.training.param_groups import parameter_groups
 from vit_jax.training.row_keys import MAX_ROWS
+from vit_jax.training.schedules import Schedule, make_schedule
 from vit_jax.training.state import TrainState, initial_state, model_graphs
 from vit_jax.training.step import (
     EvalStep,
@@ -41,6 +43,7 @@ class Program:
       mesh: the devices.
       settings: what the steps are made of.
       schedule: the learning rate of the n-th update, from 0.
+      trained: an NNX filter of the model's variables that are trained.
       template: the state's shapes and types; `shardings`: where its arrays lie.
       init: makes the state at step 0.
       train_step, eval_step: compiled when first called.
@@ -49,6 +52,7 @@ class Program:
     mesh: Mesh
     settings: StepSettings
     schedule: Schedule
+    trained: Any
     template: TrainState
     shardings: TrainState
     init: Callable[[], TrainState]
@@ -111,13 +115,17 @@ def make_program(
       model: of `model_maker`, abstract (`nnx.eval_shape`).
       statistics: that images are normalised with.
       steps_per_epoch: updates in a pass over the training split.
+
+    Raises:
+      ValueError: see `parameter_groups`.
     """
     make_model = model_maker(config)
     schedule = make_schedule(config.optimizer, steps_per_epoch, config.num_epochs)
-    optimizer = make_optimizer(config.optimizer, schedule)
+    groups = parameter_groups(config.optimizer, model)
+    optimizer = make_optimizer(config.optimizer, schedule, groups)
 
     def init() -> TrainState:
-        return initial_state(make_model(), optimizer)
+        return initial_state(make_model(), optimizer, groups.trained, bool(config.ema.decay))
 
     template = jax.eval_shape(init)
     shardings = state_shardings(mesh, template)
@@ -130,6 +138,7 @@ def make_program(
         is_layer_weight=is_layer_weight(model),
         gathered=replicated(mesh) if mesh.shape["fsdp"] > 1 else None,
         optimizer=optimizer,
+        ema=config.ema,
         seed=config.seed,
         steps_per_epoch=steps_per_epoch,
         label_smoothing=config.loss.label_smoothing,
@@ -150,6 +159,7 @@ def make_program(
         mesh=mesh,
         settings=settings,
         schedule=schedule,
+        trained=groups.trained,
         template=template,
         shardings=shardings,
         init=jax.jit(init, out_shardings=shardings),

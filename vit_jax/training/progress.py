@@ -20,6 +20,8 @@ def describe(row: Row) -> str:
         f"{row['split']:<10} epoch {row['epoch']:.2f}  loss {row['loss']:.4f}  "
         f"top1 {row['top1']:.4f}  top5 {row['top5']:.4f}"
     )
+    if "ema_top1" in row:
+        text += f"  ema top1 {row['ema_top1']:.4f}"
     if "images_per_second" in row:
         text += f"  {row['images_per_second']:.0f} images/s"
     return text

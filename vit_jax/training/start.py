@@ -32,19 +32,23 @@ def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
     return directory / str(max(steps))
 
 
-def load_checkpoint(model: VisionModel, path: pathlib.Path) -> CheckpointInfo:
+def load_checkpoint(
+    model: VisionModel, path: pathlib.Path, ema: bool | None = None
+) -> CheckpointInfo:
     """Loads the weights of a checkpoint into the model, in place and in the model's types.
 
     Args:
       model: of the checkpoint's design and fields.
       path: a checkpoint, or a work directory, whose latest is taken.
+      ema: True for the averaged weights; else the raw ones.
 
     Raises:
-      ValueError: there is none, it is damaged, or it is of another model (entries are named).
+      ValueError: there is none, or none with averaged weights, it is damaged, or it is of another
+        model (entries are named).
     """
     _, state = nnx.split(model)
     own = named_arrays(state)
-    arrays, info = read_model(find_checkpoint(path), own)
+    arrays, info = read_model(find_checkpoint(path), own, bool(ema))
     leaves = [arrays[name].astype(own[name].dtype) for name in own]
     nnx.update(model, jax.tree.unflatten(jax.tree.structure(state), leaves))
     return info
@@ -64,8 +68,13 @@ def check_init_from(init_from: str) -> None:
         )
 
 
-def load_weights(model: VisionModel, init_from: str) -> str:
+def load_weights(model: VisionModel, init_from: str, ema: bool | None = None) -> str:
     """Loads what `config.init_from` names into the model, in place.
+
+    Args:
+      model: of the run.
+      init_from: of the config.
+      ema: see `load_pretrained`.
 
     Returns:
       What was loaded, in words.
@@ -74,12 +83,13 @@ def load_weights(model: VisionModel, init_from: str) -> str:
       ValueError: it is neither weights nor a checkpoint, or does not fit the model.
     """
     check_init_from(init_from)
+    kind = "averaged weights" if ema else "weights"
     if init_from.startswith(HUB_PREFIX):
-        load_pretrained(model, init_from)
-        return f"weights of {init_from}"
+        load_pretrained(model, init_from, ema=ema)
+        return f"{kind} of {init_from}"
     path = run_path(init_from)
     if path.is_dir() and not is_weights_folder(path):
-        info = load_checkpoint(model, path)
-        return f"weights of {path}, step {info.step}"
-    load_pretrained(model, path)
-    return f"weights of {path}"
+        info = load_checkpoint(model, path, ema)
+        return f"{kind} of {path}, step {info.step}"
+    load_pretrained(model, path, ema=ema)
+    return f"{kind} of {path}"

@@ -21,12 +21,13 @@ class TrainState:
 
     Attributes:
       step: updates done, int32.
-      params: the model's `nnx.Param`s.
+      params: the model's `nnx.Param`s, but for those that are not trained.
       frozen: its other variables, which no step changes.
       opt_state: optax's, over `params` alone.
       sums: of the train metrics since the last row of metrics.jsonl.
       nonfinite_step: the first update that met a loss or made a parameter that is not finite; 0
         while there is none. It is looked at where the loop waits for the device anyway.
+      ema: the moving average of `params`, in float32 or wider; None if the run has none.
     """
 
     step: jax.Array
@@ -35,6 +36,7 @@ class TrainState:
     opt_state: Any
     sums: Sums
     nonfinite_step: jax.Array
+    ema: nnx.State | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +55,21 @@ def model_graphs(model: nnx.Module) -> ModelGraphs:
     return ModelGraphs(nnx.graphdef(model), eval_graph)
 
 
-def initial_state(model: nnx.Module, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state at step 0 of a model's arrays."""
-    _, params, frozen = nnx.split(model, nnx.Param, ...)
+def initial_state(
+    model: nnx.Module,
+    optimizer: optax.GradientTransformation,
+    trained: Any = nnx.Param,
+    average: bool = False,
+) -> TrainState:
+    """The state at step 0 of a model's arrays.
+
+    Args:
+      model: its arrays become the state's.
+      optimizer: the update rule.
+      trained: an NNX filter of the variables that are trained.
+      average: whether there is a moving average of the weights.
+    """
+    _, params, frozen = nnx.split(model, trained, ...)
     widest = jnp.result_type(jnp.float32, *(leaf.dtype for leaf in jax.tree.leaves(params)))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -64,7 +78,17 @@ def initial_state(model: nnx.Module, optimizer: optax.GradientTransformation) ->
         opt_state=optimizer.init(params),
         sums=Sums.zeros(widest),
         nonfinite_step=jnp.zeros((), jnp.int32),
+        ema=first_average(params) if average else None,
     )
+
+
+def first_average(params: nnx.State) -> nnx.State:
+    """The moving average of weights that have not been updated yet: a copy, float32 or wider."""
+
+    def copy(leaf: jax.Array) -> jax.Array:
+        return jnp.array(leaf, jnp.promote_types(leaf.dtype, jnp.float32), copy=True)
+
+    return jax.tree.map(copy, params)
 
 
 def zero_sums(state: TrainState, mesh: Mesh) -> Sums:

@@ -11,9 +11,11 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vit_jax.config import EmaConfig
 from vit_jax.data.augment import example_keys
 from vit_jax.layers.gather import gather, gathering
 from vit_jax.layers.target import compiler_options, tracing_for
+from vit_jax.training.ema import update_average
 from vit_jax.training.losses import classification_loss
 from vit_jax.training.mesh import batch_sharding, replicated
 from vit_jax.training.metrics import Sums
@@ -43,6 +45,7 @@ class StepSettings:
       is_layer_weight: see `vit_jax.layers.stack`.
       gathered: where weights are gathered that lie divided between devices; None if none do.
       optimizer: the update rule.
+      ema: of the moving average of the weights, if the state has one.
       seed: of augmentation and dropout.
       steps_per_epoch: tells the epoch, which augmentation is keyed by.
       label_smoothing: see `losses`.
@@ -55,6 +58,7 @@ class StepSettings:
     is_layer_weight: Callable[[tuple[Any, ...]], bool]
     gathered: NamedSharding | None
     optimizer: optax.GradientTransformation
+    ema: EmaConfig
     seed: int
     steps_per_epoch: int
     label_smoothing: float
@@ -162,6 +166,7 @@ def _train_step(
     updates, opt_state = settings.optimizer.update(gradients, state.opt_state, state.params)
     params = cast(nnx.State, optax.apply_updates(state.params, updates))
     step = state.step + 1
+    ema = None if state.ema is None else update_average(settings.ema, state.ema, params, step)
     # Parameters too: a checkpoint after a finite loss may hold what the next loss will be NaN of.
     broken = ~(jnp.isfinite(loss) & _all_finite(params))
     first = jnp.where(broken & (state.nonfinite_step == 0), step, state.nonfinite_step)
@@ -172,6 +177,7 @@ def _train_step(
         opt_state=opt_state,
         sums=state.sums + sums,
         nonfinite_step=first,
+        ema=ema,
     )
     return new_state, loss
 
