@@ -42,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return train(arguments[1:])
         if arguments[:1] == ["plan"]:
             return plan(arguments[1:])
+        if arguments[:1] == ["plot"]:
+            return plot(arguments[1:])
         options = _parser().parse_args(arguments)
         return options.run(options)
     except KeyboardInterrupt:
@@ -90,6 +92,28 @@ def plan(arguments: Sequence[str]) -> int:
     command.require_libtpu()
     set_up_jax()
     return command.run(line, topology, **switches)
+
+
+def plot(arguments: Sequence[str]) -> int:
+    """`plot augment --out FILE.png [--image FILE ...] [--config RECIPE [--config.FIELD=VALUE]]`."""
+    options, rest = _plot_parser().parse_known_args(arguments)
+    config = None
+    if rest:
+        # What a recipe's source does beyond what is built is no reason not to look at it.
+        line = parse_command_line([*rest, "--config.unbuilt=None"], _model_fields)
+        for note in line.notes:
+            print(f"note: {note}", file=sys.stderr)
+        config = line.config
+    set_up_jax()
+    from vit_jax.plots.augmentations import plot_operations, plot_recipe
+
+    out = pathlib.Path(options.out)
+    if config is None:
+        plot_operations(options.image, out)
+    else:
+        plot_recipe(config, options.image, out)
+    print(f"wrote {out}")
+    return 0
 
 
 def prepare(options: argparse.Namespace) -> int:
@@ -215,6 +239,8 @@ def _parser() -> argparse.ArgumentParser:
 
     commands.add_parser("plan", help="compile a run for a TPU slice, without one", add_help=False)
 
+    commands.add_parser("plot", help="draw what augmentation makes of images", add_help=False)
+
     command = commands.add_parser("prepare", help="download and prepare a data set, once")
     command.add_argument("name", metavar="NAME", help="a TFDS name, such as cifar100")
     command.add_argument(
@@ -271,6 +297,30 @@ def _parser() -> argparse.ArgumentParser:
         "glob", metavar="GLOB", nargs="?", default="*", help="such as 'vit_*' (default: all)"
     )
     command.set_defaults(run=models)
+    return parser
+
+
+def _plot_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="vit-jax plot", description="Draws pictures.", allow_abbrev=False)
+    kinds = parser.add_subparsers(metavar="WHAT", required=True)
+    kind = kinds.add_parser(
+        "augment",
+        help="a sheet of the augmentation",
+        description="Draws each operation and method of augmentation; with a recipe, what its "
+        "training sees of its own images.",
+        allow_abbrev=False,
+        usage="%(prog)s --out FILE.png [--image FILE ...] "
+        "[--config RECIPE [--config.FIELD=VALUE ...]]",
+        epilog="--config and --config.FIELD=VALUE are those of `vit-jax train`.",
+    )
+    kind.add_argument("--out", required=True, metavar="FILE.png", help="the picture to write")
+    kind.add_argument(
+        "--image",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="images to show (default: the recipe's data; without a recipe, a made-up picture)",
+    )
     return parser
 
 

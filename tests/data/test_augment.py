@@ -23,11 +23,7 @@ from vit_jax.data import (
 MEAN, STD = STATISTICS["cifar10"]
 
 
-@pytest.fixture(autouse=True)
-def explicit_types():
-    """The augmentation runs inside the step, which allows no implicit promotion."""
-    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
-        yield
+pytestmark = pytest.mark.usefixtures("explicit_types")
 
 
 def image_of(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:

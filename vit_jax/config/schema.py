@@ -94,6 +94,32 @@ class DataConfig:
         maximum=45,
     )
     horizontal_flip: bool = _option("mirror each training image with probability 1/2", False)
+    padding_crop: int = _option(
+        "pad training images with so many black pixels on each side and crop at random back to "
+        "their size; 0: not",
+        0,
+        minimum=0,
+    )
+    color_jitter: float = _option(
+        "brightness, contrast and saturation of training images change by factors of 1 +- up to "
+        "this; 0: not",
+        0.0,
+        minimum=0,
+    )
+    rand_augment: OptionalStr = _option(
+        "RandAugment of training images in timm's words, such as rand-m9-mstd0.5-inc1; "
+        "None or empty: none",
+        None,
+    )
+    random_erasing: float = _option(
+        "probability that a training image loses a random rectangle", 0.0, minimum=0, maximum=1
+    )
+    random_erasing_mode: str = _option(
+        'what the rectangle gets: "const", the mean colour; "rand", a random colour; "pixel", '
+        "noise",
+        "pixel",
+        choices=("const", "rand", "pixel"),
+    )
     num_workers: int = _option("loader threads or processes; 0: load in line", 2, minimum=0)
     worker_kind: str = _option(
         "what the loader's workers are", "thread", choices=("thread", "process")

@@ -230,6 +230,11 @@ def _check_together(config: TrainConfig) -> None:
             "config.data.mean and config.data.std: wanted both None or both of one length, got "
             f"{data.mean!r} and {data.std!r}"
         )
+    if data.color_jitter and data.rand_augment:
+        raise ValueError(
+            "config.data.color_jitter: wanted 0 with rand_augment, which changes colours itself, "
+            f"got {data.color_jitter} with rand_augment={data.rand_augment!r}"
+        )
     _check_optimizer(optimizer, config.num_epochs)
     if config.ema.warmup and not config.ema.decay:
         raise ValueError(

@@ -9,11 +9,9 @@ from vit_jax.data.augment import (
     make_eval_preprocess,
     make_train_augment,
     normalize,
-    random_horizontal_flip,
-    random_rotation,
-    resize_bilinear,
-    rotate,
 )
+from vit_jax.data.crop import RandomResizedCrop
+from vit_jax.data.geometry import random_horizontal_flip, random_rotation, rotate
 from vit_jax.data.loader import (
     Batch,
     Batches,
@@ -24,6 +22,7 @@ from vit_jax.data.loader import (
 )
 from vit_jax.data.prepare import prepare
 from vit_jax.data.prepared_writer import write_prepared
+from vit_jax.data.resize import resize_bilinear
 from vit_jax.data.sources import ArraySource, Example, ImageSource
 from vit_jax.data.splits import Splits, open_splits, select
 from vit_jax.data.statistics import STATISTICS, Statistics
@@ -35,6 +34,7 @@ __all__ = [
     "Batches",
     "Example",
     "ImageSource",
+    "RandomResizedCrop",
     "Splits",
     "Statistics",
     "eval_batches",

@@ -10,13 +10,18 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Float32, Int, Int32, Key, UInt8
+from jaxtyping import Array, Float, Int, Int32, Key, UInt8
 
-# PIL's fixed point: resampling weights have 22 fractional bits, affine coordinates 16.
-_WEIGHT_BITS = 22
-_COORDINATE_BITS = 16
+from vit_jax.data import erasing, randaugment
+from vit_jax.data.color import random_color_jitter
+from vit_jax.data.crop import RandomResizedCrop, random_resized_crop
+from vit_jax.data.geometry import random_horizontal_flip, random_padded_crop, random_rotation
+from vit_jax.data.resize import resize_bilinear
+
+# What an image's key is folded with for each method: 0 and 1 would be the halves of its split,
+# which the rotation and the flip have.
+_CROP, _PADDED_CROP, _COLOR_JITTER, _RAND_AUGMENT, _ERASING = range(2, 7)
 
 Augment = Callable[[Key[Array, "B"], UInt8[Array, "B H W C"]], Float[Array, "B h w C"]]
 Preprocess = Callable[[UInt8[Array, "B H W C"]], Float[Array, "B h w C"]]
@@ -35,72 +40,6 @@ def example_keys(
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(
         jax.random.fold_in(seed_key, epoch), index
     )
-
-
-def resize_bilinear(image: UInt8[Array, "H W C"], size: tuple[int, int]) -> UInt8[Array, "h w C"]:
-    """`PIL.Image.resize(size, BILINEAR)`; shrinking is antialiased.
-
-    Horizontal pass, then vertical, each in 32-bit fixed point and rounded to uint8, with pixel
-    centres at half-integers: PIL's `Resample.c`. PIL 13 begins with the vertical pass for some
-    sizes that shrink the height and change the aspect ratio; there we differ by one grey level.
-
-    Args:
-        image: the image.
-        size: (height, width) of the result.
-    """
-    for axis in (1, 0):
-        if image.shape[axis] != size[axis]:
-            image = _resample(image, size[axis], axis)
-    return image
-
-
-def rotate(
-    image: UInt8[Array, "H W C"], angle_degrees: Float32[Array, ""]
-) -> UInt8[Array, "H W C"]:
-    """Rotates counter-clockwise about the centre: nearest neighbour, black outside.
-
-    `PIL.Image.rotate` and torchvision's `rotate` on a PIL image, in the 16.16 fixed point of PIL's
-    `affine_fixed`. The matrix comes from float32 here and from double there: an angle can move a
-    coordinate by 2**-16 of a pixel, which changes about one pixel in a million.
-
-    Args:
-        image: the image, smaller than 16,384 pixels on a side.
-        angle_degrees: from -45 to 45, where the matrix keeps its accuracy.
-    """
-    height, width, _ = image.shape
-    radians = angle_degrees * np.float32(np.pi / 180)
-    sine = jnp.sin(radians)
-    # 1 - cos without cancellation: all coefficients are near the identity's.
-    versine = 2 * jnp.square(jnp.sin(radians / 2))
-    one_minus_cos, sin = _fixed_point(versine), _fixed_point(sine)
-    cos = (1 << _COORDINATE_BITS) - one_minus_cos
-    centre_x, centre_y = width / 2 - 0.5, height / 2 - 0.5
-    # PIL keeps the coordinate of output pixel (0, 0) and adds the rounded coefficients from there.
-    start_x = _fixed_point(0.5 + centre_x * versine + centre_y * sine)
-    start_y = _fixed_point(0.5 + centre_y * versine - centre_x * sine)
-    x = jnp.arange(width, dtype=jnp.int32)[None, :]
-    y = jnp.arange(height, dtype=jnp.int32)[:, None]
-    source_x = (start_x + cos * x - sin * y) >> _COORDINATE_BITS
-    source_y = (start_y + sin * x + cos * y) >> _COORDINATE_BITS
-    inside = (source_x >= 0) & (source_x < width) & (source_y >= 0) & (source_y < height)
-    flat = jnp.clip(source_y, 0, height - 1) * width + jnp.clip(source_x, 0, width - 1)
-    rotated = image.reshape(height * width, -1)[flat]  # (H, W, C)
-    return jnp.where(inside[:, :, None], rotated, jnp.uint8(0))
-
-
-def random_rotation(
-    key: Key[Array, ""], image: UInt8[Array, "H W C"], degrees: float
-) -> UInt8[Array, "H W C"]:
-    """`rotate` by an angle uniform in [-degrees, degrees), as torchvision's `RandomRotation`."""
-    angle = jax.random.uniform(key, (), jnp.float32, -degrees, degrees)
-    return rotate(image, angle)
-
-
-def random_horizontal_flip(
-    key: Key[Array, ""], image: UInt8[Array, "H W C"], probability: float = 0.5
-) -> UInt8[Array, "H W C"]:
-    """Mirrors left and right with the given probability."""
-    return jnp.where(jax.random.bernoulli(key, probability), image[:, ::-1], image)
 
 
 def normalize(
@@ -133,44 +72,115 @@ def normalize(
 def make_train_augment(
     image_size: int | tuple[int, int],
     *,
+    crop: RandomResizedCrop | None = None,
+    padding_crop: int = 0,
     rotation_degrees: float = 0.0,
     flip: bool = False,
+    color_jitter: float = 0.0,
+    rand_augment: str | None = None,
+    rand_augment_interpolation: str = "random",
+    random_erasing: float = 0.0,
+    random_erasing_mode: str = "pixel",
     mean: Sequence[float],
     std: Sequence[float],
     dtype: DTypeLike = jnp.float32,
+    one_by_one: bool = False,
 ) -> Augment:
-    """The training augmentation of seed 003: resize, rotate, flip, normalise, in this order.
+    """The training augmentation: each method that is asked for, in the order of the arguments.
+
+    Resize (or crop and resize), padded crop, rotation, flip, colour jitter or RandAugment,
+    normalisation, random erasing: the order of timm 1.0's `create_transform`, in which seed 003
+    does its resize, rotation and flip too.
 
     Args:
         image_size: side, or (height, width), of the result.
+        crop: see `crop.RandomResizedCrop`; None: the whole image.
+        padding_crop: pixels, see `geometry.random_padded_crop`; 0 for none.
         rotation_degrees: largest rotation to either side, at most 45; 0 for none.
         flip: whether to mirror half of the images.
+        color_jitter: strength, see `color.random_color_jitter`; 0 for none.
+        rand_augment: such as "rand-m9-mstd0.5-inc1", see `randaugment`; None or empty for none.
+            What it brings in from outside has the mean colour.
+        rand_augment_interpolation: of its geometric operations: "bilinear", "bicubic", or
+            "random", either for each.
+        random_erasing: probability, see `erasing`; 0 for none.
+        random_erasing_mode: "const", "rand" or "pixel".
         mean: see `normalize`.
         std: see `normalize`.
         dtype: see `normalize`.
+        one_by_one: whether images go through RandAugment and random erasing one after another:
+            faster on a CPU, slower on all else. The pixels are the same.
 
     Returns:
         A function of (keys (B,), uint8 images (B, H, W, C)), for use under `jax.jit`.
 
     Raises:
-        ValueError: a rotation, mean or std outside its range.
+        ValueError: an argument outside its range, or methods that exclude each other.
     """
     size = _size(image_size)
     _check_statistics(mean, std)
     if not 0 <= rotation_degrees <= 45:
         raise ValueError(f"rotation_degrees must be from 0 to 45, got {rotation_degrees}")
+    if padding_crop < 0:
+        raise ValueError(f"padding_crop: wanted pixels, 0 or more, got {padding_crop}")
+    if color_jitter < 0:
+        raise ValueError(f"color_jitter: wanted a strength, 0 or more, got {color_jitter}")
+    if not 0 <= random_erasing <= 1:
+        raise ValueError(f"random_erasing: wanted a probability, 0 to 1, got {random_erasing}")
+    if random_erasing_mode not in erasing.MODES:
+        raise ValueError(
+            f"random_erasing_mode: wanted one of {', '.join(erasing.MODES)}, got "
+            f"{random_erasing_mode!r}"
+        )
+    if color_jitter and rand_augment:
+        raise ValueError(
+            "color_jitter and rand_augment: wanted one of them, since RandAugment changes colours "
+            f"itself, got {color_jitter} and {rand_augment!r}"
+        )
+    if (color_jitter or rand_augment) and len(mean) != 3:
+        raise ValueError(
+            f"color_jitter and rand_augment: wanted images of 3 channels, got {len(mean)}"
+        )
+    settings = None
+    if rand_augment:
+        settings = randaugment.parse_rand_augment(rand_augment, rand_augment_interpolation)
+    fill = [min(255, round(255 * value)) for value in mean]
 
     def augment_one(key: Key[Array, ""], image: UInt8[Array, "H W C"]) -> UInt8[Array, "h w C"]:
         rotation_key, flip_key = jax.random.split(key)
-        image = resize_bilinear(image, size)
+        if crop is None:
+            image = resize_bilinear(image, size)
+        else:
+            image = random_resized_crop(jax.random.fold_in(key, _CROP), image, size, crop)
+        if padding_crop:
+            padded_key = jax.random.fold_in(key, _PADDED_CROP)
+            image = random_padded_crop(padded_key, image, padding_crop)
         if rotation_degrees:
             image = random_rotation(rotation_key, image, rotation_degrees)
         if flip:
             image = random_horizontal_flip(flip_key, image)
+        if color_jitter:
+            jitter_key = jax.random.fold_in(key, _COLOR_JITTER)
+            image = random_color_jitter(jitter_key, image, color_jitter)
         return image
 
     def augment(keys: Key[Array, "B"], images: UInt8[Array, "B H W C"]) -> Float[Array, "B h w C"]:
-        return normalize(jax.vmap(augment_one)(keys, images), mean, std, dtype)
+        images = jax.vmap(augment_one)(keys, images)
+        if settings is not None:
+            keys_here = _fold_in(keys, _RAND_AUGMENT)
+            images = randaugment.rand_augment(
+                keys_here, images, settings, fill, one_by_one=one_by_one
+            )
+        normalized = normalize(images, mean, std, dtype)
+        if random_erasing:
+            normalized = erasing.random_erasing(
+                _fold_in(keys, _ERASING),
+                normalized,
+                random_erasing,
+                random_erasing_mode,
+                one_by_one=one_by_one,
+            )
+        return normalized
 
     return augment
 
@@ -204,42 +214,8 @@ def make_eval_preprocess(
     return preprocess
 
 
-def _resample(image: UInt8[Array, "H W C"], size: int, axis: int) -> UInt8[Array, "..."]:
-    """One pass of PIL's resampling along `axis`, which becomes `size` long."""
-    positions, weights = _bilinear_taps(image.shape[axis], size)
-    broadcast = [1, 1, 1]
-    broadcast[axis] = size
-    total = jnp.full((), 1 << (_WEIGHT_BITS - 1), jnp.int32)  # rounds half up
-    for tap_positions, tap_weights in zip(positions, weights, strict=True):
-        pixels = jnp.take(image, tap_positions, axis=axis).astype(jnp.int32)
-        total = jnp.expand_dims(total, tuple(range(3 - total.ndim))) + pixels * tap_weights.reshape(
-            broadcast
-        )
-    # Weights are positive and sum to one, so that 32 bits suffice and no clipping is needed.
-    return (total >> _WEIGHT_BITS).astype(jnp.uint8)
-
-
-def _bilinear_taps(in_size: int, out_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The input positions and fixed-point weights of each output pixel: PIL's `precompute_coeffs`.
-
-    Returns:
-        positions and weights, both (taps, out_size) int32.
-    """
-    scale = in_size / out_size
-    support = max(scale, 1.0)  # of the triangle filter, widened when shrinking
-    centre = (np.arange(out_size) + 0.5) * scale
-    first = np.maximum((centre - support + 0.5).astype(np.int64), 0)
-    last = np.minimum((centre + support + 0.5).astype(np.int64), in_size)
-    positions = first + np.arange((last - first).max())[:, None]
-    weights = np.maximum(1.0 - np.abs((positions - centre + 0.5) / support), 0.0)
-    weights[positions >= last] = 0.0
-    weights /= weights.sum(axis=0)
-    fixed = np.floor(0.5 + weights * (1 << _WEIGHT_BITS)).astype(np.int32)
-    return np.minimum(positions, in_size - 1).astype(np.int32), fixed
-
-
-def _fixed_point(value: Float32[Array, ""]) -> Int32[Array, ""]:
-    return jnp.floor(value * (1 << _COORDINATE_BITS) + 0.5).astype(jnp.int32)
+def _fold_in(keys: Key[Array, "B"], number: int) -> Key[Array, "B"]:
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
 
 
 def _size(image_size: int | tuple[int, int]) -> tuple[int, int]:

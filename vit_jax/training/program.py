@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from vit_jax.config import TrainConfig
 from vit_jax.data.augment import make_eval_preprocess, make_train_augment
@@ -15,7 +16,7 @@ from vit_jax.data.statistics import Statistics
 from vit_jax.layers.stack import is_layer_weight
 from vit_jax.models.base import VisionModel
 from vit_jax.models.registry import create_model
-from vit_jax.training.mesh import check_batch, make_mesh, replicated, state_shardings
+from vit_jax.training.mesh import AXES, check_batch, make_mesh, replicated, state_shardings
 from vit_jax.training.optimizer import make_optimizer
 from vit_jax.training.param_groups import parameter_groups
 from vit_jax.training.row_keys import MAX_ROWS
@@ -23,6 +24,7 @@ from vit_jax.training.schedules import Schedule, make_schedule
 from vit_jax.training.state import TrainState, initial_state, model_graphs
 from vit_jax.training.step import (
     EvalStep,
+    PrepareTrain,
     StepSettings,
     TrainStep,
     jit_train_step,
@@ -100,6 +102,31 @@ def image_size(config: TrainConfig, model: VisionModel) -> tuple[int, int]:
     return model.img_size if size is None else (size, size)
 
 
+def _make_prepare_train(
+    config: TrainConfig, mesh: Mesh, size: tuple[int, int], statistics: Statistics, dtype: Any
+) -> PrepareTrain:
+    data = config.data
+    augment = make_train_augment(
+        size,
+        padding_crop=data.padding_crop,
+        rotation_degrees=data.rotation_degrees,
+        flip=data.horizontal_flip,
+        color_jitter=data.color_jitter,
+        rand_augment=data.rand_augment,
+        random_erasing=data.random_erasing,
+        random_erasing_mode=data.random_erasing_mode,
+        mean=statistics.mean,
+        std=statistics.std,
+        dtype=dtype,
+        one_by_one=mesh.devices.flat[0].platform == "cpu",
+    )
+    if mesh.size == 1 or config.parallel == "pmap":
+        return augment
+    # Each device prepares its own rows. Left to itself the compiler gathers all of them on each
+    # device where they are taken one by one, since it cannot divide a loop.
+    return jax.shard_map(augment, mesh=mesh, in_specs=P(AXES), out_specs=P(AXES))
+
+
 def make_program(
     config: TrainConfig,
     mesh: Mesh,
@@ -143,14 +170,7 @@ def make_program(
         steps_per_epoch=steps_per_epoch,
         label_smoothing=config.loss.label_smoothing,
         accumulation_steps=config.accumulation_steps,
-        prepare_train=make_train_augment(
-            size,
-            rotation_degrees=config.data.rotation_degrees,
-            flip=config.data.horizontal_flip,
-            mean=statistics.mean,
-            std=statistics.std,
-            dtype=pixels,
-        ),
+        prepare_train=_make_prepare_train(config, mesh, size, statistics, pixels),
         prepare_eval=make_eval_preprocess(
             size, mean=statistics.mean, std=statistics.std, dtype=pixels
         ),

@@ -67,7 +67,8 @@ class StepSettings:
     prepare_eval: PrepareEval
 
 
-def _augment_key(seed: int) -> jax.Array:
+def augment_key(seed: int) -> jax.Array:
+    """What the keys of `example_keys` derive from in a run of this seed."""
     return jax.random.fold_in(jax.random.key(seed), _AUGMENT)
 
 
@@ -106,7 +107,7 @@ def _gradients(
     """The loss of a batch, its metrics, and the gradients."""
     epoch = state.step // settings.steps_per_epoch
     images = settings.prepare_train(
-        example_keys(_augment_key(settings.seed), epoch, batch["index"]), batch["image"]
+        example_keys(augment_key(settings.seed), epoch, batch["index"]), batch["image"]
     )
 
     def loss_of(params: nnx.State) -> tuple[jax.Array, Sums]:
