@@ -221,6 +221,13 @@ def _check_together(config: TrainConfig) -> None:
             "config.data.mean and config.data.std: wanted both None or both of one length, got "
             f"{data.mean!r} and {data.std!r}"
         )
+    for name in ("crop_scale", "crop_ratio"):
+        limits = getattr(data, name)
+        if len(limits) != 2 or limits[0] > limits[1]:
+            raise ValueError(
+                f"config.data.{name}: wanted two numbers, the smallest and the largest, got "
+                f"{limits!r}"
+            )
     if optimizer.warmup_epochs > config.num_epochs:
         raise ValueError(
             "config.optimizer.warmup_epochs: wanted at most num_epochs "

@@ -5,6 +5,8 @@ OpenCV releases the GIL while it decodes and resizes, so Grain's threads run in 
 
 import numpy as np
 
+from vit_jax.data.resample import Interpolation, resample
+
 
 def decode_image(data: bytes, channels: int, where: str) -> np.ndarray:
     """Decodes one compressed image.
@@ -26,7 +28,7 @@ def decode_image(data: bytes, channels: int, where: str) -> np.ndarray:
     """
     import cv2
 
-    flags = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
+    flags = cv2.IMREAD_COLOR_RGB if channels == 3 else cv2.IMREAD_GRAYSCALE
     # imdecode raises on an empty buffer and returns None for anything else that is no image.
     decoded = (
         cv2.imdecode(np.frombuffer(data, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -35,9 +37,7 @@ def decode_image(data: bytes, channels: int, where: str) -> np.ndarray:
     )
     if decoded is None:
         raise ValueError(f"{where} is not a readable image ({len(data)} bytes): damaged or cut off")
-    if channels == 1:
-        return decoded[:, :, None]
-    return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+    return decoded.reshape(*decoded.shape[:2], channels)  # grey comes without its axis
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -55,7 +55,11 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def resize_and_centre_crop(
-    image: np.ndarray, height: int, width: int, crop_fraction: float
+    image: np.ndarray,
+    height: int,
+    width: int,
+    crop_fraction: float,
+    interpolation: Interpolation = "bilinear",
 ) -> np.ndarray:
     """The central (height, width) of `image`, which is first resized with its aspect ratio kept.
 
@@ -67,15 +71,17 @@ def resize_and_centre_crop(
         height: rows of the result.
         width: columns of the result.
         crop_fraction: share of the resized image's tighter side that the crop keeps, in (0, 1].
+        interpolation: "bicubic": PIL's, antialiased, as `resample` has it; "bilinear": `resize`.
     """
     scale = max(
         height / crop_fraction / image.shape[0],
         width / crop_fraction / image.shape[1],
     )
-    resized = resize(
-        image,
-        max(height, round(image.shape[0] * scale)),
-        max(width, round(image.shape[1] * scale)),
-    )
+    rows = max(height, round(image.shape[0] * scale))
+    columns = max(width, round(image.shape[1] * scale))
+    if interpolation == "bicubic":
+        resized = resample(image, rows, columns, "bicubic")
+    else:
+        resized = resize(image, rows, columns)
     top, left = (resized.shape[0] - height) // 2, (resized.shape[1] - width) // 2
     return resized[top : top + height, left : left + width]
