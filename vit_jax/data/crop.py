@@ -1,4 +1,4 @@
-"""Random resized crop on the host, for images that vary in size."""
+"""From images that vary in size to one size, on the host: random and central crops."""
 
 import math
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vit_jax.data.order import CROP_STREAM, raw_words
-from vit_jax.data.resample import INTERPOLATIONS, resample
+from vit_jax.data.resample import INTERPOLATIONS, Interpolation, resample
 
 TRAIN_INTERPOLATIONS = (*INTERPOLATIONS, "random")
 
@@ -100,3 +100,33 @@ class RandomResizedCrop:
         elif width / height > self.ratio[1]:
             columns = round(height * self.ratio[1])
         return (height - rows) // 2, (width - columns) // 2, rows, columns
+
+
+def resize_and_centre_crop(
+    image: np.ndarray,
+    height: int,
+    width: int,
+    crop_fraction: float,
+    interpolation: Interpolation = "bilinear",
+) -> np.ndarray:
+    """The central (height, width) of `image`, which is first resized with its aspect ratio kept.
+
+    The smallest resize is taken that covers (height, width) / crop_fraction: the rule of timm's
+    evaluation, generalised to sides that differ.
+
+    Args:
+        image: (H, W, C) uint8.
+        height: rows of the result.
+        width: columns of the result.
+        crop_fraction: share of the resized image's tighter side that the crop keeps, in (0, 1].
+        interpolation: "bilinear" or "bicubic", see `resample`.
+    """
+    scale = max(
+        height / crop_fraction / image.shape[0],
+        width / crop_fraction / image.shape[1],
+    )
+    rows = max(height, round(image.shape[0] * scale))
+    columns = max(width, round(image.shape[1] * scale))
+    resized = resample(image, rows, columns, interpolation)
+    top, left = (resized.shape[0] - height) // 2, (resized.shape[1] - width) // 2
+    return resized[top : top + height, left : left + width]

@@ -12,10 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vit_jax.data.crop import RandomResizedCrop
-from vit_jax.data.decode import resize, resize_and_centre_crop
+from vit_jax.data.crop import RandomResizedCrop, resize_and_centre_crop
 from vit_jax.data.order import epoch_examples
-from vit_jax.data.resample import INTERPOLATIONS, Interpolation
+from vit_jax.data.resample import INTERPOLATIONS, Interpolation, resample
 from vit_jax.data.sources import ImageSource
 from vit_jax.data.workers import init_worker
 
@@ -228,7 +227,7 @@ class _TrainBatch:
                     image, height, width, seed=self.seed, epoch=epoch, index=int(indices[row])
                 )
             elif image.shape != self.size:
-                image = resize(image, height, width)
+                image = resample(image, height, width, "bilinear")
             batch["image"][row], batch["label"][row] = image, example["label"]
         return batch
 

@@ -91,11 +91,17 @@ class Setup:
 def host_crop(config: TrainConfig, source: ImageSource) -> RandomResizedCrop | None:
     """The random crop that the loader makes: of images that vary in size.
 
-    Those of one size are cropped on the device, inside the step.
+    Raises:
+      ValueError: the images share one size; such cross to the device whole.
     """
     data = config.data
-    if not data.random_resized_crop or source.image_shape:
+    if not data.random_resized_crop:
         return None
+    if source.image_shape:
+        raise ValueError(
+            "config.data.random_resized_crop: wanted images that vary in size, those of "
+            f"{source.name} are all {source.image_shape[:2]}"
+        )
     (small, large), (narrow, wide) = data.crop_scale, data.crop_ratio
     return RandomResizedCrop((small, large), (narrow, wide), data.interpolation)
 
@@ -195,6 +201,7 @@ def build(config: TrainConfig) -> Setup:
     model = nnx.eval_shape(model_maker(config))
     _check_model(model, config, splits.train)
     statistics = statistics_of(config, splits.train.channels)
+    host_crop(config, splits.train)  # refuses what it cannot crop
     return Setup(
         config=config,
         program=make_program(config, mesh, model, statistics, epoch),
