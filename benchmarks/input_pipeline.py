@@ -34,7 +34,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from vit_jax.data.crop import RandomResizedCrop
 from vit_jax.data.loader import eval_batches, train_batches
-from vit_jax.data.resample import Interpolation
 from vit_jax.data.tfds_source import TfdsSource, _parse_example, open_tfds
 
 _KERNELS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -48,7 +47,7 @@ class _Work:
 
     data: str
     form: str  # "", "train" or "eval"
-    interpolation: Interpolation
+    interpolation: str
     batch: int
     batches: int
 

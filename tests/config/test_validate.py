@@ -81,6 +81,8 @@ def test_a_bad_value_names_field_wish_and_value(config, path, value, wanted):
         ({"data.train_split": ""}, "config.data.train_split"),
         ({"data.mean": (0.5,)}, "config.data.mean and config.data.std"),
         ({"data.mean": (0.5,), "data.std": (0.5, 0.5)}, "config.data.mean and config.data.std"),
+        ({"data.crop_scale": (0.5,)}, "config.data.crop_scale"),
+        ({"data.crop_ratio": (2.0, 1.0)}, "config.data.crop_ratio"),
         ({"optimizer.warmup_epochs": 3.0}, "config.optimizer.warmup_epochs"),
         ({"optimizer.min_learning_rate": 0.1}, "config.optimizer.min_learning_rate"),
         ({"optimizer.warmup_learning_rate": 0.1}, "config.optimizer.warmup_learning_rate"),

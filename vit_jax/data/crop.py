@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vit_jax.data.order import CROP_STREAM, raw_words
-from vit_jax.data.resample import INTERPOLATIONS, Interpolation, resample
+from vit_jax.data.resample import INTERPOLATIONS, resample
 
 TRAIN_INTERPOLATIONS = (*INTERPOLATIONS, "random")
 
@@ -74,7 +74,7 @@ class RandomResizedCrop:
         if kernel == "random":
             kernel = INTERPOLATIONS[int(words[-1]) >> 63]
         crop = image[top : top + rows, left : left + columns]
-        return resample(crop, height, width, kernel)  # pyright: ignore[reportArgumentType]
+        return resample(crop, height, width, kernel)
 
     def box(self, words: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
         """(top, left, rows, columns) of the crop in an image of (height, width).
@@ -107,7 +107,7 @@ def resize_and_centre_crop(
     height: int,
     width: int,
     crop_fraction: float,
-    interpolation: Interpolation = "bilinear",
+    interpolation: str = "bilinear",
 ) -> np.ndarray:
     """The central (height, width) of `image`, which is first resized with its aspect ratio kept.
 

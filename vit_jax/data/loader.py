@@ -14,7 +14,7 @@ import numpy as np
 
 from vit_jax.data.crop import RandomResizedCrop, resize_and_centre_crop
 from vit_jax.data.order import epoch_examples
-from vit_jax.data.resample import INTERPOLATIONS, Interpolation, resample
+from vit_jax.data.resample import INTERPOLATIONS, resample
 from vit_jax.data.sources import ImageSource
 from vit_jax.data.workers import init_worker
 
@@ -138,7 +138,7 @@ def eval_batches(
     worker_kind: WorkerKind = "thread",
     image_size: int | tuple[int, int] | None = None,
     crop_fraction: float = 1.0,
-    interpolation: Interpolation = "bilinear",
+    interpolation: str = "bilinear",
     rows: Sequence[int] | np.ndarray | None = None,
 ) -> Batches:
     """Every image exactly once, in the order of the source.
@@ -241,7 +241,7 @@ class _EvalBatch:
     size: tuple[int, int, int]
     batch_size: int
     crop_fraction: float
-    interpolation: Interpolation
+    interpolation: str
 
     def __call__(self, number: int) -> Batch:
         indices = np.arange(self.batch_size)[self.rows] + int(number) * self.batch_size

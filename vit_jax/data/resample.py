@@ -14,21 +14,17 @@ to that.
 """
 
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 
-Interpolation = Literal["bilinear", "bicubic"]
-INTERPOLATIONS: tuple[Interpolation, ...] = ("bilinear", "bicubic")
+INTERPOLATIONS = ("bilinear", "bicubic")
 
 # Points per pixel at which kernels are compared.
 _DENSITY = 64
 _IDENTITY = np.ones(1, np.float32)
 
 
-def resample(
-    image: np.ndarray, height: int, width: int, interpolation: Interpolation
-) -> np.ndarray:
+def resample(image: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
     """`image` at (height, width), as PIL's BILINEAR or BICUBIC but for rounding and the fit.
 
     Args:
@@ -54,8 +50,8 @@ def resample(
 
 
 def _filters(
-    in_height: int, height: int, in_width: int, width: int, interpolation: Interpolation
-) -> tuple[Interpolation, np.ndarray, np.ndarray]:
+    in_height: int, height: int, in_width: int, width: int, interpolation: str
+) -> tuple[str, np.ndarray, np.ndarray]:
     """OpenCV's kernel to use, and the taps to apply before along rows and columns."""
     fits = {
         base: (
@@ -72,9 +68,7 @@ def _filters(
 
 
 @lru_cache(maxsize=8192)
-def _fit(
-    in_size: int, out_size: int, interpolation: Interpolation, base: Interpolation
-) -> tuple[np.ndarray, float]:
+def _fit(in_size: int, out_size: int, interpolation: str, base: str) -> tuple[np.ndarray, float]:
     """The taps that bring OpenCV's kernel nearest to PIL's along one axis.
 
     Returns:
@@ -83,8 +77,8 @@ def _fit(
     if in_size == out_size:  # both kernels are 1 at 0 and 0 at all other pixels
         return _IDENTITY, 0.0
     shrink = max(in_size / out_size, 1.0)
-    theirs, reach = (_triangle, 1) if interpolation == "bilinear" else (_pil_cubic, 2)
-    ours, our_reach = (_triangle, 1) if base == "bilinear" else (_opencv_cubic, 2)
+    theirs, reach = _PIL_KERNELS[interpolation]
+    ours, our_reach = _OPENCV_KERNELS[base]
     edge = int(np.ceil(reach * shrink)) + our_reach + 1
     x = np.linspace(-edge, edge, 2 * edge * _DENSITY + 1)
     centre = ours(x)
@@ -118,3 +112,8 @@ def _keys(x: np.ndarray, a: float) -> np.ndarray:
     near = (a + 2) * x**3 - (a + 3) * x**2 + 1
     far = a * (x**3 - 5 * x**2 + 8 * x - 4)
     return np.where(x < 1, near, np.where(x < 2, far, 0))
+
+
+# Each with its reach, in pixels.
+_PIL_KERNELS = {"bilinear": (_triangle, 1), "bicubic": (_pil_cubic, 2)}
+_OPENCV_KERNELS = {"bilinear": (_triangle, 1), "bicubic": (_opencv_cubic, 2)}
