@@ -19,6 +19,8 @@ from vit_jax.data import (
     steps_per_epoch,
     train_batches,
 )
+from vit_jax.data.host_crop import RandomResizedCrop
+from vit_jax.data.resample import resample
 
 
 def take(count: int, source: Any, **arguments: Any) -> list[Batch]:
@@ -147,6 +149,103 @@ def test_images_of_varying_size_are_resized_on_the_host(tmp_path: Path) -> None:
     assert not np.array_equal(cropped["image"][1], batch["image"][1])
 
 
+def varied_source(root: Path, count: int = 11) -> Any:
+    """PNG files of 20 to 30 pixels a side."""
+    for i in range(count):
+        image = np.random.default_rng(i).integers(0, 256, (20 + i, 30 - i, 3), dtype=np.uint8)
+        write_png(root / "train" / "ant" / f"{i:02d}.png", image)
+    return open_splits("folder", data_dir=root, validation_split=None, test_split=None).train
+
+
+CROPPED: dict[str, Any] = {"image_size": 16, "repeats": 3, "crop": RandomResizedCrop()}
+
+
+def test_crops_are_keyed_by_epoch_and_index_and_nothing_else(tmp_path: Path) -> None:
+    source = varied_source(tmp_path)
+    assert steps_per_epoch(source, 5) == 2
+    for step, batch in enumerate(take(5, source, batch_size=5, **CROPPED)):
+        for row, index in enumerate(batch["index"].tolist()):
+            image = source[index % len(source)]["image"]
+            expected = CROPPED["crop"](image, 16, 16, seed=7, epoch=step // 2, index=index)
+            np.testing.assert_array_equal(batch["image"][row], expected)
+
+
+def test_without_a_crop_the_whole_image_is_resized(tmp_path: Path) -> None:
+    source = varied_source(tmp_path)
+    (batch,) = take(1, source, batch_size=5, image_size=(16, 12))
+    for row, index in enumerate(batch["index"].tolist()):
+        expected = resample(source[index]["image"], 16, 12, "bilinear")
+        np.testing.assert_array_equal(batch["image"][row], expected)
+
+
+@pytest.mark.parametrize(("num_workers", "worker_kind"), [(3, "thread"), (2, "process")])
+def test_crops_and_repeats_survive_workers_resume_and_hosts(
+    tmp_path: Path, num_workers: int, worker_kind: str
+) -> None:
+    source = varied_source(tmp_path)
+    whole = take(9, source, **CROPPED)
+    workers: dict[str, Any] = {"num_workers": num_workers, "worker_kind": worker_kind}
+    assert_equal(take(5, source, start_step=4, num_steps=5, **workers, **CROPPED), whole[4:])
+    part = take(9, source, rows=[1, 4], num_steps=9, **workers, **CROPPED)
+    for mine, all_of_it in zip(part, whole, strict=True):
+        for key in mine:
+            np.testing.assert_array_equal(mine[key], all_of_it[key][[1, 4]])
+
+
+@pytest.mark.parametrize(("num_workers", "worker_kind"), [(0, "thread"), (1, "process")])
+def test_a_damaged_image_is_named_where_crops_are_made(
+    tmp_path: Path, num_workers: int, worker_kind: Any
+) -> None:
+    source = varied_source(tmp_path)
+    path = tmp_path / "train" / "ant" / "05.png"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"ant/05.png is not a readable image"):
+        take(
+            6,
+            source,
+            num_steps=6,
+            num_workers=num_workers,
+            worker_kind=worker_kind,
+            image_size=16,
+            crop=RandomResizedCrop(),
+        )
+
+
+def test_repeated_augmentation_shows_a_third_of_the_images_three_times() -> None:
+    source = array_source(24)
+    for epoch in range(3):
+        batches = take(4, source, start_step=4 * epoch, repeats=3)
+        index = np.concatenate([batch["index"] for batch in batches])
+        images, repeat = index % 24, index // 24
+        # An epoch is as long as ever and holds 8 of the 24 images, each as repeat 0, 1 and 2.
+        assert len(index) == 24
+        shown, times = np.unique(images, return_counts=True)
+        assert len(shown) == 8
+        assert (times == 3).all()
+        np.testing.assert_array_equal(repeat, np.tile([0, 1, 2], 8))
+        # The images of a batch are next to each other, and those of the plain order.
+        once = np.concatenate([b["index"] for b in take(4, source, start_step=4 * epoch)])
+        np.testing.assert_array_equal(images[::3], once[:8])
+        for batch in batches:
+            np.testing.assert_array_equal(batch["image"], source.images[batch["index"] % 24])
+            np.testing.assert_array_equal(batch["label"], source.labels[batch["index"] % 24])
+
+
+def test_over_many_epochs_each_image_is_shown_as_often() -> None:
+    source = array_source(24)
+    shown = np.concatenate([b["index"] % 24 for b in take(4 * 120, source, repeats=3)])
+    # 120 epochs show each image 120 times on average, in threes: 40 +- 5.2 of binomial(120, 1/3).
+    counts = np.bincount(shown, minlength=24) / 3
+    assert counts.sum() == 120 * 8
+    assert (abs(counts - 40) < 4 * 5.2).all()
+
+
+def test_repeats_of_an_image_are_cropped_differently(tmp_path: Path) -> None:
+    (batch,) = take(1, varied_source(tmp_path), batch_size=3, **CROPPED)
+    assert len(set(batch["index"] % 11)) == 1
+    assert len({image.tobytes() for image in batch["image"]}) == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -159,6 +258,8 @@ def test_images_of_varying_size_are_resized_on_the_host(tmp_path: Path) -> None:
         ({"rows": [5, 6]}, r"rows must be from 0 to 5, and some, got \[5, 6\]"),
         ({"rows": []}, r"rows must be from 0 to 5, and some, got \[\]"),
         ({"image_size": 0}, "image_height must be at least 1"),
+        ({"repeats": 0}, "repeats must be at least 1, got 0"),
+        ({"repeats": 2**30}, "repeats must be at most 107374182 for the 20 images of memory"),
     ],
 )
 def test_bad_arguments_are_one_clear_error(arguments: dict, message: str) -> None:
@@ -169,6 +270,8 @@ def test_bad_arguments_are_one_clear_error(arguments: dict, message: str) -> Non
 def test_bad_crop_fraction_is_refused() -> None:
     with pytest.raises(ValueError, match=r"crop_fraction must be in \(0, 1\], got 0"):
         eval_batches(array_source(3), batch_size=3, crop_fraction=0.0)
+    with pytest.raises(ValueError, match="interpolation 'random'; valid: bilinear, bicubic"):
+        eval_batches(array_source(3), batch_size=3, interpolation="random")
 
 
 @pytest.mark.parametrize(

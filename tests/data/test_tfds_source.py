@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.data.conftest import CLASSES, prepare_small, random_images
 from vit_jax.data import open_splits, write_prepared
-from vit_jax.data.decode import decode_image, resize, resize_and_centre_crop
+from vit_jax.data.decode import decode_image
 from vit_jax.data.tfds_source import default_data_dir, find_prepared, open_tfds
 
 
@@ -226,16 +226,6 @@ def test_undecodable_bytes_are_named(data: bytes | None) -> None:
         data = whole[: len(whole) // 2]
     with pytest.raises(ValueError, match="photo 3 is not a readable image"):
         decode_image(data, 3, "photo 3")
-
-
-def test_resize_keeps_channels_and_the_centre_crop_keeps_the_aspect() -> None:
-    assert resize(random_images(1, 9, channels=1)[0], 4, 6).shape == (4, 6, 1)
-    image = np.zeros((40, 80, 3), np.uint8)
-    image[:, 20:60] = 200  # the central square
-    assert (resize_and_centre_crop(image, 20, 20, 1.0) == 200).all()
-    wide = resize_and_centre_crop(image, 20, 30, 0.5)
-    assert wide.shape == (20, 30, 3)
-    np.testing.assert_array_equal(resize_and_centre_crop(image, 40, 80, 1.0), image)
 
 
 def _edit_json(path: Path, **fields) -> None:

@@ -120,6 +120,41 @@ class DataConfig:
         "pixel",
         choices=("const", "rand", "pixel"),
     )
+    random_resized_crop: bool = _option(
+        "train on a random crop of each image, resized (torchvision's RandomResizedCrop)", False
+    )
+    crop_scale: tuple[float, ...] = _option(
+        "random_resized_crop: smallest and largest share of the image's area",
+        (0.08, 1.0),
+        above=0,
+        maximum=1,
+    )
+    crop_ratio: tuple[float, ...] = _option(
+        "random_resized_crop: smallest and largest width / height", (0.75, 1.3333), above=0
+    )
+    interpolation: str = _option(
+        "kernel of random_resized_crop, antialiased; random: each image draws one of the two",
+        "bilinear",
+        choices=("bilinear", "bicubic", "random"),
+    )
+    eval_crop_fraction: OptionalFloat = _option(
+        "images of varying size: side of the evaluated central crop over the side of the resized "
+        "image; None: the model's own",
+        None,
+        above=0,
+        maximum=1,
+    )
+    eval_interpolation: str = _option(
+        "images of varying size: kernel of the evaluation's resize",
+        "bilinear",
+        choices=("bilinear", "bicubic"),
+    )
+    repeated_augmentation: int = _option(
+        "times that an image of an epoch appears in it, each augmented anew; an epoch stays as "
+        "long: with 3 it shows a third of the images",
+        1,
+        minimum=1,
+    )
     num_workers: int = _option("loader threads or processes; 0: load in line", 2, minimum=0)
     worker_kind: str = _option(
         "what the loader's workers are", "thread", choices=("thread", "process")

@@ -230,6 +230,13 @@ def _check_together(config: TrainConfig) -> None:
             "config.data.mean and config.data.std: wanted both None or both of one length, got "
             f"{data.mean!r} and {data.std!r}"
         )
+    for name in ("crop_scale", "crop_ratio"):
+        limits = getattr(data, name)
+        if len(limits) != 2 or limits[0] > limits[1]:
+            raise ValueError(
+                f"config.data.{name}: wanted two numbers, the smallest and the largest, got "
+                f"{limits!r}"
+            )
     if data.color_jitter and data.rand_augment:
         raise ValueError(
             "config.data.color_jitter: wanted 0 with rand_augment, which changes colours itself, "

@@ -10,8 +10,8 @@ from vit_jax.data.augment import (
     make_train_augment,
     normalize,
 )
-from vit_jax.data.crop import RandomResizedCrop
 from vit_jax.data.geometry import random_horizontal_flip, random_rotation, rotate
+from vit_jax.data.host_crop import RandomResizedCrop
 from vit_jax.data.loader import (
     Batch,
     Batches,

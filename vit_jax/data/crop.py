@@ -1,6 +1,5 @@
 """Random resized crop of images of one size: torchvision's `RandomResizedCrop`, on the device."""
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -8,42 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32, Key, UInt8
 
-INTERPOLATIONS = ("bilinear", "bicubic", "random")
+from vit_jax.data.host_crop import RandomResizedCrop
 
 _ATTEMPTS = 10
-
-
-@dataclasses.dataclass(frozen=True)
-class RandomResizedCrop:
-    """What is cut out, before it is resized.
-
-    Attributes:
-        scale: smallest and largest area, of the image's.
-        ratio: smallest and largest width over height.
-        interpolation: "bilinear", "bicubic", or "random": either, for each image.
-
-    Raises:
-        ValueError: a range that is empty or not positive, or another interpolation.
-    """
-
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    interpolation: str = "bilinear"
-
-    def __post_init__(self) -> None:
-        for name in ("scale", "ratio"):
-            value = getattr(self, name)
-            if len(value) != 2 or not 0 < value[0] <= value[1]:
-                raise ValueError(
-                    f"{name}: wanted two positive numbers, the smaller first, got {value!r}"
-                )
-        if self.scale[1] > 1:
-            raise ValueError(f"scale: wanted at most the image's area, 1, got {self.scale!r}")
-        if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(
-                f"interpolation: wanted one of {', '.join(INTERPOLATIONS)}, got "
-                f"{self.interpolation!r}"
-            )
 
 
 class Box(NamedTuple):

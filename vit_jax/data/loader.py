@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vit_jax.data.decode import resize, resize_and_centre_crop
-from vit_jax.data.order import epoch_order
+from vit_jax.data.host_crop import RandomResizedCrop, resize_and_centre_crop
+from vit_jax.data.order import epoch_examples
+from vit_jax.data.resample import INTERPOLATIONS, resample
 from vit_jax.data.sources import ImageSource
 from vit_jax.data.workers import init_worker
 
@@ -25,6 +26,7 @@ WORKER_KINDS: tuple[WorkerKind, ...] = ("thread", "process")
 _ENDLESS = 2**40
 # Batches made ahead by each worker: one in work, one ready.
 _BUFFERED_BATCHES = 2
+_MAX_INDEX = 2**31 - 1
 
 
 class Batches:
@@ -73,15 +75,17 @@ def train_batches(
     num_workers: int = 0,
     worker_kind: WorkerKind = "thread",
     image_size: int | tuple[int, int] | None = None,
+    crop: RandomResizedCrop | None = None,
+    repeats: int = 1,
     rows: Sequence[int] | np.ndarray | None = None,
 ) -> Batches:
     """Shuffled batches from `start_step` on, epoch after epoch.
 
     Each epoch visits the images in an order drawn from (seed, epoch); a last batch that would be
     short is dropped. A batch holds `image` (B, H, W, C) uint8, `label` (B,) int32, `index` (B,)
-    int32 (the position in `source`) and `mask` (B,) bool, here all True, where B is the number of
-    `rows`. The batch of a step depends on (seed, step) and these sizes alone: not on `start_step`,
-    the workers, or the step before.
+    int32 (the position in `source`, plus len(source) times the repeat) and `mask` (B,) bool, here
+    all True, where B is the number of `rows`. The batch of a step depends on (seed, step) and these
+    sizes alone: not on `start_step`, the workers, or the step before.
 
     Args:
         source: the training images.
@@ -93,6 +97,9 @@ def train_batches(
         worker_kind: "thread" (OpenCV decodes outside the GIL) or "process".
         image_size: side, or (height, width), that each image is resized to; None leaves images
             alone, which then must share one size.
+        crop: resize a random crop of each image, drawn from (seed, epoch, index); None: the whole
+            image, whatever its aspect ratio.
+        repeats: how many times an image of an epoch appears in it, see `epoch_examples`.
         rows: which rows of each batch are made: a host's own. None: all.
 
     Raises:
@@ -103,10 +110,18 @@ def train_batches(
     _check_at_least(0, seed=seed, start_step=start_step)
     if num_steps is not None:
         _check_at_least(0, num_steps=num_steps)
+    _check_at_least(1, repeats=repeats)
+    if len(source) * repeats > _MAX_INDEX:
+        raise ValueError(
+            f"repeats must be at most {_MAX_INDEX // len(source)} for the {len(source)} images of "
+            f"{source.name}, got {repeats}"
+        )
     make_batch = _TrainBatch(
         source=source,
         rows=_rows(batch_size, rows),
         size=_image_size(source, image_size),
+        crop=crop,
+        repeats=repeats,
         batch_size=batch_size,
         seed=seed,
         steps_per_epoch=num_steps_per_epoch,
@@ -123,6 +138,7 @@ def eval_batches(
     worker_kind: WorkerKind = "thread",
     image_size: int | tuple[int, int] | None = None,
     crop_fraction: float = 1.0,
+    interpolation: str = "bilinear",
     rows: Sequence[int] | np.ndarray | None = None,
 ) -> Batches:
     """Every image exactly once, in the order of the source.
@@ -138,6 +154,7 @@ def eval_batches(
         image_size: side, or (height, width): images of another size are resized, aspect ratio kept,
             and cropped at the centre. None leaves images alone, which then must share one size.
         crop_fraction: share of the resized image's tighter side that the crop keeps, in (0, 1].
+        interpolation: of the resize, see `resize_and_centre_crop`.
         rows: as in `train_batches`.
 
     Raises:
@@ -145,12 +162,17 @@ def eval_batches(
     """
     if not 0 < crop_fraction <= 1:
         raise ValueError(f"crop_fraction must be in (0, 1], got {crop_fraction}")
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(
+            f"unknown interpolation {interpolation!r}; valid: {', '.join(INTERPOLATIONS)}"
+        )
     make_batch = _EvalBatch(
         source=source,
         rows=_rows(batch_size, rows),
         size=_image_size(source, image_size),
         batch_size=batch_size,
         crop_fraction=crop_fraction,
+        interpolation=interpolation,
     )
     return _iterate(make_batch, 0, num_eval_batches(source, batch_size), num_workers, worker_kind)
 
@@ -183,17 +205,31 @@ class _TrainBatch:
     source: ImageSource
     rows: np.ndarray
     size: tuple[int, int, int]
+    crop: RandomResizedCrop | None
+    repeats: int
     batch_size: int
     seed: int
     steps_per_epoch: int
 
     def __call__(self, step: int) -> Batch:
         epoch, step_of_epoch = divmod(int(step), self.steps_per_epoch)
-        order = epoch_order(len(self.source), self.seed, epoch)
-        start = step_of_epoch * self.batch_size
-        return _collate(
-            self.source, order[start : start + self.batch_size][self.rows], self.size, resize
+        places = self.rows + step_of_epoch * self.batch_size
+        positions, indices = epoch_examples(
+            places, len(self.source), self.seed, epoch, self.repeats
         )
+        batch = _empty_batch(indices, self.size)
+        height, width, _ = self.size
+        for row, position in enumerate(positions.tolist()):
+            example = self.source[position]
+            image = example["image"]
+            if self.crop is not None:
+                image = self.crop(
+                    image, height, width, seed=self.seed, epoch=epoch, index=int(indices[row])
+                )
+            elif image.shape != self.size:
+                image = resample(image, height, width, "bilinear")
+            batch["image"][row], batch["label"][row] = image, example["label"]
+        return batch
 
 
 @dataclass(frozen=True)
@@ -205,36 +241,32 @@ class _EvalBatch:
     size: tuple[int, int, int]
     batch_size: int
     crop_fraction: float
+    interpolation: str
 
     def __call__(self, number: int) -> Batch:
         indices = np.arange(self.batch_size)[self.rows] + int(number) * self.batch_size
         indices[indices >= len(self.source)] = -1
-        return _collate(self.source, indices, self.size, self._fit)
+        batch = _empty_batch(indices, self.size)
+        height, width, _ = self.size
+        for row in np.flatnonzero(batch["mask"]).tolist():
+            example = self.source[int(indices[row])]
+            image = example["image"]
+            if image.shape != self.size:
+                image = resize_and_centre_crop(
+                    image, height, width, self.crop_fraction, self.interpolation
+                )
+            batch["image"][row], batch["label"][row] = image, example["label"]
+        return batch
 
-    def _fit(self, image: np.ndarray, height: int, width: int) -> np.ndarray:
-        return resize_and_centre_crop(image, height, width, self.crop_fraction)
 
-
-def _collate(
-    source: ImageSource,
-    indices: np.ndarray,
-    size: tuple[int, int, int],
-    fit: Callable[[np.ndarray, int, int], np.ndarray],
-) -> Batch:
-    """Reads the images at `indices` into one batch; -1 marks a padding row."""
-    mask = indices >= 0
-    batch = {
+def _empty_batch(indices: np.ndarray, size: tuple[int, int, int]) -> Batch:
+    """A batch of black images; index -1 marks a padding row."""
+    return {
         "image": np.zeros((len(indices), *size), np.uint8),
         "label": np.zeros(len(indices), np.int32),
         "index": indices.astype(np.int32),
-        "mask": mask,
+        "mask": indices >= 0,
     }
-    examples = source.__getitems__(indices[mask].tolist())
-    for row, example in zip(np.flatnonzero(mask), examples, strict=True):
-        image = example["image"]
-        batch["image"][row] = image if image.shape == size else fit(image, *size[:2])
-        batch["label"][row] = example["label"]
-    return batch
 
 
 def _iterate(

@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 
 # Independent purposes draw from independent streams, also when their seeds are equal.
-SPLIT_STREAM, SUBSET_STREAM, EPOCH_STREAM = 1, 2, 3
+SPLIT_STREAM, SUBSET_STREAM, EPOCH_STREAM, CROP_STREAM = 1, 2, 3, 4
 
 
 def permutation(length: int, *words: int) -> np.ndarray:
@@ -22,8 +22,12 @@ def permutation(length: int, *words: int) -> np.ndarray:
     Returns:
         (length,) int64.
     """
-    generator = np.random.Philox(np.random.SeedSequence(words))
-    return np.argsort(generator.random_raw(length), kind="stable")
+    return np.argsort(raw_words(length, *words), kind="stable")
+
+
+def raw_words(count: int, *words: int) -> np.ndarray:
+    """(count,) random uint64, a pure function of its arguments; `words` as in `permutation`."""
+    return np.random.Philox(np.random.SeedSequence(words)).random_raw(count)
 
 
 @lru_cache(maxsize=4)
@@ -36,6 +40,31 @@ def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
     order = permutation(length, EPOCH_STREAM, seed, epoch)
     order.setflags(write=False)
     return order
+
+
+def epoch_examples(
+    places: np.ndarray, length: int, seed: int, epoch: int, repeats: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which images stand at `places` of an epoch.
+
+    With `repeats` each image of the epoch's order stands there so many times in a row, and only the
+    first length / repeats images of the order have their turn: repeated augmentation (Hoffer et
+    al., 2020, arXiv:1901.09335), with the epoch as long as before, as DeiT has it.
+
+    Args:
+        places: (N,) positions in the epoch, from 0 to length - 1.
+        length: number of training images.
+        seed: selects the order.
+        epoch: likewise.
+        repeats: how many times an image appears; 1 for once.
+
+    Returns:
+        positions: (N,) int64, of the images in their source.
+        indices: (N,) int64, position + length * r for the r-th repeat: what tells repeats apart
+            wherever randomness is keyed by index.
+    """
+    positions = epoch_order(length, seed, epoch)[places // repeats]
+    return positions, positions + length * (places % repeats)
 
 
 def stratified_order(labels: Sequence[int] | np.ndarray, seed: int) -> np.ndarray:

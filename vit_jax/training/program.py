@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from vit_jax.config import TrainConfig
 from vit_jax.data.augment import make_eval_preprocess, make_train_augment
+from vit_jax.data.host_crop import RandomResizedCrop
 from vit_jax.data.statistics import Statistics
 from vit_jax.layers.stack import is_layer_weight
 from vit_jax.models.base import VisionModel
@@ -103,11 +104,17 @@ def image_size(config: TrainConfig, model: VisionModel) -> tuple[int, int]:
 
 
 def _make_prepare_train(
-    config: TrainConfig, mesh: Mesh, size: tuple[int, int], statistics: Statistics, dtype: Any
+    config: TrainConfig,
+    mesh: Mesh,
+    size: tuple[int, int],
+    statistics: Statistics,
+    dtype: Any,
+    crop: RandomResizedCrop | None,
 ) -> PrepareTrain:
     data = config.data
     augment = make_train_augment(
         size,
+        crop=crop,
         padding_crop=data.padding_crop,
         rotation_degrees=data.rotation_degrees,
         flip=data.horizontal_flip,
@@ -133,6 +140,7 @@ def make_program(
     model: VisionModel,
     statistics: Statistics,
     steps_per_epoch: int,
+    crop: RandomResizedCrop | None = None,
 ) -> Program:
     """Makes the steps of a run. Nothing is compiled and no array is made.
 
@@ -142,6 +150,7 @@ def make_program(
       model: of `model_maker`, abstract (`nnx.eval_shape`).
       statistics: that images are normalised with.
       steps_per_epoch: updates in a pass over the training split.
+      crop: a random crop that the step makes, of images of one size.
 
     Raises:
       ValueError: see `parameter_groups`.
@@ -170,7 +179,7 @@ def make_program(
         steps_per_epoch=steps_per_epoch,
         label_smoothing=config.loss.label_smoothing,
         accumulation_steps=config.accumulation_steps,
-        prepare_train=_make_prepare_train(config, mesh, size, statistics, pixels),
+        prepare_train=_make_prepare_train(config, mesh, size, statistics, pixels, crop),
         prepare_eval=make_eval_preprocess(
             size, mean=statistics.mean, std=statistics.std, dtype=pixels
         ),

@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from vit_jax.config import TrainConfig
+from vit_jax.data.host_crop import RandomResizedCrop
 from vit_jax.data.loader import Batches, eval_batches, steps_per_epoch, train_batches
 from vit_jax.data.sources import ImageSource
 from vit_jax.data.splits import Splits, open_splits
@@ -58,6 +59,8 @@ class Setup:
             num_workers=data.num_workers,
             worker_kind=data.worker_kind,  # pyright: ignore[reportArgumentType]
             image_size=self._host_size(self.splits.train),
+            crop=None if self.splits.train.image_shape else random_crop(self.config),
+            repeats=data.repeated_augmentation,
             rows=process_rows(self.program.mesh, data.batch_size),
         )
 
@@ -71,6 +74,7 @@ class Setup:
             worker_kind=data.worker_kind,  # pyright: ignore[reportArgumentType]
             image_size=self._host_size(source),
             crop_fraction=self.preprocessing["crop_fraction"],
+            interpolation=self.preprocessing["interpolation"],
             rows=process_rows(self.program.mesh, data.eval_batch_size),
         )
 
@@ -82,6 +86,36 @@ class Setup:
     def _host_size(self, source: ImageSource) -> tuple[int, int] | None:
         # Images of one size cross to the device as they are and are resized there.
         return None if source.image_shape else self.image_size
+
+
+def random_crop(config: TrainConfig) -> RandomResizedCrop | None:
+    """The random resized crop of training images.
+
+    The loader makes it where images vary in size. Those of one size cross to the device whole, and
+    the step crops them.
+    """
+    data = config.data
+    if not data.random_resized_crop:
+        return None
+    (small, large), (narrow, wide) = data.crop_scale, data.crop_ratio
+    return RandomResizedCrop((small, large), (narrow, wide), data.interpolation)
+
+
+def _crop_fraction(config: TrainConfig, model: VisionModel, source: ImageSource) -> float:
+    """Of evaluation. Images that come in one size are shown whole."""
+    data = config.data
+    if source.image_shape:
+        if data.eval_crop_fraction is not None or data.eval_interpolation != "bilinear":
+            raise ValueError(
+                "config.data.eval_crop_fraction and eval_interpolation are for images that vary in "
+                f"size; those of {source.name} are all {source.image_shape[:2]} and are shown "
+                'whole: wanted None and "bilinear", got '
+                f"{data.eval_crop_fraction!r} and {data.eval_interpolation!r}"
+            )
+        return 1.0
+    if data.eval_crop_fraction is not None:
+        return data.eval_crop_fraction
+    return model.preprocessing.crop_fraction if model.preprocessing else 1.0
 
 
 def statistics_of(config: TrainConfig, channels: int) -> Statistics:
@@ -162,10 +196,10 @@ def build(config: TrainConfig) -> Setup:
     model = nnx.eval_shape(model_maker(config))
     _check_model(model, config, splits.train)
     statistics = statistics_of(config, splits.train.channels)
-    crop = model.preprocessing.crop_fraction if model.preprocessing else 1.0
+    crop = random_crop(config) if splits.train.image_shape else None
     return Setup(
         config=config,
-        program=make_program(config, mesh, model, statistics, epoch),
+        program=make_program(config, mesh, model, statistics, epoch, crop),
         splits=splits,
         steps_per_epoch=epoch,
         total_steps=epoch * config.num_epochs,
@@ -173,8 +207,7 @@ def build(config: TrainConfig) -> Setup:
         preprocessing={
             "mean": list(statistics.mean),
             "std": list(statistics.std),
-            # Images that come in one size are shown whole.
-            "crop_fraction": 1.0 if splits.train.image_shape else crop,
-            "interpolation": "bilinear",
+            "crop_fraction": _crop_fraction(config, model, splits.train),
+            "interpolation": data.eval_interpolation,
         },
     )

@@ -1,0 +1,145 @@
+"""The random resized crop: torchvision's distribution, keyed by (seed, epoch, index)."""
+
+import math
+
+import numpy as np
+import pytest
+
+from tests.data.conftest import random_images
+from vit_jax.data.host_crop import RandomResizedCrop, resize_and_centre_crop
+from vit_jax.data.order import raw_words
+from vit_jax.data.resample import resample
+
+_DRAWS = 4000
+
+
+def torchvisions(
+    rng: np.random.Generator, height: int, width: int, scale, ratio
+) -> tuple[int, int, int, int]:
+    """What torchvision documents of `RandomResizedCrop.get_params`, in plain NumPy."""
+    for _ in range(10):
+        target = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    h, w = height, width
+    if width / height < ratio[0]:
+        h = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w = round(height * ratio[1])
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def kolmogorov_smirnov(left: np.ndarray, right: np.ndarray) -> float:
+    """The largest distance between two empirical distribution functions."""
+    points = np.sort(np.concatenate([left, right]))
+    return np.abs(
+        np.searchsorted(np.sort(left), points, side="right") / len(left)
+        - np.searchsorted(np.sort(right), points, side="right") / len(right)
+    ).max()
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "ratio"),
+    [
+        ((375, 500), (0.08, 1.0), (3 / 4, 4 / 3)),
+        ((200, 900), (0.08, 1.0), (3 / 4, 4 / 3)),  # often falls back
+        ((64, 64), (0.3, 0.6), (0.5, 1.0)),
+    ],
+)
+def test_boxes_are_distributed_as_torchvisions(size, scale, ratio) -> None:
+    crop = RandomResizedCrop(scale, ratio)
+    rng = np.random.default_rng(0)
+    ours = np.array([crop.box(raw_words(41, 9, i), *size) for i in range(_DRAWS)])
+    theirs = np.array([torchvisions(rng, *size, scale, ratio) for _ in range(_DRAWS)])
+    assert (ours[:, 0] >= 0).all()
+    assert (ours[:, 1] >= 0).all()
+    assert (ours[:, 0] + ours[:, 2] <= size[0]).all()
+    assert (ours[:, 1] + ours[:, 3] <= size[1]).all()
+    for figure in (
+        lambda box: box[:, 2] * box[:, 3],
+        lambda box: box[:, 3] / box[:, 2],
+        lambda box: box[:, 0] / (size[0] - box[:, 2] + 1),
+        lambda box: box[:, 1] / (size[1] - box[:, 3] + 1),
+    ):
+        # Two equal distributions are further apart than this once in a thousand times:
+        # 1.95 sqrt(2 / n).
+        assert kolmogorov_smirnov(figure(ours), figure(theirs)) < 1.95 * math.sqrt(2 / _DRAWS)
+
+
+def _words(*uniform: float) -> np.ndarray:
+    return np.array([int(u * 2**64) for u in uniform] + [0] * (41 - len(uniform)), np.uint64)
+
+
+def test_a_box_by_hand() -> None:
+    crop = RandomResizedCrop((0.25, 0.75), (1.0, 4.0))
+    # area 0.5 * 100 * 200 = 10,000; ratio exp(log(4) / 2) = 2: 71 rows, 141 columns.
+    assert crop.box(_words(0.5, 0.5, 0.0, 0.0), 100, 200) == (0, 0, 71, 141)
+    assert crop.box(_words(0.5, 0.5, 0.5, 0.999), 100, 200) == (15, 59, 71, 141)
+    # The first try is 50 rows high and 200 wide and does not fit; the second does.
+    assert crop.box(_words(0.5, 0.999999, 0, 0, 0.5, 0.0, 0, 0), 200, 100) == (0, 0, 100, 100)
+
+
+@pytest.mark.parametrize(
+    ("size", "box"),
+    [((100, 1000), (0, 433, 100, 133)), ((1000, 100), (433, 0, 133, 100))],
+)
+def test_what_never_fits_is_cut_at_the_centre(size, box) -> None:
+    crop = RandomResizedCrop((1.0, 1.0), (3 / 4, 4 / 3))
+    for i in range(20):
+        assert crop.box(raw_words(41, i), *size) == box
+
+
+def test_a_crop_is_a_function_of_its_key() -> None:
+    image = random_images(1, 48)[0]
+    crop = RandomResizedCrop()
+    key = {"seed": 1, "epoch": 2, "index": 3}
+    first = crop(image, 16, 20, **key)
+    assert first.shape == (16, 20, 3)
+    np.testing.assert_array_equal(crop(image, 16, 20, **key), first)
+    for name in key:
+        assert not np.array_equal(crop(image, 16, 20, **{**key, name: key[name] + 1}), first)
+    # For ever: what one version of this package drew, another draws.
+    words = raw_words(41, 4, 1, 2, 3)
+    assert crop.box(words, 48, 48) == (1, 4, 46, 40)
+
+
+def test_random_interpolation_draws_each_half_of_the_time() -> None:
+    image = random_images(1, 24)[0]
+    kinds = {
+        kind: RandomResizedCrop((1.0, 1.0), (1.0, 1.0), kind)
+        for kind in ("bilinear", "bicubic", "random")
+    }
+    key = {"seed": 0, "epoch": 0}
+    bilinear, bicubic = (resample(image, 12, 12, kind) for kind in ("bilinear", "bicubic"))
+    found = [kinds["random"](image, 12, 12, **key, index=i) for i in range(400)]
+    linear = sum(np.array_equal(one, bilinear) for one in found)
+    cubic = sum(np.array_equal(one, bicubic) for one in found)
+    assert linear + cubic == 400
+    assert 160 < linear < 240  # four standard deviations
+    np.testing.assert_array_equal(kinds["bicubic"](image, 12, 12, **key, index=0), bicubic)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (((0.0, 1.0),), r"crop scale: wanted \(smallest, largest\) in \(0, 1\], got \(0.0, 1.0\)"),
+        (((0.5, 0.2),), "crop scale"),
+        (((0.5, 1.2),), "crop scale"),
+        (((0.08, 1.0), (2.0, 1.0)), "crop ratio"),
+        (((0.08, 1.0), (0.75, 1.33), "area"), "valid: bilinear, bicubic, random"),
+    ],
+)
+def test_bad_arguments_are_one_clear_error(arguments, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RandomResizedCrop(*arguments)
+
+
+def test_the_centre_crop_keeps_the_aspect() -> None:
+    image = np.zeros((40, 80, 3), np.uint8)
+    image[:, 20:60] = 200  # the central square
+    assert (resize_and_centre_crop(image, 20, 20, 1.0)[:, 1:-1] == 200).all()
+    wide = resize_and_centre_crop(image, 20, 30, 0.5)
+    assert wide.shape == (20, 30, 3)
+    np.testing.assert_array_equal(resize_and_centre_crop(image, 40, 80, 1.0), image)

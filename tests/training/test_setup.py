@@ -1,0 +1,93 @@
+"""What a config makes of the images before they cross to the device."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from tests.data.conftest import write_png
+from tests.training.runs import tiny
+from vit_jax.training.setup import build
+
+
+@pytest.fixture
+def folder(tmp_path: pathlib.Path) -> pathlib.Path:
+    """Twelve images of two classes and of varying size."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for i in range(12):
+            image = rng.integers(0, 256, (20 + i, 31 - i, 3), dtype=np.uint8)
+            write_png(tmp_path / split / "ab"[i % 2] / f"{i:02d}.png", image)
+    return tmp_path
+
+
+def of_folder(folder: pathlib.Path, **overrides):
+    return build(
+        tiny(
+            data__source="folder",
+            data__data_dir=str(folder),
+            data__test_split=None,
+            data__num_train_examples=None,
+            data__batch_size=4,
+            data__mean=(0.5, 0.5, 0.5),
+            data__std=(0.5, 0.5, 0.5),
+            model__kwargs__in_chans=3,
+            **overrides,
+        )
+    )
+
+
+def first(batches):
+    with batches:
+        return next(batches)
+
+
+def test_training_images_are_cropped_and_repeated(folder: pathlib.Path) -> None:
+    plain, cropped, bicubic = (
+        of_folder(folder, **fields)
+        for fields in (
+            {},
+            {"data__random_resized_crop": True, "data__repeated_augmentation": 2},
+            {
+                "data__random_resized_crop": True,
+                "data__crop_scale": (0.3, 0.3),
+                "data__crop_ratio": (1.0, 1.0),
+                "data__interpolation": "bicubic",
+            },
+        )
+    )
+    assert plain.steps_per_epoch == cropped.steps_per_epoch == 3
+    assert cropped.splits.train is not plain.splits.train
+    batches = [first(setup.train_batches(0)) for setup in (plain, cropped, bicubic)]
+    assert [batch["image"].shape for batch in batches] == [(4, 8, 8, 3)] * 3
+    assert len({batch["image"].tobytes() for batch in batches}) == 3
+    assert len(set(batches[1]["index"] % 12)) == 2
+    assert (batches[1]["index"] // 12).tolist() == [0, 1, 0, 1]
+
+
+def test_evaluation_crops_as_the_config_says(folder: pathlib.Path) -> None:
+    seen = {}
+    for fraction, interpolation in ((None, "bilinear"), (0.5, "bilinear"), (0.5, "bicubic")):
+        setup = of_folder(
+            folder, data__eval_crop_fraction=fraction, data__eval_interpolation=interpolation
+        )
+        expected = 0.9 if fraction is None else fraction  # the model's own
+        assert setup.preprocessing["crop_fraction"] == expected
+        assert setup.preprocessing["interpolation"] == interpolation
+        assert setup.splits.validation is not None
+        batch = first(setup.eval_batches(setup.splits.validation))
+        seen[batch["image"].tobytes()] = fraction
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"data__random_resized_crop": True}, "random_resized_crop: wanted images that vary"),
+        ({"data__eval_crop_fraction": 0.9}, "eval_crop_fraction and eval_interpolation are for"),
+        ({"data__eval_interpolation": "bicubic"}, r"got None and 'bicubic'"),
+    ],
+)
+def test_images_of_one_size_are_not_cropped_on_the_host(fields, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(tiny(**fields))

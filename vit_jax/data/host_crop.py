@@ -1,0 +1,132 @@
+"""From images that vary in size to one size, on the host: random and central crops."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from vit_jax.data.order import CROP_STREAM, raw_words
+from vit_jax.data.resample import INTERPOLATIONS, resample
+
+TRAIN_INTERPOLATIONS = (*INTERPOLATIONS, "random")
+
+_TRIES = 10
+# Of each try: area, aspect ratio, top, left. One word more chooses the kernel.
+_WORDS_A_TRY = 4
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """A rectangle of random area and aspect ratio, resized: torchvision's `RandomResizedCrop`.
+
+    Up to ten times an area uniform in `scale` (of the image's) and a ratio log-uniform in `ratio`
+    are drawn, rounded to whole pixels and taken if they fit, at a place uniform among those
+    possible. Else it is the largest central rectangle whose ratio is allowed. (torchvision 0.21,
+    `transforms.RandomResizedCrop`; Szegedy et al., 2015, arXiv:1409.4842, section 6.)
+
+    What is drawn depends on (seed, epoch, index) alone, so not on order, workers or resume.
+
+    Args:
+        scale: smallest and largest share of the image's area.
+        ratio: smallest and largest width / height.
+        interpolation: "bilinear", "bicubic", or "random": each image draws one of the two, as
+            timm's training does. See `vit_jax.data.resample`.
+
+    Raises:
+        ValueError: an argument out of its range.
+    """
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (0.75, 1.3333)
+    interpolation: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        if not (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 1):
+            raise ValueError(
+                f"crop scale: wanted (smallest, largest) in (0, 1], got {tuple(self.scale)}"
+            )
+        if not (len(self.ratio) == 2 and 0 < self.ratio[0] <= self.ratio[1]):
+            raise ValueError(
+                f"crop ratio: wanted (smallest, largest), above 0, got {tuple(self.ratio)}"
+            )
+        if self.interpolation not in TRAIN_INTERPOLATIONS:
+            raise ValueError(
+                f"unknown interpolation {self.interpolation!r}; valid: "
+                f"{', '.join(TRAIN_INTERPOLATIONS)}"
+            )
+
+    def __call__(
+        self, image: np.ndarray, height: int, width: int, *, seed: int, epoch: int, index: int
+    ) -> np.ndarray:
+        """A crop of `image` (H, W, C) uint8 at (height, width).
+
+        Args:
+            image: the whole image.
+            height: rows of the result.
+            width: columns of the result.
+            seed: of the run.
+            epoch: passes over the data completed before this one.
+            index: of the example; a repeat of an image has one of its own.
+        """
+        words = raw_words(_TRIES * _WORDS_A_TRY + 1, CROP_STREAM, seed, epoch, index)
+        top, left, rows, columns = self.box(words, image.shape[0], image.shape[1])
+        kernel = self.interpolation
+        if kernel == "random":
+            kernel = INTERPOLATIONS[int(words[-1]) >> 63]
+        crop = image[top : top + rows, left : left + columns]
+        return resample(crop, height, width, kernel)
+
+    def box(self, words: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
+        """(top, left, rows, columns) of the crop in an image of (height, width).
+
+        Args:
+            words: (41,) random uint64, of which the last is not used here.
+            height: rows of the image.
+            width: columns of the image.
+        """
+        uniform = (words >> np.uint64(11)).astype(np.float64) * 2.0**-53  # in [0, 1)
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        for first in range(0, _TRIES * _WORDS_A_TRY, _WORDS_A_TRY):
+            a, r, y, x = uniform[first : first + _WORDS_A_TRY].tolist()
+            area = height * width * (self.scale[0] + a * (self.scale[1] - self.scale[0]))
+            ratio = math.exp(low + r * (high - low))
+            columns, rows = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < columns <= width and 0 < rows <= height:
+                top, left = int(y * (height - rows + 1)), int(x * (width - columns + 1))
+                return top, left, rows, columns
+        rows, columns = height, width
+        if width / height < self.ratio[0]:
+            rows = round(width / self.ratio[0])
+        elif width / height > self.ratio[1]:
+            columns = round(height * self.ratio[1])
+        return (height - rows) // 2, (width - columns) // 2, rows, columns
+
+
+def resize_and_centre_crop(
+    image: np.ndarray,
+    height: int,
+    width: int,
+    crop_fraction: float,
+    interpolation: str = "bilinear",
+) -> np.ndarray:
+    """The central (height, width) of `image`, which is first resized with its aspect ratio kept.
+
+    The smallest resize is taken that covers (height, width) / crop_fraction: the rule of timm's
+    evaluation, generalised to sides that differ.
+
+    Args:
+        image: (H, W, C) uint8.
+        height: rows of the result.
+        width: columns of the result.
+        crop_fraction: share of the resized image's tighter side that the crop keeps, in (0, 1].
+        interpolation: "bilinear" or "bicubic", see `resample`.
+    """
+    scale = max(
+        height / crop_fraction / image.shape[0],
+        width / crop_fraction / image.shape[1],
+    )
+    rows = max(height, round(image.shape[0] * scale))
+    columns = max(width, round(image.shape[1] * scale))
+    resized = resample(image, rows, columns, interpolation)
+    top, left = (resized.shape[0] - height) // 2, (resized.shape[1] - width) // 2
+    return resized[top : top + height, left : left + width]
