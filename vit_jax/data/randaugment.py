@@ -43,7 +43,7 @@ _NOTHING = len(OPERATIONS)
 _AFFINE = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 _POINT = ("invert", "posterize", "solarize", "solarize_add", "brightness")
 
-_CUBIC = dict(zip(INTERPOLATIONS, (0.0, 1.0, 0.5), strict=True))  # probability
+_CUBIC: dict[str, float] = dict(zip(INTERPOLATIONS, (0.0, 1.0, 0.5), strict=True))  # probability
 _ROTATION_DEGREES, _SHEAR, _TRANSLATION = 30.0, 0.3, 0.45  # at the largest magnitude
 _SECTIONS = (
     "mM (magnitude), mstdS (its deviation), nN (operations), pP (probability), incI (0 or 1)"

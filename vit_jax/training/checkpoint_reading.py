@@ -216,7 +216,7 @@ def read_model(
             for name, array in tree.items()
         }
         for item, tree in ((MODEL, stored), (EMA, mean))
-        if item == MODEL or ema
+        if tree is not None and (item == MODEL or ema)
     }
     try:
         read, info = read_items(path, wanted)

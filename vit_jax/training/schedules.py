@@ -34,6 +34,7 @@ def make_schedule(config: OptimizerConfig, steps_per_epoch: int, num_epochs: int
     cooldown_steps = round(config.cooldown_epochs * steps_per_epoch)
     decay_steps = max(num_epochs * steps_per_epoch - warmup_steps - cooldown_steps, 1)
     peak, end = config.learning_rate, config.min_learning_rate
+    after: Schedule
     if config.schedule == "constant":
         after = optax.constant_schedule(peak)
     elif config.schedule == "cosine":
@@ -45,8 +46,10 @@ def make_schedule(config: OptimizerConfig, steps_per_epoch: int, num_epochs: int
         decays = num_epochs * steps_per_epoch // steps
         whole = _table([_decayed(config, times) for times in range(decays + 1)], steps)
 
-        def after(count: Any) -> Any:
+        def after_warmup(count: Any) -> Any:
             return whole(count + warmup_steps)
+
+        after = after_warmup
 
     if warmup_steps == 0:
         return after
