@@ -99,8 +99,7 @@ def plot(arguments: Sequence[str]) -> int:
     options, rest = _plot_parser().parse_known_args(arguments)
     config = None
     if rest:
-        # What a recipe's source does beyond what is built is no reason not to look at it.
-        line = parse_command_line([*rest, "--config.unbuilt=None"], _model_fields)
+        line = parse_command_line(rest, _model_fields)
         for note in line.notes:
             print(f"note: {note}", file=sys.stderr)
         config = line.config

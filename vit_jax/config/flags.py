@@ -168,9 +168,8 @@ class _RecipeParser(flags.ArgumentParser):
         try:
             self.path = find_recipe(argument)
             self.recipe = load_recipe(self.path)
-            # Before flags are applied, so that what is wrong is the recipe's and is said to be. Not
-            # so what is not built: an override may lift that.
-            validate(dataclasses.replace(self.recipe, unbuilt=None))
+            # Before flags are applied, so that what is wrong is the recipe's and is said to be.
+            validate(self.recipe)
             _check_override_names(self.arguments)
         except ValueError as error:
             self.error = error

@@ -334,11 +334,6 @@ class TrainConfig:
         "raw",
         choices=("raw", "ema"),
     )
-    unbuilt: OptionalStr = _option(
-        "methods of a recipe's source that are not built yet: while any is named the run is "
-        "refused; None or empty: train without them",
-        "",
-    )
     accumulation_steps: int = _option(
         "parts that a batch is computed in, one after another: the same update, less memory",
         1,

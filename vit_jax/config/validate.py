@@ -206,11 +206,6 @@ def _like(field: str, value: Any, default: Any) -> bool:
 
 def _check_together(config: TrainConfig) -> None:
     data, optimizer, mesh = config.data, config.optimizer, config.mesh
-    if config.unbuilt:
-        raise ValueError(
-            f"config.unbuilt: this recipe needs what is not built yet: {config.unbuilt}; "
-            "--config.unbuilt=None trains without them, for less accuracy than its source reports"
-        )
     if (data.source == "tfds") != bool(data.name):
         raise ValueError(
             'config.data.name: wanted the TFDS name of a set with data.source="tfds", and an empty '

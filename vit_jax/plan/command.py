@@ -37,23 +37,11 @@ in the command. A large model takes minutes; with --config.model.kwargs.scan_lay
 def read_config(arguments: Sequence[str]) -> CommandLine:
     """Reads `--config RECIPE [--topology NAME] [--config.FIELD=VALUE ...]`.
 
-    What a recipe's source does beyond what is built is no reason not to plan it: `unbuilt` is
-    lifted.
-
     Raises:
       ValueError: any mistake of the user's, in one line.
     """
     from vit_jax.models.registry import model_fields
 
-    arguments = list(arguments)
-    for at, argument in enumerate(arguments):
-        name, equals, _ = argument.partition("=")
-        if name in ("--config", "-config"):
-            after = at + (1 if equals else 2)
-            if after <= len(arguments):
-                # Right after the recipe, so that it is no other option's value.
-                arguments.insert(after, "--config.unbuilt=None")
-            break
     return parse_command_line(arguments, model_fields, ("topology",))
 
 
