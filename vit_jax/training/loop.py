@@ -26,7 +26,7 @@ from vit_jax.training.checkpoint_reading import CheckpointInfo, quiet_orbax
 from vit_jax.training.evaluate import evaluate
 from vit_jax.training.events import EventWriter
 from vit_jax.training.interrupt import Interrupted, StopSignals
-from vit_jax.training.mesh import place
+from vit_jax.training.mesh import place, replicated
 from vit_jax.training.optimizer import learning_rate_of_update
 from vit_jax.training.processes import Stopping, companions, is_first, tell_all
 from vit_jax.training.progress import Progress, describe
@@ -78,6 +78,8 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
             return _final_metrics(records)
         if config.init_from and not (workdir / CHECKPOINTS).exists():
             check_init_from(config.init_from)
+        if config.distillation.teacher:
+            check_init_from(config.distillation.teacher, "distillation.teacher")
         setup = build(config)
         checkpoint = config.checkpoint
         with Checkpoints(
@@ -165,6 +167,9 @@ class _Run:
             known = info.best_top1 is not None and info.best_step is not None
             self.best = (info.best_top1, info.best_step) if known else None  # pyright: ignore
             quiet.say(f"resuming {workdir} at step {self.step} of {setup.total_steps}")
+        teacher = setup.program.settings.teacher
+        if teacher is not None:
+            quiet.say("taught by " + teacher.weights[1])
         with _written(workdir):
             records.cut_back(self.step)
             self.events = (
@@ -180,12 +185,23 @@ class _Run:
         self.progress = Progress(mode, setup.total_steps, self.step, config.data.batch_size)
 
     def _first_state(self, progress: Progress) -> TrainState:
-        state = self.setup.program.init()
-        if not self.setup.config.init_from:
+        config, program = self.setup.config, self.setup.program
+        state = program.init()
+        if not config.init_from:
             return state
-        graphs = self.setup.program.settings.graphs
-        model = nnx.merge(graphs.train, state.params, state.frozen)
-        progress.say("starting from " + load_weights(model, self.setup.config.init_from))
+        arrays = (state.params, state.frozen)
+        if config.init_head == "fresh" and jax.process_count() > 1:
+            # The model keeps its own head, of which a process may hold a part only.
+            arrays = jax.jit(lambda kept: kept, out_shardings=replicated(program.mesh))(arrays)
+        model = nnx.merge(program.settings.graphs.train, *arrays)
+        said = load_weights(
+            model,
+            config.init_from,
+            config.init_weights == "ema" or None,
+            head=config.init_head,
+            resize=config.init_resize,
+        )
+        progress.say(f"starting from {said}")
         _, params, frozen = nnx.split(model, nnx.Param, ...)
         state = dataclasses.replace(state, params=params, frozen=frozen)
         return place(state, self.setup.program.shardings)

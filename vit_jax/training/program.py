@@ -15,7 +15,9 @@ from vit_jax.data.statistics import Statistics
 from vit_jax.layers.stack import is_layer_weight
 from vit_jax.models.base import VisionModel
 from vit_jax.models.registry import create_model
+from vit_jax.training.distillation import make_teacher
 from vit_jax.training.mesh import check_batch, make_mesh, replicated, state_shardings
+from vit_jax.training.mixing import make_mixing
 from vit_jax.training.optimizer import Schedule, make_optimizer, make_schedule
 from vit_jax.training.row_keys import MAX_ROWS
 from vit_jax.training.state import TrainState, initial_state, model_graphs
@@ -133,6 +135,8 @@ def make_program(
         seed=config.seed,
         steps_per_epoch=steps_per_epoch,
         label_smoothing=config.loss.label_smoothing,
+        mixing=make_mixing(config, model.num_classes),
+        teacher=make_teacher(config, model, size),
         accumulation_steps=config.accumulation_steps,
         prepare_train=make_train_augment(
             size,
