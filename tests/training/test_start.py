@@ -35,9 +35,9 @@ def model(seed: int) -> VisionModel:
 
 @pytest.fixture(scope="module")
 def first_run(tmp_path_factory) -> pathlib.Path:
-    """A run of two updates: 8x8 images, a grid of 2x2, 10 classes."""
+    """A run of 12 updates, the one of `test_loop.py`: images of 8x8, a grid of 2x2, 10 classes."""
     workdir = tmp_path_factory.mktemp("first")
-    train(tiny(num_epochs=1, data__num_train_examples=64, data__test_split=None), workdir)
+    train(tiny(), workdir)
     return workdir
 
 
@@ -85,7 +85,7 @@ def test_another_head_and_another_size(form, first_run, first_state, tmp_path):
     vit_jax.load_pretrained(trained, first_run)
     source = {
         "workdir": first_run,
-        "checkpoint": first_run / "checkpoints" / "2",
+        "checkpoint": first_run / "checkpoints" / "12",
         "weights": tmp_path / "weights.safetensors",
     }[form]
     if form == "weights":
@@ -109,7 +109,8 @@ def test_another_head_and_another_size(form, first_run, first_state, tmp_path):
 
 
 def test_a_fine_tuning_run_trains(first_run, tmp_path):
-    metrics = train(other(first_run, num_epochs=1, data__test_split=None), tmp_path)
+    quick = {"num_epochs": 1, "data__validation_split": None, "data__test_split": None}
+    metrics = train(other(first_run, **quick), tmp_path)
     assert np.isfinite(metrics["train_loss"])
 
 
@@ -156,4 +157,4 @@ def test_weights_as_they_are_come_straight_from_the_checkpoint(first_run, tmp_pa
     """Without a config.json beside it."""
     lone = tmp_path / "lone"
     shutil.copytree(first_run / "checkpoints", lone / "checkpoints")
-    assert load_weights(model(1), str(lone)) == f"weights of {lone}, step 2"
+    assert load_weights(model(1), str(lone)) == f"weights of {lone}, step 12"
