@@ -144,13 +144,16 @@ def make_teacher(
             f"config.distillation.teacher_kwargs.{unknown[0]}: {name} has no such field; it takes: "
             f"{', '.join(sorted(known))}"
         )
-    teacher = _abstract(name, fields)
-    teacher.eval()
     images = jax.ShapeDtypeStruct((1, *image_size, model.in_chans), jnp.float32)
     try:
+        teacher = _abstract(name, fields)
+        teacher.eval()
         logits = nnx.eval_shape(lambda m, x: m(x), teacher, images)
     except ValueError as error:
-        raise ValueError(f"the teacher {name} does not take the model's images: {error}") from error
+        raise ValueError(
+            f"config.distillation.teacher_kwargs: the teacher {name} does not take the model's "
+            f"images: {error}"
+        ) from error
     if logits.shape != (1, model.num_classes):
         raise ValueError(
             f"the teacher {name} gives logits {logits.shape[1:]}, and the model has "

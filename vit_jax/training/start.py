@@ -90,20 +90,20 @@ def load_weights(
       ValueError: it is neither weights nor a checkpoint, or does not fit the model.
     """
     check_init_from(init_from, field)
-    is_hub = init_from.startswith(HUB_PREFIX)
-    path = init_from if is_hub else run_path(init_from)
-    is_run = isinstance(path, pathlib.PurePath) and path.is_dir() and not is_weights_folder(path)
+    is_hub, path = init_from.startswith(HUB_PREFIX), run_path(init_from)
+    is_run = not is_hub and path.is_dir() and not is_weights_folder(path)
     if is_run and not ema and head == "load" and resize == "none":
         # Straight from array to array: also a checkpoint without the config.json of its run.
         info = load_checkpoint(model, path)
         return f"weights of {path}, step {info.step}"
+    source = init_from if is_hub else path
     report = load_pretrained(
         model,
-        path,
+        source,
         ema=ema,
         head="drop" if head == "fresh" else None,
         resize=None if resize == "none" else resize,
     )
     kind = "averaged weights" if ema else "weights"
     of_run = report.left if is_run else ()
-    return "; ".join([", ".join([f"{kind} of {path}", *of_run]), *report.adapted])
+    return "; ".join([", ".join([f"{kind} of {source}", *of_run]), *report.adapted])

@@ -164,7 +164,7 @@ def _gradients(
         rngs = nnx.Rngs(dropout=dropout_key)
         logits = _apply(settings, settings.graphs.train, params, state.frozen, images, rngs)
         smoothing = settings.label_smoothing
-        if settings.teacher is None:
+        if settings.teacher is None or taught is None:
             losses, prediction = classification_loss(logits, targets, smoothing)
         else:
             distillation = settings.teacher.config
