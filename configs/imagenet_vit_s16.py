@@ -14,8 +14,8 @@ and mixup 0.2.
 
 Two things differ from the paper, whose top-1 is 76.5%: RandAugment has the operations and the
 probability (1 each) of timm, not of TensorFlow's code, and position embeddings are learnt, not
-fixed sines and cosines. The paper keeps 1% of the training split for validation, and so does this; `validation` is
-the test.
+fixed sines and cosines. The paper keeps 1% of the training split for validation, and so does this;
+`validation` is the test.
 
 Hardware, time and accuracy: not measured.
 """

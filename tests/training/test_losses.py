@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from vit_jax.training.losses import classification_loss, softmax_cross_entropy
+from vit_jax.training.losses import classification_loss, cross_entropy, softmax_cross_entropy
+from vit_jax.training.mixing import smooth_one_hot
 
 
 @pytest.fixture
@@ -47,3 +48,27 @@ def test_distilled_heads_average(logits):
     # Both heads learn.
     gradients = jax.grad(lambda both: classification_loss(both, labels)[0].sum())(heads)
     assert all(np.abs(gradient).max() > 0.1 for gradient in gradients)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_soft_targets_are_pytorchs_and_those_of_labels(logits, smoothing, x64):
+    labels = jnp.asarray(LABELS)
+    targets = smooth_one_hot(labels, 5, smoothing, jnp.dtype(jnp.float64))
+    losses = cross_entropy(jnp.asarray(logits), targets)
+    wanted = torch.nn.functional.cross_entropy(
+        torch.tensor(logits), torch.tensor(np.asarray(targets)), reduction="none"
+    )
+    np.testing.assert_allclose(losses, wanted.numpy(), rtol=1e-14)
+    # One label, spread by the smoothing alone: the loss of labels.
+    of_labels = cross_entropy(jnp.asarray(logits), labels, smoothing)
+    np.testing.assert_allclose(losses, of_labels, rtol=1e-14)
+
+
+def test_soft_targets_of_both_heads(logits):
+    heads = (jnp.asarray(logits, jnp.float32), jnp.asarray(logits[::-1].copy(), jnp.float32))
+    targets = smooth_one_hot(jnp.asarray(LABELS), 5, 0.1, jnp.dtype(jnp.float32))
+    targets = 0.3 * targets + 0.7 * targets[::-1]
+    losses, prediction = classification_loss(heads, targets, 0.1)
+    wanted = sum(cross_entropy(head, targets) for head in heads) / 2
+    np.testing.assert_allclose(losses, wanted, rtol=1e-6)
+    np.testing.assert_allclose(prediction, (heads[0] + heads[1]) / 2, rtol=1e-6)

@@ -2,8 +2,8 @@
 
 `ml_collections.config_flags` parses the overrides. Two things it cannot do are added here: it
 knows no way back to None for an optional field (each optional type gets a parser of its own), and
-it cannot add a key to a dict (while flags are read, `model.kwargs` is a dict that takes any key,
-and the names are checked against the constructor afterwards).
+it cannot add a key to a dict (while flags are read, `model.kwargs` and the teacher's are dicts that
+take any key, and the names are checked against the constructor afterwards).
 """
 
 import ast
@@ -23,6 +23,8 @@ from vit_jax.config.recipes import find_recipe, load_recipe, recipe_names
 from vit_jax.config.schema import TrainConfig
 from vit_jax.config.validate import check_model_kwargs, fields_of, proposal, validate, wanted
 
+# Fields that hold the fields of a model's constructor.
+_DICTS = ("model.kwargs", "distillation.teacher_kwargs")
 # With another model.name a recipe's model.kwargs no longer apply, except these, which tell of the
 # data and not of the design.
 _KWARGS_OF_DATA = ("img_size", "in_chans", "num_classes")
@@ -87,9 +89,11 @@ def parse_command_line(
         raise ValueError(f"wanted --config RECIPE; recipes: {', '.join(recipe_names())}")
 
     config: TrainConfig = values["config"].value
-    given = {name: _tuples(value) for name, value in config.model.kwargs.items()}
+    given = _tuples_of(config.model.kwargs)
     recipe = parser.recipe
     kept, notes = recipe.model.kwargs, ()
+    teacher = _tuples_of(config.distillation.teacher_kwargs)
+    config.distillation.teacher_kwargs = recipe.distillation.teacher_kwargs | teacher
     config.model.kwargs = kept | given
     validate(config)
     fields = model_fields(config.model.name)
@@ -176,6 +180,7 @@ class _RecipeParser(flags.ArgumentParser):
             raise
         config = copy.deepcopy(self.recipe)
         config.model.kwargs = _AnyKey()
+        config.distillation.teacher_kwargs = _AnyKey()
         return config
 
 
@@ -237,7 +242,8 @@ _OPTIONAL_PARSERS: dict[Any, flags.ArgumentParser] = {
 def _check_override_names(arguments: Sequence[str]) -> None:
     """Refuse overrides of what is no field; config_flags would stop with a bare KeyError."""
     paths = [info.path for info in fields_of()]
-    groups = {path.rsplit(".", 1)[0] for path in paths if "." in path} | {"model.kwargs"}
+    groups = {path.rsplit(".", 1)[0] for path in paths if "." in path} | set(_DICTS)
+    keys = "|".join(map(re.escape, _DICTS))
     for argument in arguments:
         match = re.match(r"--?(?:no)?config\.([^=]*)", argument)
         if not match:
@@ -248,7 +254,7 @@ def _check_override_names(arguments: Sequence[str]) -> None:
                 f"--config.{path}: a group of fields, wanted one of them: "
                 f"--config.{path}.FIELD=VALUE"
             )
-        if path not in paths and not re.fullmatch(r"model\.kwargs\.[A-Za-z_]\w*", path):
+        if path not in paths and not re.fullmatch(rf"(?:{keys})\.[A-Za-z_]\w*", path):
             raise ValueError(f"--config.{path}: no such field{proposal(path, paths)}")
 
 
@@ -258,6 +264,10 @@ def _illegal_value(error: flags.IllegalFlagValueError) -> ValueError:
     if match is None or info is None:
         return ValueError(str(error))
     return ValueError(f"config.{info.path}: wanted {wanted(info)}, got {match[2]!r}")
+
+
+def _tuples_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _tuples(value) for name, value in values.items()}
 
 
 def _tuples(value: Any) -> Any:

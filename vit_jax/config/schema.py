@@ -275,6 +275,55 @@ class EmaConfig:
 
 
 @dataclasses.dataclass(kw_only=True)
+class MixConfig:
+    """Training examples mixed in pairs, once a batch; loss.label_smoothing goes along."""
+
+    mixup_alpha: float = _option(
+        "mixup: shares of two images are drawn from Beta(alpha, alpha); 0: none", 0.0, minimum=0
+    )
+    cutmix_alpha: float = _option(
+        "CutMix: the share of a box that shows another image, likewise; 0: none", 0.0, minimum=0
+    )
+    probability: float = _option("of a batch to be mixed", 1.0, minimum=0, maximum=1)
+    switch_probability: float = _option(
+        "of CutMix where there are both, else it is mixup", 0.5, minimum=0, maximum=1
+    )
+
+
+@dataclasses.dataclass(kw_only=True)
+class DistillationConfig:
+    """A teacher, from whom the second head of a distilled model learns (DeiT, 2012.12877)."""
+
+    kind: str = _option(
+        'what is learnt from the teacher: "hard", its predicted class; "soft", its probabilities',
+        "none",
+        choices=("none", "hard", "soft"),
+    )
+    teacher: OptionalStr = _option(
+        "its weights: a weights file, a checkpoint or a work directory; None or empty: none", ""
+    )
+    teacher_model: OptionalStr = _option(
+        "its registered model; None or empty: that of its work directory", ""
+    )
+    teacher_kwargs: dict[str, Any] = dataclasses.field(
+        default_factory=dict,
+        metadata={
+            "help": "constructor fields of the teacher beside num_classes, img_size and in_chans, "
+            "which are the model's: --config.distillation.teacher_kwargs.FIELD=VALUE",
+            "limits": Limits(),
+        },
+    )
+    alpha: float = _option(
+        "weight of the teacher's loss; 1 - alpha is that of the labels'", 0.5, minimum=0, maximum=1
+    )
+    temperature: float = _option(
+        "soft: both sides' logits are divided by it, the loss is multiplied by its square",
+        1.0,
+        above=0,
+    )
+
+
+@dataclasses.dataclass(kw_only=True)
 class EvaluationConfig:
     """When the validation split is evaluated."""
 
@@ -334,6 +383,17 @@ class TrainConfig:
         "raw",
         choices=("raw", "ema"),
     )
+    init_head: str = _option(
+        'init_from: "load" its head, or begin with a "fresh" one, of any number of classes',
+        "load",
+        choices=("load", "fresh"),
+    )
+    init_resize: str = _option(
+        "init_from: how its position embeddings become those of another image size; "
+        '"none": they are of this one; "source": as timm does it, T2T-ViT\'s computed anew',
+        "none",
+        choices=("none", "source", "timm", "bilinear_antialias", "bicubic", "bilinear", "google"),
+    )
     accumulation_steps: int = _option(
         "parts that a batch is computed in, one after another: the same update, less memory",
         1,
@@ -345,6 +405,8 @@ class TrainConfig:
     optimizer: OptimizerConfig
     loss: LossConfig = _group(LossConfig)
     ema: EmaConfig = _group(EmaConfig)
+    mix: MixConfig = _group(MixConfig)
+    distillation: DistillationConfig = _group(DistillationConfig)
     evaluation: EvaluationConfig = _group(EvaluationConfig)
     checkpoint: CheckpointConfig = _group(CheckpointConfig)
     log: LogConfig = _group(LogConfig)

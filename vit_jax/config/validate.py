@@ -100,12 +100,13 @@ def validate(config: TrainConfig) -> None:
         value = get_field(config, info.path)
         if not _fits(value, info):
             raise ValueError(f"config.{info.path}: wanted {wanted(info)}, got {value!r}")
-    for name, value in config.model.kwargs.items():
-        if not isinstance(name, str) or not _is_plain(value):
-            raise ValueError(
-                f"config.model.kwargs.{name}: wanted None, a bool, a number, a string or a tuple "
-                f"of those (it is written to config.json), got {value!r}"
-            )
+    for path in ("model.kwargs", "distillation.teacher_kwargs"):
+        for name, value in get_field(config, path).items():
+            if not isinstance(name, str) or not _is_plain(value):
+                raise ValueError(
+                    f"config.{path}.{name}: wanted None, a bool, a number, a string or a tuple "
+                    f"of those (it is written to config.json), got {value!r}"
+                )
     _check_together(config)
 
 
@@ -204,6 +205,15 @@ def _like(field: str, value: Any, default: Any) -> bool:
     return isinstance(value, str)
 
 
+def _check_unused(config: TrainConfig, why: str, *paths: str) -> None:
+    """Refuses fields that tell of what the run has not."""
+    defaults = {info.path: info.default for info in fields_of()}
+    for path in paths:
+        value = get_field(config, path)
+        if value and value != defaults[path]:
+            raise ValueError(f"config.{path}: wanted {defaults[path]!r} {why}, got {value!r}")
+
+
 def _check_together(config: TrainConfig) -> None:
     data, optimizer, mesh = config.data, config.optimizer, config.mesh
     if (data.source == "tfds") != bool(data.name):
@@ -242,6 +252,15 @@ def _check_together(config: TrainConfig) -> None:
         raise ValueError(
             "config.ema.warmup: wanted false while config.ema.decay is 0 and nothing is averaged, "
             "got True"
+        )
+    if not config.init_from:
+        _check_unused(config, "without init_from", "init_weights", "init_head", "init_resize")
+    if config.distillation.kind == "none":
+        _check_unused(config, 'with distillation.kind="none"', "distillation.teacher")
+    elif not config.distillation.teacher:
+        raise ValueError(
+            "config.distillation.teacher: wanted the teacher's weights with distillation.kind="
+            f'"{config.distillation.kind}": a weights file, a checkpoint or a work directory'
         )
     if mesh.data != -1 and mesh.data < 1:
         raise ValueError(

@@ -27,7 +27,7 @@ from vit_jax.training.ema import averaged
 from vit_jax.training.evaluate import evaluate
 from vit_jax.training.events import EventWriter
 from vit_jax.training.interrupt import Interrupted, StopSignals
-from vit_jax.training.mesh import place
+from vit_jax.training.mesh import place, replicated
 from vit_jax.training.processes import Stopping, companions, is_first, tell_all
 from vit_jax.training.progress import Progress, describe
 from vit_jax.training.records import Records, Row, read_rows
@@ -80,6 +80,8 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
             return _final_metrics(records)
         if config.init_from and not (workdir / CHECKPOINTS).exists():
             check_init_from(config.init_from)
+        if config.distillation.teacher:
+            check_init_from(config.distillation.teacher, "distillation.teacher")
         setup = build(config)
         checkpoint = config.checkpoint
         with Checkpoints(
@@ -168,6 +170,9 @@ class _Run:
             known = info.best_top1 is not None and info.best_step is not None
             self.best = (info.best_top1, info.best_step) if known else None  # pyright: ignore
             quiet.say(f"resuming {workdir} at step {self.step} of {setup.total_steps}")
+        teacher = setup.program.settings.teacher
+        if teacher is not None:
+            quiet.say("taught by " + teacher.weights[1])
         with _written(workdir):
             records.cut_back(self.step)
             self.events = (
@@ -183,14 +188,24 @@ class _Run:
         self.progress = Progress(mode, setup.total_steps, self.step, config.data.batch_size)
 
     def _first_state(self, progress: Progress) -> TrainState:
-        config, state = self.setup.config, self.setup.program.init()
+        config, program = self.setup.config, self.setup.program
+        state = program.init()
         if not config.init_from:
             return state
-        graphs = self.setup.program.settings.graphs
-        model = nnx.merge(graphs.train, state.params, state.frozen)
-        ema = config.init_weights == "ema" or None
-        progress.say("starting from " + load_weights(model, config.init_from, ema))
-        _, params, frozen = nnx.split(model, self.setup.program.trained, ...)
+        arrays = (state.params, state.frozen)
+        if config.init_head == "fresh" and jax.process_count() > 1:
+            # The model keeps its own head, of which a process may hold a part only.
+            arrays = jax.jit(lambda kept: kept, out_shardings=replicated(program.mesh))(arrays)
+        model = nnx.merge(program.settings.graphs.train, *arrays)
+        said = load_weights(
+            model,
+            config.init_from,
+            config.init_weights == "ema" or None,
+            head=config.init_head,
+            resize=config.init_resize,
+        )
+        progress.say(f"starting from {said}")
+        _, params, frozen = nnx.split(model, program.trained, ...)
         average = None if state.ema is None else first_average(params)
         state = dataclasses.replace(state, params=params, frozen=frozen, ema=average)
         return place(state, self.setup.program.shardings)

@@ -17,7 +17,9 @@ from vit_jax.data.statistics import Statistics
 from vit_jax.layers.stack import is_layer_weight
 from vit_jax.models.base import VisionModel
 from vit_jax.models.registry import create_model
+from vit_jax.training.distillation import make_teacher
 from vit_jax.training.mesh import AXES, check_batch, make_mesh, replicated, state_shardings
+from vit_jax.training.mixing import make_mixing
 from vit_jax.training.optimizer import make_optimizer
 from vit_jax.training.param_groups import parameter_groups
 from vit_jax.training.row_keys import MAX_ROWS
@@ -178,6 +180,8 @@ def make_program(
         seed=config.seed,
         steps_per_epoch=steps_per_epoch,
         label_smoothing=config.loss.label_smoothing,
+        mixing=make_mixing(config, model.num_classes),
+        teacher=make_teacher(config, model, size),
         accumulation_steps=config.accumulation_steps,
         prepare_train=_make_prepare_train(config, mesh, size, statistics, pixels, crop),
         prepare_eval=make_eval_preprocess(

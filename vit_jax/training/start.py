@@ -54,8 +54,8 @@ def load_checkpoint(
     return info
 
 
-def check_init_from(init_from: str) -> None:
-    """Raises ValueError unless `config.init_from` names a file, or a checkpoint that is there."""
+def check_init_from(init_from: str, field: str = "init_from") -> None:
+    """Raises ValueError unless `config.FIELD` names a file, or a checkpoint that is there."""
     path = run_path(init_from)
     if init_from.startswith(HUB_PREFIX) or is_weights_folder(path):
         return
@@ -63,33 +63,51 @@ def check_init_from(init_from: str) -> None:
         find_checkpoint(path)
     elif not path.exists():
         raise ValueError(
-            f"config.init_from: there is no {init_from!r}; wanted a weights file, a work "
+            f"config.{field}: there is no {init_from!r}; wanted a weights file, a work "
             "directory or a checkpoint of one"
         )
 
 
-def load_weights(model: VisionModel, init_from: str, ema: bool | None = None) -> str:
+def load_weights(
+    model: VisionModel,
+    init_from: str,
+    ema: bool | None = None,
+    *,
+    field: str = "init_from",
+    head: str = "load",
+    resize: str = "none",
+) -> str:
     """Loads what `config.init_from` names into the model, in place.
 
     Args:
-      model: of the run.
-      init_from: of the config.
+      model: it may be abstract where it keeps nothing of its own.
+      init_from: a weights file or folder, hf:OWNER/NAME, a checkpoint or a work directory.
       ema: see `load_pretrained`.
+      field: of the config, for errors.
+      head: "load", or "fresh": the model keeps its own.
+      resize: of position embeddings: "none", or see `vit_jax.interop.adapt.adapt`.
 
     Returns:
-      What was loaded, in words.
+      What was loaded, and what was changed on the way, in words.
 
     Raises:
       ValueError: it is neither weights nor a checkpoint, or does not fit the model.
     """
-    check_init_from(init_from)
+    check_init_from(init_from, field)
     kind = "averaged weights" if ema else "weights"
-    if init_from.startswith(HUB_PREFIX):
-        load_pretrained(model, init_from, ema=ema)
-        return f"{kind} of {init_from}"
-    path = run_path(init_from)
-    if path.is_dir() and not is_weights_folder(path):
+    is_hub, path = init_from.startswith(HUB_PREFIX), run_path(init_from)
+    is_run = not is_hub and path.is_dir() and not is_weights_folder(path)
+    if is_run and head == "load" and resize == "none":
+        # Straight from array to array: also a checkpoint without the config.json of its run.
         info = load_checkpoint(model, path, ema)
         return f"{kind} of {path}, step {info.step}"
-    load_pretrained(model, path, ema=ema)
-    return f"{kind} of {path}"
+    source = init_from if is_hub else path
+    report = load_pretrained(
+        model,
+        source,
+        ema=ema,
+        head="drop" if head == "fresh" else None,
+        resize=None if resize == "none" else resize,
+    )
+    of_run = report.left if is_run else ()
+    return "; ".join([", ".join([f"{kind} of {source}", *of_run]), *report.adapted])

@@ -15,10 +15,12 @@ from vit_jax.config import EmaConfig
 from vit_jax.data.augment import example_keys
 from vit_jax.layers.gather import gather, gathering
 from vit_jax.layers.target import compiler_options, tracing_for
+from vit_jax.training.distillation import TaughtStep, Teacher, distillation_loss
 from vit_jax.training.ema import update_average
 from vit_jax.training.losses import classification_loss
 from vit_jax.training.mesh import batch_sharding, replicated
 from vit_jax.training.metrics import Sums
+from vit_jax.training.mixing import Mixing, mix_batch
 from vit_jax.training.row_keys import key_of_rows
 from vit_jax.training.state import ModelGraphs, TrainState
 
@@ -31,7 +33,7 @@ TrainStep = Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]
 # (state, batch, sums) -> sums with the batch's added.
 EvalStep = Callable[[TrainState, Batch, Sums], Sums]
 
-_DROPOUT, _AUGMENT = 0, 1
+_DROPOUT, _AUGMENT, _MIX = 0, 1, 2
 _DEVICES = "devices"
 
 
@@ -49,6 +51,8 @@ class StepSettings:
       seed: of augmentation and dropout.
       steps_per_epoch: tells the epoch, which augmentation is keyed by.
       label_smoothing: see `losses`.
+      mixing: of the training images; None: none.
+      teacher: see `distillation`; None: none.
       accumulation_steps: parts that a batch is computed in, one after another.
       prepare_train, prepare_eval: uint8 images to what the model takes.
     """
@@ -62,6 +66,8 @@ class StepSettings:
     seed: int
     steps_per_epoch: int
     label_smoothing: float
+    mixing: Mixing | None
+    teacher: Teacher | None
     accumulation_steps: int
     prepare_train: PrepareTrain
     prepare_eval: PrepareEval
@@ -72,8 +78,8 @@ def augment_key(seed: int) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), _AUGMENT)
 
 
-def _dropout_key(seed: int, step: jax.Array) -> jax.Array:
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _DROPOUT), step)
+def _key_of_step(seed: int, use: int, step: jax.Array) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), use), step)
 
 
 def _all_finite(tree: Any) -> jax.Array:
@@ -101,19 +107,73 @@ def _apply(
         return nnx.merge(graph, params, frozen)(images, rngs=rngs)
 
 
-def _gradients(
-    settings: StepSettings, state: TrainState, batch: Batch, dropout_key: jax.Array
-) -> tuple[jax.Array, Sums, nnx.State]:
-    """The loss of a batch, its metrics, and the gradients."""
-    epoch = state.step // settings.steps_per_epoch
-    images = settings.prepare_train(
-        example_keys(augment_key(settings.seed), epoch, batch["index"]), batch["image"]
+def _prepared(settings: StepSettings, step: jax.Array, batch: Batch) -> jax.Array:
+    """The batch's images, augmented and normalised."""
+    keys = example_keys(
+        augment_key(settings.seed), step // settings.steps_per_epoch, batch["index"]
     )
+    return settings.prepare_train(keys, batch["image"])
+
+
+def _divided(batch: Batch, parts: int) -> Batch:
+    """The batch in parts, as a leading axis.
+
+    Part i is rows i, i + parts, ... of the batch, so that every device has rows of its own in each
+    part and none moves.
+    """
+    return {
+        name: value.reshape(-1, parts, *value.shape[1:]).swapaxes(0, 1)
+        for name, value in batch.items()
+    }
+
+
+def _mixed(
+    settings: StepSettings, mixing: Mixing, axis: str | None, step: jax.Array, batch: Batch
+) -> Batch:
+    """The batch with its images ready and mixed, and with "target", their shares of the classes.
+
+    Partners may lie in any part of an accumulated batch, so that this is done before it is divided:
+    its images are kept whole as floats, where without mixing those of one part are. "label" becomes
+    the class of the larger share, against which accuracy is counted.
+    """
+    parts = settings.accumulation_steps
+    if parts > 1:
+        images = jax.lax.map(lambda part: _prepared(settings, step, part), _divided(batch, parts))
+        images = images.swapaxes(0, 1).reshape(-1, *images.shape[2:])
+    else:
+        images = _prepared(settings, step, batch)
+    key = _key_of_step(settings.seed, _MIX, step)
+    images, targets = mix_batch(key, images, batch["label"], mixing, axis)
+    labels = jnp.argmax(targets, axis=-1).astype(batch["label"].dtype)
+    return batch | {"image": images, "target": targets, "label": labels}
+
+
+def _gradients(
+    settings: StepSettings,
+    state: TrainState,
+    batch: Batch,
+    dropout_key: jax.Array,
+    teacher: nnx.State | None,
+) -> tuple[jax.Array, Sums, nnx.State]:
+    """The loss of a batch, its metrics, and the gradients. `teacher`: its arrays."""
+    if settings.mixing is None:
+        images, targets = _prepared(settings, state.step, batch), batch["label"]
+    else:
+        images, targets = batch["image"], batch["target"]
+    taught = None
+    if settings.teacher is not None:
+        assert teacher is not None
+        taught = settings.teacher.logits(teacher, images, settings.platform)
 
     def loss_of(params: nnx.State) -> tuple[jax.Array, Sums]:
         rngs = nnx.Rngs(dropout=dropout_key)
         logits = _apply(settings, settings.graphs.train, params, state.frozen, images, rngs)
-        losses, prediction = classification_loss(logits, batch["label"], settings.label_smoothing)
+        smoothing = settings.label_smoothing
+        if settings.teacher is None or taught is None:
+            losses, prediction = classification_loss(logits, targets, smoothing)
+        else:
+            distillation = settings.teacher.config
+            losses, prediction = distillation_loss(logits, targets, taught, distillation, smoothing)
         return losses.mean(), Sums.of_batch(losses, prediction, batch["label"], batch["mask"])
 
     (loss, sums), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
@@ -121,46 +181,56 @@ def _gradients(
 
 
 def _accumulated_gradients(
-    settings: StepSettings, state: TrainState, batch: Batch, dropout_key: jax.Array, first: Any
+    settings: StepSettings,
+    state: TrainState,
+    batch: Batch,
+    dropout_key: jax.Array,
+    first: Any,
+    teacher: nnx.State | None,
 ) -> tuple[jax.Array, Sums, nnx.State]:
     """As `_gradients`, computed part by part: memory for the activations of one part.
 
-    Part i is rows i, i + parts, ... of the batch, so that every device has rows of its own in each
-    part and none moves. `first` is the batch's own first row in the global batch.
+    `first` is the batch's own first row in the global batch.
     """
     parts = settings.accumulation_steps
     rows = batch["label"].shape[0] // parts
-    divided = {
-        name: value.reshape(rows, parts, *value.shape[1:]).swapaxes(0, 1)
-        for name, value in batch.items()
-    }
+    divided = _divided(batch, parts)
+
+    def of_part(part: Batch, key: jax.Array) -> tuple[jax.Array, Sums, nnx.State]:
+        return _gradients(settings, state, part, key, teacher)
 
     def add_part(total: Any, numbered: tuple[jax.Array, Batch]) -> tuple[Any, None]:
         number, part = numbered
         key = key_of_rows(dropout_key, first + number, rows, parts)
-        return jax.tree.map(jnp.add, total, _gradients(settings, state, part, key)), None
+        return jax.tree.map(jnp.add, total, of_part(part, key)), None
 
-    of_part = jax.eval_shape(
-        lambda: _gradients(settings, state, jax.tree.map(lambda x: x[0], divided), dropout_key)
-    )
-    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), of_part)
+    shapes = jax.eval_shape(lambda: of_part(jax.tree.map(lambda x: x[0], divided), dropout_key))
+    nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     (loss, sums, gradients), _ = jax.lax.scan(add_part, nothing, (jnp.arange(parts), divided))
     return loss / parts, sums, jax.tree.map(lambda gradient: gradient / parts, gradients)
 
 
 def _train_step(
-    settings: StepSettings, axis: str | None, state: TrainState, batch: Batch
+    settings: StepSettings,
+    axis: str | None,
+    state: TrainState,
+    batch: Batch,
+    teacher: nnx.State | None = None,
 ) -> tuple[TrainState, jax.Array]:
     """One update. With `axis`, `batch` is this device's part and the update is that of them all."""
-    dropout_key = _dropout_key(settings.seed, state.step)
+    dropout_key = _key_of_step(settings.seed, _DROPOUT, state.step)
+    if settings.mixing is not None:
+        batch = _mixed(settings, settings.mixing, axis, state.step, batch)
     rows = batch["label"].shape[0]
     first = 0 if axis is None else rows * jax.lax.axis_index(axis)
     if settings.accumulation_steps > 1:
-        loss, sums, gradients = _accumulated_gradients(settings, state, batch, dropout_key, first)
+        loss, sums, gradients = _accumulated_gradients(
+            settings, state, batch, dropout_key, first, teacher
+        )
     else:
         if axis is not None:
             dropout_key = key_of_rows(dropout_key, first, rows)
-        loss, sums, gradients = _gradients(settings, state, batch, dropout_key)
+        loss, sums, gradients = _gradients(settings, state, batch, dropout_key, teacher)
     if axis is not None:
         loss, gradients = jax.lax.pmean((loss, gradients), axis)
         sums = jax.lax.psum(sums, axis)
@@ -185,13 +255,15 @@ def _train_step(
 
 def jit_train_step(settings: StepSettings, mesh: Mesh, shardings: TrainState) -> TrainStep:
     """One plain jitted step: the compiler divides the work as the arrays lie. Donates the state."""
-    return jax.jit(
-        lambda state, batch: _train_step(settings, None, state, batch),
-        in_shardings=(shardings, batch_sharding(mesh)),
-        out_shardings=(shardings, replicated(mesh)),
+    whole, teacher = replicated(mesh), settings.teacher
+    step = jax.jit(
+        lambda state, batch, *taught: _train_step(settings, None, state, batch, *taught),
+        in_shardings=(shardings, batch_sharding(mesh), *([whole] if teacher else [])),
+        out_shardings=(shardings, whole),
         donate_argnums=0,
         compiler_options=compiler_options(settings.platform),
     )
+    return TaughtStep(step, teacher, whole) if teacher else step
 
 
 def pmap_train_step(settings: StepSettings, mesh: Mesh) -> TrainStep:
@@ -200,10 +272,11 @@ def pmap_train_step(settings: StepSettings, mesh: Mesh) -> TrainStep:
     State and loss are whole on each device and look like one array, so that all else is as with
     `jit_train_step`. Donates the state.
     """
-    mapped = jax.pmap(
-        lambda state, batch: _train_step(settings, _DEVICES, state, batch),
+    teacher = settings.teacher
+    mapped: Any = jax.pmap(
+        lambda state, batch, *taught: _train_step(settings, _DEVICES, state, batch, *taught),
         axis_name=_DEVICES,
-        in_axes=(None, 0),
+        in_axes=(None, 0, *([None] if teacher else [])),
         out_axes=None,
         devices=list(mesh.devices.flat),
         donate_argnums=0,
@@ -218,16 +291,16 @@ def pmap_train_step(settings: StepSettings, mesh: Mesh) -> TrainStep:
         copies = [shard.data for shard in leaf.addressable_shards]
         return jax.make_array_from_single_device_arrays(leaf.shape, whole, copies)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, jax.Array]:
+    def step(state: TrainState, batch: Batch, *taught: Any) -> tuple[TrainState, jax.Array]:
         parts = {
             name: value.reshape(mesh.size, -1, *value.shape[1:]) for name, value in batch.items()
         }
         if alone and state.step.sharding != returned:
             state = jax.device_put(state, returned)
-        result = mapped(state, parts)
+        result = mapped(state, parts, *taught)
         return result if alone else jax.tree.map(of_all_processes, result)
 
-    return step
+    return TaughtStep(step, teacher, returned if alone else whole) if teacher else step
 
 
 def make_eval_step(settings: StepSettings, mesh: Mesh, shardings: TrainState) -> EvalStep:

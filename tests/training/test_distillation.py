@@ -1,0 +1,253 @@
+"""The loss of distillation against PyTorch's; runs that are mixed and taught, in every layout."""
+
+import os
+import pathlib
+import signal
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from tests.training.layouts import Result, run_all
+from tests.training.runs import arrays, rows, tiny
+from tests.training.test_layouts import BATCH, KEY_BIAS, LAYOUTS, LOSS, PARAMETER, differences
+from tests.training.test_loop import stop_at
+from vit_jax.config import DistillationConfig, TrainConfig
+from vit_jax.interop.pretrained import load_pretrained, save_pretrained
+from vit_jax.models.registry import create_model
+from vit_jax.plan.compile import abstract_model, compile_step
+from vit_jax.training import Interrupted, train
+from vit_jax.training.distillation import Teacher, distillation_loss, make_teacher
+from vit_jax.training.mixing import smooth_one_hot
+from vit_jax.training.setup import build
+
+TEACHER = "vit_tiny_patch16_224"
+TEACHER_FIELDS: dict[str, Any] = {
+    "patch_size": 4,
+    "embed_dim": 24,
+    "depth": 1,
+    "num_heads": 2,
+    "drop_rate": 0.1,  # which it must not have when it is asked
+}
+SIZES = {"img_size": 8, "in_chans": 1, "num_classes": 10}
+MIX = {"mixup_alpha": 0.8, "cutmix_alpha": 1.0}
+
+
+def torch_loss(
+    heads: list[torch.Tensor], targets: torch.Tensor, teacher: torch.Tensor, config: Any
+) -> torch.Tensor:
+    """The paper's two losses, in PyTorch's words, averaged over the batch."""
+    functional = torch.nn.functional
+    labelled = functional.cross_entropy(heads[0], targets)
+    if config.kind == "hard":
+        taught = functional.cross_entropy(heads[1], teacher.argmax(dim=1))
+    else:
+        ours, theirs = ((x / config.temperature).log_softmax(dim=1) for x in (heads[1], teacher))
+        taught = functional.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+        taught = taught * config.temperature**2
+    return (1 - config.alpha) * labelled + config.alpha * taught
+
+
+@pytest.mark.parametrize("soft_targets", [False, True], ids=["labels", "mixed"])
+@pytest.mark.parametrize(
+    ("kind", "alpha", "temperature"), [("hard", 0.5, 1.0), ("soft", 0.1, 3.0), ("soft", 0.9, 0.5)]
+)
+def test_loss_and_gradients_are_pytorchs(kind, alpha, temperature, soft_targets, x64):
+    config = DistillationConfig(kind=kind, alpha=alpha, temperature=temperature)
+    rng = np.random.default_rng(0)
+    first, second, teacher = (rng.normal(size=(6, 5)) * 3 for _ in range(3))
+    targets = np.array([0, 4, 2, 2, 1, 3], np.int32)
+    if soft_targets:
+        smooth = np.asarray(smooth_one_hot(jnp.asarray(targets), 5, 0.1, jnp.dtype(jnp.float64)))
+        targets = 0.3 * smooth + 0.7 * smooth[::-1]
+
+    def loss(heads: tuple[jax.Array, jax.Array], teacher: jax.Array) -> jax.Array:
+        return distillation_loss(heads, jnp.asarray(targets), teacher, config)[0].mean()
+
+    heads = (jnp.asarray(first), jnp.asarray(second))
+    found, (gradients, of_teacher) = jax.value_and_grad(loss, (0, 1))(heads, jnp.asarray(teacher))
+    theirs = [torch.tensor(head, requires_grad=True) for head in (first, second)]
+    torch_targets = torch.tensor(targets) if soft_targets else torch.tensor(targets).long()
+    wanted = torch_loss(theirs, torch_targets, torch.tensor(teacher), config)
+    wanted.backward()
+    np.testing.assert_allclose(found, wanted.item(), rtol=1e-14)
+    for ours, head in zip(gradients, theirs, strict=True):
+        assert head.grad is not None
+        np.testing.assert_allclose(ours, head.grad, rtol=1e-13, atol=1e-16)
+    assert not np.asarray(of_teacher).any()
+
+
+@pytest.fixture(scope="module")
+def teacher_file(tmp_path_factory) -> pathlib.Path:
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    save_pretrained(create_model(TEACHER, rngs=nnx.Rngs(5), **TEACHER_FIELDS, **SIZES), path)
+    return path
+
+
+def taught(teacher: pathlib.Path, **overrides: Any) -> TrainConfig:
+    """The tiny run with a second head, taught by the teacher, and mixed."""
+    distillation = {"kind": "hard", "teacher": str(teacher), "teacher_model": TEACHER}
+    fields = tiny().model.kwargs | {"distilled": True}
+    return tiny(
+        **{
+            "model__kwargs": fields,
+            "mix": MIX,
+            "distillation": distillation | {"teacher_kwargs": TEACHER_FIELDS},
+            **overrides,
+        }
+    )
+
+
+def of_layout(teacher: pathlib.Path, layout: str, **overrides: Any) -> TrainConfig:
+    """Six updates in float64, with the augmentation and dropout that layouts could change."""
+    types = {"dtype": "float64", "param_dtype": "float64"}
+    config = taught(
+        teacher,
+        **LAYOUTS[layout],
+        num_epochs=1,
+        data__batch_size=BATCH,
+        data__num_train_examples=BATCH * 6,
+        data__horizontal_flip=True,
+        loss__label_smoothing=0.1,
+        **overrides,
+    )
+    config.model.kwargs |= types
+    config.distillation.teacher_kwargs |= types
+    return config
+
+
+@pytest.fixture(scope="module")
+def layouts(teacher_file, tmp_path_factory, cache_dir) -> dict[str, Result]:
+    configs = {
+        "one": of_layout(teacher_file, "one"),
+        "one 4 parts": of_layout(teacher_file, "one", accumulation_steps=4),
+        "fsdp 2 parts": of_layout(teacher_file, "fsdp", accumulation_steps=2),
+        "pmap 2 parts": of_layout(teacher_file, "pmap", accumulation_steps=2),
+        "one not mixed": of_layout(teacher_file, "one", mix={}),
+    }
+    return run_all(configs, 6, cache_dir, tmp_path_factory.mktemp("layouts") / "taught.npz")
+
+
+@pytest.mark.parametrize("name", ["one 4 parts", "fsdp 2 parts", "pmap 2 parts"])
+def test_same_run_in_every_layout(layouts, name):
+    loss, parameter, key_bias = differences(layouts[name], layouts["one"])
+    assert loss <= LOSS
+    assert parameter <= PARAMETER
+    assert key_bias <= KEY_BIAS
+    np.testing.assert_array_equal(layouts[name]["sums"][1:], layouts["one"]["sums"][1:])
+    assert layouts[name]["devices"] == (1 if name.startswith("one") else 8)
+
+
+def test_mixing_is_felt(layouts):
+    mixed, plain = (layouts[name]["loss"] for name in ("one", "one not mixed"))
+    assert (np.abs(mixed / plain - 1) > 1e3 * LOSS).all()
+
+
+@pytest.fixture(scope="module")
+def finished(teacher_file, tmp_path_factory) -> pathlib.Path:
+    workdir = tmp_path_factory.mktemp("finished")
+    train(taught(teacher_file), workdir)
+    return workdir
+
+
+def test_a_mixed_and_taught_run_goes_on_bit_for_bit(
+    finished, teacher_file, tmp_path, monkeypatch, capsys
+):
+    stop_at(monkeypatch, 7, lambda run: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        train(taught(teacher_file), tmp_path)
+    monkeypatch.undo()
+    train(taught(teacher_file, log__progress="plain"), tmp_path)
+    assert f"taught by weights of {teacher_file}" in capsys.readouterr().out
+    assert rows(tmp_path) == rows(finished)
+    assert arrays(tmp_path, 12) == arrays(finished, 12)
+
+
+def test_the_teacher_is_in_no_checkpoint(finished):
+    untaught = create_model(
+        TEACHER, rngs=nnx.Rngs(0), **(tiny().model.kwargs | {"distilled": True})
+    )
+    own = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(nnx.state(untaught)))
+    stored = {k: v for k, v in arrays(finished, 12).items() if k.startswith("model/")}
+    assert sum(map(len, stored.values())) == own + 4 * (len(stored) - 1)  # and the fingerprints
+
+
+def test_the_second_head_alone_learns_from_the_teacher(teacher_file):
+    """With alpha 1 the labels teach nothing."""
+    config = taught(teacher_file, mix={}, optimizer__weight_decay=0.0, num_epochs=8)
+    config.distillation.kind, config.distillation.alpha = "soft", 1.0
+    config.optimizer.learning_rate = 1e-2
+    config.model.kwargs["drop_rate"] = 0.0
+    setup = build(config)
+    state = setup.program.init()
+    start = jax.device_get(state.params)
+    losses = []
+    with setup.train_batches(0) as batches:
+        for batch in setup.on_device(batches):
+            state, loss = setup.program.train_step(state, batch)
+            losses.append(float(loss))
+    assert np.mean(losses[-3:]) < 0.3 * np.mean(losses[:3])
+    np.testing.assert_array_equal(state.params["head"]["kernel"], start["head"]["kernel"])
+    assert np.abs(state.params["head_dist"]["kernel"] - start["head_dist"]["kernel"]).max() > 1e-3
+
+
+def teacher_of(config: TrainConfig) -> Teacher:
+    found = make_teacher(config, abstract_model(config), (8, 8))
+    assert found is not None
+    return found
+
+
+def test_a_work_directory_knows_its_model(finished):
+    """Also as a teacher that has two heads itself."""
+    config = taught(finished, distillation={"kind": "soft", "teacher": str(finished)})
+    teacher = teacher_of(config)
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 8, 1)), jnp.float32)
+    state, said = teacher.weights
+    assert said == f"weights of {finished}, step 12"
+    model = create_model(TEACHER, rngs=nnx.Rngs(0), **config.model.kwargs)
+    load_pretrained(model, finished)
+    model.eval()
+    np.testing.assert_array_equal(teacher.logits(state, images, "cpu"), model(images))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__kwargs": tiny().model.kwargs}, r"second head .*model\.kwargs\.distilled=True"),
+        ({"distillation__teacher_model": ""}, "teacher_model: wanted the registered model"),
+        ({"distillation__teacher_model": "vit_tinny"}, "unknown model 'vit_tinny'"),
+        ({"distillation__teacher_kwargs": {"width": 3}}, r"teacher_kwargs\.width: .* embed_dim"),
+        ({"distillation__teacher_kwargs": {"num_classes": 7}}, r"logits \(7,\).* 10 classes"),
+        ({"distillation__teacher_kwargs": {"img_size": 16}}, "does not take the model's images"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_teacher_that_does_not_fit(teacher_file, changes, message):
+    config = taught(teacher_file)
+    for path, value in changes.items():
+        group, name = path.split("__")
+        if name == "teacher_kwargs":
+            value = TEACHER_FIELDS | value
+        setattr(getattr(config, group), name, value)
+    with pytest.raises(ValueError, match=message):
+        teacher_of(config)
+
+
+def test_no_teacher_there(teacher_file, tmp_path):
+    config = taught(teacher_file)
+    config.distillation.teacher = "nowhere.safetensors"
+    with pytest.raises(ValueError, match=r"config\.distillation\.teacher: there is no 'nowhere"):
+        train(config, tmp_path)
+
+
+def test_the_plan_reads_no_teacher(teacher_file):
+    config = taught(teacher_file)
+    config.distillation.teacher = "nowhere.safetensors"
+    compiled = compile_step(config, jax.devices()[:1])
+    assert compiled.fits
+    plain = compile_step(taught(teacher_file, distillation={}), jax.devices()[:1])
+    assert compiled.step_flops > plain.step_flops

@@ -1,0 +1,160 @@
+"""Runs that start from the weights of another model: another head, another image size."""
+
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+import vit_jax
+from tests.training.runs import tiny
+from vit_jax.config import TrainConfig
+from vit_jax.config.validate import fields_of
+from vit_jax.interop.adapt import RESIZE
+from vit_jax.interop.pretrained import save_pretrained
+from vit_jax.interop.resize import resize_pos_embed
+from vit_jax.models.base import VisionModel
+from vit_jax.models.registry import create_model
+from vit_jax.training import loop as loop_module
+from vit_jax.training import train
+from vit_jax.training.setup import build
+from vit_jax.training.start import load_weights
+
+HEAD = ("head.weight", "head.bias")
+
+
+def model(seed: int) -> VisionModel:
+    """That of the tiny run."""
+    config = tiny().model
+    return create_model(config.name, rngs=nnx.Rngs(seed), **config.kwargs)
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory) -> pathlib.Path:
+    """A run of 12 updates, the one of `test_loop.py`: images of 8x8, a grid of 2x2, 10 classes."""
+    workdir = tmp_path_factory.mktemp("first")
+    train(tiny(), workdir)
+    return workdir
+
+
+@pytest.fixture
+def first_state(monkeypatch, capsys, tmp_path):
+    """A function: config to (the state dict that a run begins with, what it said)."""
+
+    def look(config: TrainConfig) -> tuple[dict[str, np.ndarray], str]:
+        seen = {}
+
+        def stop(self: Any) -> None:
+            graph = self.setup.program.settings.graphs.train
+            seen.update(vit_jax.state_dict(nnx.merge(graph, self.state.params, self.state.frozen)))
+            raise SystemExit
+
+        monkeypatch.setattr(loop_module._Run, "train", stop)
+        with pytest.raises(SystemExit):
+            train(config, tmp_path / "new")
+        return seen, capsys.readouterr().out
+
+    return look
+
+
+def other(init_from: Any, **overrides: Any) -> TrainConfig:
+    """The tiny run for 16x16 images, a grid of 4x4, and 12 classes."""
+    return tiny(
+        seed=9,
+        init_from=str(init_from),
+        model__kwargs__num_classes=12,
+        model__kwargs__img_size=16,
+        log__progress="plain",
+        **{"init_head": "fresh", "init_resize": "source", **overrides},
+    )
+
+
+def fresh(config: TrainConfig) -> dict[str, np.ndarray]:
+    program = build(config).program
+    state = jax.jit(lambda state: state)(program.init())
+    return vit_jax.state_dict(nnx.merge(program.settings.graphs.train, state.params, state.frozen))
+
+
+@pytest.mark.parametrize("form", ["workdir", "checkpoint", "weights"])
+def test_another_head_and_another_size(form, first_run, first_state, tmp_path):
+    trained = model(1)
+    vit_jax.load_pretrained(trained, first_run)
+    source = {
+        "workdir": first_run,
+        "checkpoint": first_run / "checkpoints" / "12",
+        "weights": tmp_path / "weights.safetensors",
+    }[form]
+    if form == "weights":
+        save_pretrained(trained, source)
+    config = other(source)
+    found, said = first_state(config)
+    stored, begun = vit_jax.state_dict(trained), fresh(config)
+    for name, array in found.items():
+        if name == "pos_embed":
+            array_before = stored[name]
+            wanted = resize_pos_embed(
+                array_before, (2, 2), (4, 4), num_prefix_tokens=1, method="timm"
+            )
+        else:
+            wanted = begun[name] if name in HEAD else stored[name]
+        np.testing.assert_array_equal(array, wanted, err_msg=name)
+    (line,) = [line for line in said.splitlines() if "starting from" in line]
+    assert f"starting from weights of {source}" in line
+    assert "pos_embed: 2x2 to 4x4 by 'timm', 1 prefix rows kept" in line
+    assert "head: dropped the state dict's (10 classes), the model keeps its own of 12" in line
+
+
+def test_a_fine_tuning_run_trains(first_run, tmp_path):
+    quick = {"num_epochs": 1, "data__validation_split": None, "data__test_split": None}
+    metrics = train(other(first_run, **quick), tmp_path)
+    assert np.isfinite(metrics["train_loss"])
+
+
+def test_averaged_weights_of_a_training_checkpoint(first_state, tmp_path):
+    models = [
+        create_model(tiny().model.name, rngs=nnx.Rngs(n), **tiny().model.kwargs) for n in (1, 2)
+    ]
+    raw, averaged = ({k: torch.tensor(v) for k, v in vit_jax.state_dict(m).items()} for m in models)
+    path = tmp_path / "training.pth"
+    torch.save({"state_dict": raw, "state_dict_ema": averaged, "epoch": 3}, path)
+    found, said = first_state(tiny(init_from=str(path), init_weights="ema", log__progress="plain"))
+    assert "starting from averaged weights of" in said
+    for name, array in averaged.items():
+        np.testing.assert_array_equal(found[name], array.numpy())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"init_head": "load"}, r"head\.(weight|bias)"),
+        ({"init_resize": "none"}, "pos_embed"),
+        ({"init_weights": "ema"}, "averages no weights"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_is_not_asked_for_is_not_adapted(overrides, message, first_run, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        train(other(first_run, **overrides), tmp_path)
+
+
+@pytest.mark.parametrize("path", ["init_head", "init_resize", "init_weights"])
+def test_nothing_to_adapt(path):
+    value = {"init_head": "fresh", "init_resize": "timm", "init_weights": "ema"}[path]
+    with pytest.raises(ValueError, match=rf"config\.{path}: wanted .* without init_from"):
+        tiny(**{path: value})
+
+
+def test_all_ways_to_resize_can_be_chosen():
+    (info,) = [info for info in fields_of() if info.path == "init_resize"]
+    assert set(info.limits.choices) == {"none", *RESIZE}
+
+
+def test_weights_as_they_are_come_straight_from_the_checkpoint(first_run, tmp_path):
+    """Without a config.json beside it."""
+    lone = tmp_path / "lone"
+    shutil.copytree(first_run / "checkpoints", lone / "checkpoints")
+    assert load_weights(model(1), str(lone)) == f"weights of {lone}, step 12"
