@@ -12,10 +12,9 @@ to norm 1, Adam's own betas, global average pooling, mirrored images, statistics
 [-1, 1], random resized crops of at least 5% of the area, RandAugment (2 operations, magnitude 10)
 and mixup 0.2.
 
-Two things differ from the paper, whose top-1 is 76.5%: RandAugment has the operations and the
-probability (1 each) of timm, not of TensorFlow's code, and position embeddings are learnt, not
-fixed sines and cosines. The paper keeps 1% of the training split for validation, and so does this;
-`validation` is the test.
+Two things differ from the paper, whose top-1 is 76.5%: RandAugment has timm's operations, not those
+of TensorFlow's code, and position embeddings are learnt, not fixed sines and cosines. The paper
+keeps 1% of the training split for validation, and so does this; `validation` is the test.
 
 Hardware, time and accuracy: not measured.
 """

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from vit_jax.config import TrainConfig, from_dict
@@ -70,22 +71,21 @@ def steps(workdir: pathlib.Path) -> list[int]:
 
 
 def arrays(workdir: pathlib.Path, step: int) -> dict[str, bytes]:
-    """Every bit of a checkpoint's arrays, by item and name."""
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    items = [
-        item
-        for item in ("model", "training", "ema")
-        if (workdir / "checkpoints" / str(step) / item).exists()
-    ]
-    with ocp.CheckpointManager(workdir.absolute() / "checkpoints", options=options) as manager:
-        found = manager.restore(
-            step, args=ocp.args.Composite(**{item: ocp.args.StandardRestore() for item in items})
-        )
-    return {
-        f"{item}/{name}": bytes(array.tobytes())
-        for item in items
-        for name, array in found[item].items()
-    }
+    """Every bit of a checkpoint's arrays, by item and name; on whichever devices it was written."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    found = {}
+    for item in ("model", "training", "ema"):
+        path = workdir.absolute() / "checkpoints" / str(step) / item
+        if item == "ema" and not path.exists():
+            continue
+        with ocp.StandardCheckpointer() as reader:
+            wanted = {
+                name: jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=here)
+                for name, stored in dict(reader.metadata(path).item_metadata.tree).items()
+            }
+            read = reader.restore(path, wanted)
+        found |= {f"{item}/{name}": bytes(array.tobytes()) for name, array in read.items()}
+    return found
 
 
 def child(

@@ -197,8 +197,11 @@ def read_model(
             tree.pop(FINGERPRINT, None)
     except Exception as error:
         raise ValueError(f"the checkpoint {path} is damaged: {one_line(error)}") from error
-    if ema and mean is None:
-        raise ValueError(f"the checkpoint {path} is of a run that averages no weights (ema)")
+    chosen = {MODEL: stored}
+    if ema:
+        if mean is None:
+            raise ValueError(f"the checkpoint {path} is of a run that averages no weights (ema)")
+        chosen[EMA] = mean
     shapes = {name: tuple(array.shape) for name, array in stored.items()}
     problems = [f"{name} is missing" for name in arrays if name not in shapes]
     problems += [f"{name} is unexpected" for name in shapes if name not in arrays]
@@ -215,8 +218,7 @@ def read_model(
             name: jax.ShapeDtypeStruct(tuple(array.shape), array.dtype, sharding=here)
             for name, array in tree.items()
         }
-        for item, tree in ((MODEL, stored), (EMA, mean))
-        if tree is not None and (item == MODEL or ema)
+        for item, tree in chosen.items()
     }
     try:
         read, info = read_items(path, wanted)

@@ -34,9 +34,8 @@ def make_schedule(config: OptimizerConfig, steps_per_epoch: int, num_epochs: int
     cooldown_steps = round(config.cooldown_epochs * steps_per_epoch)
     decay_steps = max(num_epochs * steps_per_epoch - warmup_steps - cooldown_steps, 1)
     peak, end = config.learning_rate, config.min_learning_rate
-    after: Schedule
     if config.schedule == "constant":
-        after = optax.constant_schedule(peak)
+        after: Schedule = optax.constant_schedule(peak)
     elif config.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, decay_steps, alpha=end / peak)
     elif config.schedule == "linear":
@@ -45,12 +44,7 @@ def make_schedule(config: OptimizerConfig, steps_per_epoch: int, num_epochs: int
         steps = max(round(config.decay_epochs * steps_per_epoch), 1)
         decays = num_epochs * steps_per_epoch // steps
         whole = _table([_decayed(config, times) for times in range(decays + 1)], steps)
-
-        def after_warmup(count: Any) -> Any:
-            return whole(count + warmup_steps)
-
-        after = after_warmup
-
+        after = lambda count: whole(count + warmup_steps)  # noqa: E731
     if warmup_steps == 0:
         return after
     warmup = optax.linear_schedule(config.warmup_learning_rate, peak, warmup_steps)
