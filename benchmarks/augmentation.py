@@ -103,9 +103,7 @@ def main() -> None:
     step, alone, both = seconds["step"], seconds["augmentation"] / _DRAWS, seconds["both"]
     print(f"{arguments.model}, batch {arguments.batch}, {arguments.dtype}, {jax.devices()[0]}")
     print(f"train step                        {1e3 * step:9.2f} ms")
-    print(
-        f"augmentation alone                {1e3 * alone:9.2f} ms, {alone / step:6.1%} of it"
-    )
+    print(f"augmentation alone                {1e3 * alone:9.2f} ms, {alone / step:6.1%} of it")
     print(f"train step with the augmentation  {1e3 * both:9.2f} ms, {both / step - 1:+6.1%}")
 
 

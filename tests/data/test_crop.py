@@ -26,11 +26,13 @@ def test_boxes_are_cropped_and_resized_as_pil_does(cubic: bool) -> None:
         for top, left, height, width in boxes:
             box = Box(*(jnp.int32(value) for value in (top, left, height, width)))
             cropped = pil(image).crop((left, top, left + width, top + height))
-            off = differences(resize(jnp.asarray(image), box), cropped.resize((24, 20), kernel))
-            # PIL 13 orders the two passes by size, so that the rounding between them may differ.
+            # In two calls: PIL 13 by itself begins with the vertical pass for some sizes.
+            expected = cropped.resize((24, height), kernel).resize((24, 20), kernel)
+            off = differences(resize(jnp.asarray(image), box), expected)
             assert off.max() <= 1
-            wrong += (off > 0).sum() if (height, width) not in ((37, 3), (37, 52)) else 0
+            wrong += (off > 0).sum()
             count += off.size
+    print(wrong / count)
     assert wrong / count < 3e-4
 
 
