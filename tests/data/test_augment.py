@@ -9,6 +9,7 @@ from PIL import Image
 from tests.data.conftest import random_images
 from vit_jax.data import (
     STATISTICS,
+    RandomResizedCrop,
     example_keys,
     make_eval_preprocess,
     make_train_augment,
@@ -19,6 +20,11 @@ from vit_jax.data import (
     resize_bilinear,
     rotate,
 )
+from vit_jax.data.color import random_color_jitter
+from vit_jax.data.crop import random_resized_crop
+from vit_jax.data.erasing import random_erasing
+from vit_jax.data.geometry import random_padded_crop
+from vit_jax.data.randaugment import parse_rand_augment, rand_augment
 
 MEAN, STD = STATISTICS["cifar10"]
 
@@ -172,9 +178,68 @@ def test_without_augmentation_training_sees_what_evaluation_sees() -> None:
     np.testing.assert_array_equal(plain, make_eval_preprocess(12, mean=MEAN, std=STD)(images))
 
 
+def test_all_methods_follow_each_other_in_the_order_of_timm() -> None:
+    crop = RandomResizedCrop(interpolation="random")
+    augment = make_train_augment(
+        24,
+        crop=crop,
+        padding_crop=3,
+        rotation_degrees=7.0,
+        flip=True,
+        rand_augment="rand-m9-mstd0.5-inc1",
+        random_erasing=0.5,
+        mean=MEAN,
+        std=STD,
+        one_by_one=True,
+    )
+    images = jnp.asarray(random_images(6))
+    keys = example_keys(jax.random.key(0), 0, jnp.arange(6, dtype=jnp.int32))
+
+    def folded(number: int) -> jax.Array:
+        return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+
+    def by_hand(keys: jax.Array, images: jax.Array) -> jax.Array:
+        images = jax.vmap(lambda k, i: random_resized_crop(k, i, (24, 24), crop))(folded(2), images)
+        images = jax.vmap(lambda k, i: random_padded_crop(k, i, 3))(folded(3), images)
+        rotation_keys, flip_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        images = jax.vmap(lambda k, i: random_rotation(k, i, 7.0))(rotation_keys, images)
+        images = jax.vmap(random_horizontal_flip)(flip_keys, images)
+        settings = parse_rand_augment("rand-m9-mstd0.5-inc1")
+        fill = [round(255 * value) for value in MEAN]
+        images = rand_augment(folded(5), images, settings, fill, one_by_one=True)
+        return random_erasing(folded(6), normalize(images, MEAN, STD), 0.5, "pixel")
+
+    found = np.asarray(jax.jit(augment)(keys, images))
+    # A compiler may divide by the deviation in another way.
+    np.testing.assert_allclose(found, jax.jit(by_hand)(keys, images), rtol=0, atol=1e-6)
+
+
+def test_jitter_comes_before_normalisation() -> None:
+    images = jnp.asarray(random_images(4))
+    keys = jax.random.split(jax.random.key(0), 4)
+    augment = make_train_augment(8, color_jitter=0.4, mean=MEAN, std=STD)
+    jittered = jax.vmap(
+        lambda key, image: random_color_jitter(jax.random.fold_in(key, 4), image, 0.4)
+    )(keys, images)
+    assert (np.asarray(jittered) != np.asarray(images)).mean() > 0.5
+    np.testing.assert_allclose(
+        jax.jit(augment)(keys, images), normalize(jittered, MEAN, STD), rtol=0, atol=1e-6
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"padding_crop": -1}, "padding_crop: wanted pixels, 0 or more, got -1"),
+        ({"color_jitter": -0.1}, "color_jitter: wanted a strength, 0 or more, got -0.1"),
+        ({"rand_augment": "rand-m99"}, "wanted a number from 0 to 10 after 'm', got 99"),
+        ({"rand_augment": "rand", "color_jitter": 0.4}, "wanted one of them, since RandAugment"),
+        (
+            {"rand_augment": "rand", "mean": (0.5,), "std": (0.5,)},
+            "wanted images of 3 channels, got 1",
+        ),
+        ({"random_erasing": 1.5}, "random_erasing: wanted a probability, 0 to 1, got 1.5"),
+        ({"random_erasing_mode": "x"}, "wanted one of const, rand, pixel, got 'x'"),
         ({"rotation_degrees": 46.0}, "rotation_degrees must be from 0 to 45, got 46"),
         ({"rotation_degrees": -1.0}, "got -1"),
         ({"std": (0.2, 0.2, 0.0)}, "std positive"),

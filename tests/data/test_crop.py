@@ -26,12 +26,14 @@ def test_boxes_are_cropped_and_resized_as_pil_does(cubic: bool) -> None:
         for top, left, height, width in boxes:
             box = Box(*(jnp.int32(value) for value in (top, left, height, width)))
             cropped = pil(image).crop((left, top, left + width, top + height))
-            off = differences(resize(jnp.asarray(image), box), cropped.resize((24, 20), kernel))
-            # PIL 13 orders the two passes by size, so that the rounding between them may differ.
+            # In two calls: PIL 13 by itself begins with the vertical pass for some sizes.
+            expected = cropped.resize((24, height), kernel).resize((24, 20), kernel)
+            off = differences(resize(jnp.asarray(image), box), expected)
             assert off.max() <= 1
-            wrong += (off > 0).sum() if (height, width) not in ((37, 3), (37, 52)) else 0
+            wrong += (off > 0).sum()
             count += off.size
-    assert wrong / count < 3e-4
+    # Where the exact value is half a grey level: measured, 0.45% linear and 0.01% cubic.
+    assert wrong / count < (5e-4 if cubic else 0.008)
 
 
 def written_out(
@@ -86,12 +88,13 @@ def test_crop_is_the_box_drawn_with_the_kernel_drawn() -> None:
     image = jnp.asarray(noise(20, 20))
     keys = jax.random.split(jax.random.key(0), 24)
 
-    def crops(interpolation: str) -> np.ndarray:
-        crop = RandomResizedCrop(interpolation=interpolation)
-        one = jax.vmap(lambda key: random_resized_crop(key, image, (10, 12), crop))
-        return np.asarray(jax.jit(one)(keys))
+    def crops(key: jax.Array) -> list[jax.Array]:
+        kinds = [
+            RandomResizedCrop(interpolation=name) for name in ("bilinear", "bicubic", "random")
+        ]
+        return [random_resized_crop(key, image, (10, 12), crop) for crop in kinds]
 
-    linear, cubic, either = (crops(name) for name in ("bilinear", "bicubic", "random"))
+    linear, cubic, either = map(np.asarray, jax.jit(jax.vmap(crops))(keys))
     is_linear = (either == linear).all((1, 2, 3))
     is_cubic = (either == cubic).all((1, 2, 3))
     assert (is_linear ^ is_cubic).all()

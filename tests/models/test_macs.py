@@ -55,6 +55,12 @@ def test_products_are_found_wherever_they_stand(function, products):
     assert count_macs(function, SQUARE) == products * 3**3
 
 
+def test_what_each_device_of_a_shard_map_does_counts():
+    mesh, rows = jax.sharding.AbstractMesh((4,), ("d",)), jax.sharding.PartitionSpec("d")
+    square = jax.shard_map(lambda x: x @ x, mesh=mesh, in_specs=rows, out_specs=rows)
+    assert count_macs(square, jax.ShapeDtypeStruct((8, 3, 3), jnp.float32)) == 8 * 3**3
+
+
 def test_convolutions():
     """Strides, padding and groups; (H, W, C in a group, C out)."""
     images = jax.ShapeDtypeStruct((2, 9, 7, 4), jnp.float32)

@@ -36,14 +36,13 @@ OPERATIONS = (
     "translate_y",
 )
 MAX_MAGNITUDE = 10.0
-INTERPOLATIONS = ("bilinear", "bicubic", "random")
 
 _NUMBER = {name: number for number, name in enumerate(OPERATIONS)}
 _NOTHING = len(OPERATIONS)
 _AFFINE = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 _POINT = ("invert", "posterize", "solarize", "solarize_add", "brightness")
 
-_CUBIC: dict[str, float] = dict(zip(INTERPOLATIONS, (0.0, 1.0, 0.5), strict=True))  # probability
+_CUBIC = {"bilinear": 0.0, "bicubic": 1.0, "random": 0.5}  # probability
 _ROTATION_DEGREES, _SHEAR, _TRANSLATION = 30.0, 0.3, 0.45  # at the largest magnitude
 _SECTIONS = (
     "mM (magnitude), mstdS (its deviation), nN (operations), pP (probability), incI (0 or 1)"
@@ -93,10 +92,8 @@ def parse_rand_augment(text: str, interpolation: str = "random") -> RandAugment:
     Raises:
         ValueError: it is no such string, a number is out of range, or another interpolation.
     """
-    if interpolation not in INTERPOLATIONS:
-        raise ValueError(
-            f"interpolation: wanted one of {', '.join(INTERPOLATIONS)}, got {interpolation!r}"
-        )
+    if interpolation not in _CUBIC:
+        raise ValueError(f"interpolation: wanted one of {', '.join(_CUBIC)}, got {interpolation!r}")
     wanted = f'rand_augment: wanted "rand" and, each after a hyphen, any of {_SECTIONS}'
     first, *sections = text.split("-")
     if first != "rand":

@@ -67,10 +67,12 @@ def _count_equation(equation: core.JaxprEqn) -> int:
     inside = sum(_count(jaxpr) for value in params.values() for jaxpr in _jaxprs(value))
     if name == "scan":
         return params["length"] * inside
+    if name == "shard_map":
+        return params["mesh"].size * inside  # once on each device
     if inside and name not in _ONCE:
         raise ValueError(
             f"cannot tell how often the matmuls or convolutions inside {name!r} run; counted are "
-            f"those inside of scan, cond and {', '.join(_ONCE)}"
+            f"those inside of scan, cond, shard_map and {', '.join(_ONCE)}"
         )
     return inside
 

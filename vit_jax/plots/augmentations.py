@@ -43,11 +43,29 @@ _LABELS: dict[str, Callable[[float, int], str]] = {
     ),
 }
 _ONE_WAY: dict[str, Callable[[float], str]] = {
-    "posterize": lambda level: f"{4 - int(4 * level)} bits",
+    "posterize": lambda level: f"bits: {4 - int(4 * level)}",
     "solarize": lambda level: f"from {256 - int(256 * level)}",
     "solarize_add": lambda level: f"+{int(110 * level)}",
 }
 _MAGNITUDES = (3, 6, 9)
+
+# The rows of random methods: what `make_train_augment` is given.
+_METHODS: dict[str, dict[str, Any]] = {
+    "rotation 15° and flip": {"rotation_degrees": 15.0, "flip": True},
+    "padded crop 16": {"padding_crop": 16},
+    "random resized crop": {"crop": RandomResizedCrop(interpolation="bicubic")},
+    "color jitter 0.4": {"color_jitter": 0.4},
+    "rand-m9-mstd0.5-inc1": {"rand_augment": "rand-m9-mstd0.5-inc1"},
+    "erasing: const": {"random_erasing": 1.0, "random_erasing_mode": "const"},
+    "erasing: rand": {"random_erasing": 1.0, "random_erasing_mode": "rand"},
+    "erasing: pixel": {"random_erasing": 1.0, "random_erasing_mode": "pixel"},
+    "all but jitter": {
+        "crop": RandomResizedCrop(interpolation="random"),
+        "flip": True,
+        "rand_augment": "rand-m9-mstd0.5-inc1",
+        "random_erasing": 0.25,
+    },
+}
 
 Cell = tuple[np.ndarray, str]
 Row = tuple[str, Sequence[Cell]]
@@ -164,26 +182,10 @@ def _label(name: str, level: float, sign: int) -> str:
 
 
 def _method_rows(images: Sequence[np.ndarray]) -> list[Row]:
-    methods: dict[str, dict[str, Any]] = {
-        "rotation 15° and flip": {"rotation_degrees": 15.0, "flip": True},
-        "padded crop 16": {"padding_crop": 16},
-        "random resized crop": {"crop": RandomResizedCrop(interpolation="bicubic")},
-        "color jitter 0.4": {"color_jitter": 0.4},
-        "rand-m9-mstd0.5-inc1": {"rand_augment": "rand-m9-mstd0.5-inc1"},
-        "erasing: const": {"random_erasing": 1.0, "random_erasing_mode": "const"},
-        "erasing: rand": {"random_erasing": 1.0, "random_erasing_mode": "rand"},
-        "erasing: pixel": {"random_erasing": 1.0, "random_erasing_mode": "pixel"},
-        "all but jitter": {
-            "crop": RandomResizedCrop(interpolation="random"),
-            "flip": True,
-            "rand_augment": "rand-m9-mstd0.5-inc1",
-            "random_erasing": 0.25,
-        },
-    }
     mean, std = STATISTICS["imagenet"]
     index = jnp.arange(_COLUMNS, dtype=jnp.int32)
     rows: list[Row] = []
-    for row, (name, settings) in enumerate(methods.items()):
+    for row, (name, settings) in enumerate(_METHODS.items()):
         image = images[row % len(images)]
         augment = make_train_augment(_SIDE, mean=mean, std=std, one_by_one=True, **settings)
         keys = example_keys(jax.random.key(0), 0, index)

@@ -133,7 +133,8 @@ def _make_prepare_train(
         return augment
     # Each device prepares its own rows. Left to itself the compiler gathers all of them on each
     # device where they are taken one by one, since it cannot divide a loop.
-    return jax.shard_map(augment, mesh=mesh, in_specs=P(AXES), out_specs=P(AXES))
+    rows = P(AXES)
+    return jax.shard_map(augment, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
 
 
 def make_program(
