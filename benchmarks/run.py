@@ -5,7 +5,8 @@
 Suites:
   cpu: forward pass and training step of six models in float32.
   gpu: both with larger batches in bfloat16 (autocast in PyTorch).
-  input: images/s from prepared records to batches, and PyTorch's DataLoader with PIL beside it.
+  input: images/s from prepared records to batches, and PyTorch's DataLoader with PIL beside it;
+    how long training waits for its input.
   scale: our step against batch, image size, depth and tokens, beside what the FLOPs say.
 
 Every contestant has a process of its own and computes only when it is its turn; nothing else
@@ -156,8 +157,12 @@ def main() -> None:
         if arguments.data_dir is None:
             parser.error("--suite input wants --data-dir, where the prepared sets are")
         from benchmarks.input_pipeline import measure_input
+        from benchmarks.input_wait import measure_wait
 
-        found = {"input": measure_input(arguments.data_dir, arguments.rounds, console)}
+        found = {
+            "input": measure_input(arguments.data_dir, arguments.rounds, console),
+            "wait": measure_wait(arguments.data_dir, console),
+        }
     elif arguments.suite == "scale":
         from benchmarks.scale import measure_scale
 
