@@ -24,7 +24,7 @@ from vit_jax.config import (
     OptimizerConfig,
     TrainConfig,
 )
-from vit_jax.config.recipes import load_recipe
+from vit_jax.config.recipes import find_recipe, load_recipe
 from vit_jax.data.loader import Batches
 from vit_jax.training import train
 from vit_jax.training.setup import Setup
@@ -36,9 +36,9 @@ _CHECKPOINT = CheckpointConfig(every_steps=10**6, keep_best=False)
 
 def _configs(data_dir: pathlib.Path) -> dict[str, TrainConfig]:
     shared: dict[str, Any] = {"data_dir": str(data_dir), "validation_split": "", "test_split": ""}
-    cifar = load_recipe("cifar10_vit")
+    cifar = load_recipe(find_recipe("cifar10_vit"))
     cifar.num_epochs, cifar.log, cifar.checkpoint = 1, _LOG, _CHECKPOINT
-    cifar.data = dataclasses.replace(cifar.data, num_train_examples=32 * 60, **shared)
+    cifar.data = dataclasses.replace(cifar.data, num_train_examples=32 * 30, **shared)
     imagenette = TrainConfig(
         num_epochs=1,
         model=ModelConfig(name="vit_small_patch16_224", kwargs={"num_classes": 10}),
@@ -46,8 +46,8 @@ def _configs(data_dir: pathlib.Path) -> dict[str, TrainConfig]:
             source="tfds",
             name="imagenette224",
             train_split="validation",
-            num_train_examples=16 * 12,
-            batch_size=16,
+            num_train_examples=8 * 8,
+            batch_size=8,
             **shared,
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3),
@@ -56,7 +56,7 @@ def _configs(data_dir: pathlib.Path) -> dict[str, TrainConfig]:
     )
     return {
         "vit_classifier on cifar10, batch 32": cifar,
-        "vit_small on imagenette224, batch 16": imagenette,
+        "vit_small on imagenette224, batch 8": imagenette,
     }
 
 
