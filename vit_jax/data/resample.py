@@ -21,8 +21,8 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 
 # Points per pixel at which kernels are compared.
 _DENSITY = 64
-# An axis that shrinks more than _FAR times is first averaged to _GAP times its new size, as PIL does
-# with `reducing_gap`: the filters stay short, and the result is within 0.6 grey levels of PIL's.
+# An axis that shrinks more than _FAR times is first averaged to _GAP times its new size, as with
+# PIL's `reducing_gap`: the filters stay short, and PIL's result is within 0.6 grey levels.
 _FAR, _GAP = 4, 3
 _IDENTITY = np.ones(1, np.float32)
 
