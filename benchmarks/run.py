@@ -7,7 +7,8 @@ Suites:
   gpu: both with larger batches in bfloat16 (autocast in PyTorch).
   compile: seconds that our training step takes to be traced and compiled, plainly and with its
     layers in a loop, and those from `python train.py` to the first step, without and with a cache.
-  input: images/s from prepared records to batches, and PyTorch's DataLoader with PIL beside it.
+  input: images/s from prepared records to batches, and PyTorch's DataLoader with PIL beside it;
+    how long training waits for its input.
   scale: our step against batch, image size, depth and tokens, beside what the FLOPs say.
 
 Every contestant has a process of its own and computes only when it is its turn; nothing else
@@ -164,8 +165,10 @@ def main() -> None:
         if arguments.data_dir is None:
             parser.error("--suite input wants --data-dir, where the prepared sets are")
         from benchmarks.input_pipeline import measure_input
+        from benchmarks.input_wait import measure_wait
 
         report["input"] = measure_input(arguments.data_dir, arguments.rounds, console)
+        report["wait"] = measure_wait(arguments.data_dir, console)
     elif arguments.suite == "compile":
         from benchmarks.compile_time import measure_compile, measure_start
 

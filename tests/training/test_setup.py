@@ -2,6 +2,8 @@
 
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -83,11 +85,21 @@ def test_evaluation_crops_as_the_config_says(folder: pathlib.Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"data__random_resized_crop": True}, "random_resized_crop: wanted images that vary"),
         ({"data__eval_crop_fraction": 0.9}, "eval_crop_fraction and eval_interpolation are for"),
         ({"data__eval_interpolation": "bicubic"}, r"got None and 'bicubic'"),
     ],
 )
-def test_images_of_one_size_are_not_cropped_on_the_host(fields, message: str) -> None:
+def test_images_of_one_size_are_evaluated_whole(fields, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(tiny(**fields))
+
+
+def test_images_of_one_size_are_cropped_by_the_step() -> None:
+    plain, cropped = build(tiny()), build(tiny(data__random_resized_crop=True))
+    batches = [first(setup.train_batches(0)) for setup in (plain, cropped)]
+    assert (batches[0]["image"] == batches[1]["image"]).all()
+    keys = jax.random.split(jax.random.key(0), 4)
+    images = jnp.asarray(batches[0]["image"][:4])
+    whole, part = (setup.program.settings.prepare_train(keys, images) for setup in (plain, cropped))
+    assert whole.shape == part.shape
+    assert (whole != part).any((1, 2, 3)).all()

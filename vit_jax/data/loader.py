@@ -219,8 +219,7 @@ class _TrainBatch:
         )
         batch = _empty_batch(indices, self.size)
         height, width, _ = self.size
-        for row, position in enumerate(positions.tolist()):
-            example = self.source[position]
+        for row, example in enumerate(self.source.stream(positions.tolist())):
             image = example["image"]
             if self.crop is not None:
                 image = self.crop(
@@ -248,8 +247,9 @@ class _EvalBatch:
         indices[indices >= len(self.source)] = -1
         batch = _empty_batch(indices, self.size)
         height, width, _ = self.size
-        for row in np.flatnonzero(batch["mask"]).tolist():
-            example = self.source[int(indices[row])]
+        rows = np.flatnonzero(batch["mask"]).tolist()
+        examples = self.source.stream(indices[rows].tolist())
+        for row, example in zip(rows, examples, strict=True):
             image = example["image"]
             if image.shape != self.size:
                 image = resize_and_centre_crop(

@@ -1,6 +1,6 @@
 """What every data set looks like to the loader: random access to uint8 images with labels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, TypedDict, runtime_checkable
 
 import numpy as np
@@ -41,9 +41,16 @@ class ImageSource(Protocol):
 
     def __getitem__(self, index: int) -> Example: ...
 
+    def stream(self, indices: Sequence[int]) -> Iterator[Example]:
+        """The examples at `indices`, in that order, each decoded when its turn comes.
+
+        Formats whose records are read faster in bulk override it.
+        """
+        return (self[index] for index in indices)
+
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        """The examples at `indices`, in that order; formats that are faster in bulk override it."""
-        return [self[index] for index in indices]
+        """The examples at `indices`, in that order."""
+        return list(self.stream(indices))
 
 
 def check_index(source: ImageSource, index: int) -> int:
@@ -120,8 +127,8 @@ class Subset(ImageSource):
     def __getitem__(self, index: int) -> Example:
         return self.source[int(self.indices[check_index(self, index)])]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        return self.source.__getitems__(
+    def stream(self, indices: Sequence[int]) -> Iterator[Example]:
+        return self.source.stream(
             [int(self.indices[check_index(self, index)]) for index in indices]
         )
 

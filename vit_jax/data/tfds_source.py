@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,8 @@ _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 class TfdsSource(ImageSource):
     """One split of a prepared TFDS set.
 
-    Records are read, parsed and decoded here: six times as fast as TFDS's own decoding, to the same
-    pixels. They are read one at a time: array_record's call for many starts threads for each batch
-    and takes four times as long (0.038 beside 0.0095 ms a record of 10 kB). On storage that is slow
-    to answer, more of the loader's workers keep more reads under way.
+    Records are read in bulk, parsed and decoded here: six times as fast as TFDS's own decoding,
+    to the same pixels.
 
     Args:
         records: the split's serialised `tf.train.Example` records, random access.
@@ -60,6 +58,15 @@ class TfdsSource(ImageSource):
     def __getitem__(self, index: int) -> Example:
         index = check_index(self, index)
         return self._parse(self._read(index), index)
+
+    def stream(self, indices: Sequence[int]) -> Iterator[Example]:
+        indices = [check_index(self, index) for index in indices]
+        try:
+            records = self._records.__getitems__(indices)
+        except RuntimeError:
+            # Somewhere in this batch; one at a time, the error says which.
+            records = [self._read(index) for index in indices]
+        return (self._parse(record, index) for record, index in zip(records, indices, strict=True))
 
     def _read(self, index: int) -> bytes:
         try:
