@@ -24,7 +24,7 @@ usage: vit-jax plan --config RECIPE --topology GENERATION:SIZE [--search] [--jso
 Compile the train step of a run for a TPU slice, without a TPU, and print its memory, operations,
 exchanges between chips, and a bound on its speed. Needs libtpu: pip install 'vit-jax[tpu]'.
 
-  --config RECIPE     as of `vit-jax train`: a file, or one of {", ".join(recipe_names()[:2])}, ...
+  --config RECIPE     as of `vit-jax train`: a file, or a name such as {recipe_names()[0]}
   --topology NAME     the slice, chips along each axis; such as
 {examples}
   --search            where the run does not fit, compile what would make it fit, until it does
