@@ -109,7 +109,8 @@ def make_train_augment(
         std: see `normalize`.
         dtype: see `normalize`.
         one_by_one: whether images go through RandAugment and random erasing one after another:
-            faster on a CPU, slower on all else. The pixels are the same.
+            far faster on a CPU, slower on all else. Both forms make the same uint8 pixels; the
+            last bit of a normalised value may differ.
 
     Returns:
         A function of (keys (B,), uint8 images (B, H, W, C)), for use under `jax.jit`.

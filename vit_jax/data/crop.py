@@ -100,7 +100,7 @@ def random_resized_crop(
     box_key, cubic_key = jax.random.split(key)
     box = random_box(box_key, image.shape[0], image.shape[1], crop)
     if crop.interpolation == "random":
-        cubic = jax.random.bernoulli(cubic_key)
+        cubic = jax.random.bernoulli(cubic_key, np.float32(0.5))
     else:
         cubic = crop.interpolation == "bicubic"
     return resize_box(image, box, size, cubic)

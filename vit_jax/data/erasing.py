@@ -39,7 +39,7 @@ def random_region(key: Key[Array, ""], height: int, width: int, probability: flo
     widths = jnp.round(jnp.sqrt(area / ratio)).astype(jnp.int32)
     fits = (heights < height) & (widths < width)
     first = jnp.argmax(fits)
-    erases = jax.random.bernoulli(whether, probability) & fits.any()
+    erases = jax.random.bernoulli(whether, np.float32(probability)) & fits.any()
     chosen_height, chosen_width = heights[first], widths[first]
     return Region(
         top=jax.random.randint(top_key, (), 0, height - chosen_height + 1, jnp.int32),

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32, Key, UInt8
 
 from vit_jax.data import affine, tables
@@ -130,13 +131,15 @@ def draw(key: Key[Array, ""], settings: RandAugment) -> Drawn:
     shape = (settings.num_ops,)
     which, whether, noise, direction, kernel = jax.random.split(key, 5)
     operation = jax.random.randint(which, shape, 0, len(OPERATIONS), jnp.int32)
-    done = jax.random.bernoulli(whether, settings.probability, shape)
+    done = jax.random.bernoulli(whether, np.float32(settings.probability), shape)
     deviation = settings.magnitude_std * jax.random.normal(noise, shape, jnp.float32)
     return Drawn(
         operation=jnp.where(done, operation, _NOTHING),
         magnitude=jnp.clip(settings.magnitude + deviation, 0.0, MAX_MAGNITUDE),
-        sign=jnp.where(jax.random.bernoulli(direction, 0.5, shape), 1.0, -1.0).astype(jnp.float32),
-        cubic=jax.random.bernoulli(kernel, _CUBIC[settings.interpolation], shape),
+        sign=jnp.where(jax.random.bernoulli(direction, np.float32(0.5), shape), 1.0, -1.0).astype(
+            jnp.float32
+        ),
+        cubic=jax.random.bernoulli(kernel, np.float32(_CUBIC[settings.interpolation]), shape),
     )
 
 
