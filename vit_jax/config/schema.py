@@ -133,7 +133,8 @@ class DataConfig:
         "random_resized_crop: smallest and largest width / height", (0.75, 1.3333), above=0
     )
     interpolation: str = _option(
-        "kernel of random_resized_crop, antialiased; random: each image draws one of the two",
+        "kernel of random_resized_crop, antialiased there, and of rand_augment's geometric "
+        "operations; random: each image draws one of the two",
         "bilinear",
         choices=("bilinear", "bicubic", "random"),
     )

@@ -122,6 +122,7 @@ def _make_prepare_train(
         flip=data.horizontal_flip,
         color_jitter=data.color_jitter,
         rand_augment=data.rand_augment,
+        rand_augment_interpolation=data.interpolation,
         random_erasing=data.random_erasing,
         random_erasing_mode=data.random_erasing_mode,
         mean=statistics.mean,
