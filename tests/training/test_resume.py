@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+from tests.training.kills import check_none_left, in_checkpoint, kill, row_count, wait_for
 from tests.training.runs import arrays, child, rows, steps, tiny
 
 STRESS = int(os.environ.get("VIT_JAX_STRESS", "0"))
@@ -29,33 +30,6 @@ def config(workers: int = 0, kind: str = "thread"):
 
 
 LAST = 24
-
-
-def left_of(leaders: list[int]) -> list[str]:
-    """Processes of these leaders' sessions that are alive; zombies only wait to be reaped."""
-    command = ["ps", "-e", "-o", "sid=,stat=,pid=,args="]
-    listing = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
-    found = [line.split(maxsplit=3) for line in listing]
-    return [" ".join(row[2:]) for row in found if int(row[0]) in leaders and row[1][0] != "Z"]
-
-
-def check_none_left(leaders: list[int]) -> None:
-    """No process of these sessions is alive 10 seconds after their end."""
-    end = time.monotonic() + 10
-    while left_of(leaders) and time.monotonic() < end:
-        time.sleep(0.1)
-    assert left_of(leaders) == []
-
-
-def wait_for(what, process: subprocess.Popen) -> None:
-    while not what() and process.poll() is None:
-        time.sleep(0.002)
-
-
-def kill(process: subprocess.Popen, number: int = signal.SIGKILL) -> tuple[str, str]:
-    if process.poll() is None:
-        process.send_signal(number)
-    return process.communicate(timeout=60)
 
 
 def run_to_end(workdir: pathlib.Path, cache: pathlib.Path, *workers) -> subprocess.Popen:
@@ -81,15 +55,6 @@ def reference(tmp_path_factory, cache_dir) -> pathlib.Path:
     workdir = tmp_path_factory.mktemp("reference")
     run_to_end(workdir, cache_dir)
     return workdir
-
-
-def in_checkpoint(workdir: pathlib.Path) -> bool:
-    return any(workdir.glob("checkpoints/*orbax-checkpoint-tmp*"))
-
-
-def row_count(workdir: pathlib.Path) -> int:
-    path = workdir / "metrics.jsonl"
-    return path.read_text().count("\n") if path.exists() else 0
 
 
 def test_killed_in_a_checkpoint_and_in_an_epoch_with_other_workers_each_time(
