@@ -89,8 +89,8 @@ class Limits:
 
 
 def measure_limits() -> Limits:
-    """A float32 matmul of 2,048 rows and columns, and x + 1 over 512 MiB."""
-    square, long = jnp.ones((2048, 2048)), jnp.zeros(2**27)
+    """A float32 matmul of 2,048 rows and columns, and x + 1 over 128 MiB."""
+    square, long = jnp.ones((2048, 2048)), jnp.zeros(2**25)
     matmul, add = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1)
     return Limits(
         2 * 2048**3 / _fastest(lambda: matmul(square, square)),
@@ -228,6 +228,7 @@ def main() -> None:
     if not works:
         parser.error(f"--only matches none of: {'; '.join(work.name for work in CPU)}")
     keep_freed_memory()
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     console = Console()
     limits = measure_limits()
     console.print(

@@ -1,7 +1,7 @@
 """How long the training loop waits for its input, as a share of its time.
 
 The loop is `vit_jax.training.train` itself, on all cores and with the loader's default workers:
-only `Setup.on_device`, from which it takes its batches, is watched. Measured from the third step
+only `Setup.on_device`, from which it takes its batches, is watched. Measured from the ninth step
 on, when all is compiled and the workers have made their first batches. On a device that computes
 beside the loop, a wait need not delay it: the share is at most what input costs.
 """
@@ -29,7 +29,8 @@ from vit_jax.data.loader import Batches
 from vit_jax.training import train
 from vit_jax.training.setup import Setup
 
-_FIRST = 2  # steps that are not measured
+# The loop dispatches a few steps ahead before it waits for one: these are not measured.
+_FIRST = 8
 _LOG = LogConfig(every_steps=10**6, tensorboard=False, progress="none")
 _CHECKPOINT = CheckpointConfig(every_steps=10**6, keep_best=False)
 
@@ -38,7 +39,7 @@ def _configs(data_dir: pathlib.Path) -> dict[str, TrainConfig]:
     shared: dict[str, Any] = {"data_dir": str(data_dir), "validation_split": "", "test_split": ""}
     cifar = load_recipe(find_recipe("cifar10_vit"))
     cifar.num_epochs, cifar.log, cifar.checkpoint = 1, _LOG, _CHECKPOINT
-    cifar.data = dataclasses.replace(cifar.data, num_train_examples=32 * 30, **shared)
+    cifar.data = dataclasses.replace(cifar.data, num_train_examples=32 * 60, **shared)
     imagenette = TrainConfig(
         num_epochs=1,
         model=ModelConfig(name="vit_small_patch16_224", kwargs={"num_classes": 10}),
@@ -46,7 +47,7 @@ def _configs(data_dir: pathlib.Path) -> dict[str, TrainConfig]:
             source="tfds",
             name="imagenette224",
             train_split="validation",
-            num_train_examples=8 * 8,
+            num_train_examples=8 * 24,
             batch_size=8,
             **shared,
         ),

@@ -66,7 +66,9 @@ class TrainedStep:
 
 
 def make(work: Workload, form: str) -> Callable[[], Any]:
-    keep_freed_memory()  # as `vit-jax train` does
+    # As `vit-jax train` does.
+    keep_freed_memory()
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     if form == "step":
         return TrainedStep(work)
     if form == "compile":

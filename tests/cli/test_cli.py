@@ -157,4 +157,5 @@ def test_the_compilation_cache_is_the_users_and_configurable(monkeypatch, variab
     monkeypatch.setattr(jax.config, "update", options.__setitem__)
     cli.set_up_jax()
     assert options.pop("jax_traceback_filtering") == "off"
+    assert options.pop("jax_cpu_enable_async_dispatch") is False
     assert options == ({} if wanted is None else {"jax_compilation_cache_dir": wanted})
