@@ -24,8 +24,8 @@ class TfdsSource(ImageSource):
     """One split of a prepared TFDS set.
 
     Records are read, parsed and decoded here: six times as fast as TFDS's own decoding, to the same
-    pixels. Small records (CIFAR) are read in bulk, 0.02 in place of 0.1 ms each; large ones one at a
-    time, 0.01 in place of 0.05 ms: array_record starts threads for each bulk.
+    pixels. Small records (CIFAR) are read in bulk, 0.02 in place of 0.1 ms each; large ones one at
+    a time, 0.01 in place of 0.05 ms: array_record starts threads for each bulk.
 
     Args:
         records: the split's serialised `tf.train.Example` records, random access.
