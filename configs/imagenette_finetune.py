@@ -13,7 +13,7 @@ AdamW, batch 64, 10 epochs of cosine decay from 2e-4 after half an epoch of warm
 learning rate decay .75 (as BEiT, 2106.08254), weight decay .05 on matrices, gradients clipped to
 norm 1, label smoothing .1, mirrored images. The numbers are ours.
 
-FINETUNED
+Hardware, time and accuracy: not measured.
 """
 
 from vit_jax.config import (

@@ -99,17 +99,3 @@ def test_crop_is_the_box_drawn_with_the_kernel_drawn() -> None:
     is_cubic = (either == cubic).all((1, 2, 3))
     assert (is_linear ^ is_cubic).all()
     assert 4 <= is_linear.sum() <= 20
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"scale": (0.5, 0.2)}, r"scale: wanted two positive numbers, the smaller first, got"),
-        ({"scale": (0.5, 1.2)}, r"scale: wanted at most the image's area, 1, got"),
-        ({"ratio": (0.0, 1.0)}, r"ratio: wanted two positive numbers"),
-        ({"interpolation": "area"}, "wanted one of bilinear, bicubic, random, got 'area'"),
-    ],
-)
-def test_bad_ranges_are_one_clear_error(arguments: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        RandomResizedCrop(**arguments)
