@@ -156,6 +156,7 @@ def main() -> None:
     arguments = parser.parse_args()
     # Several processes share one GPU, this one among them.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    jax.config.update("jax_cpu_enable_async_dispatch", False)  # as the commands do
     console = Console()
     if not console.is_terminal:  # a file has no width
         console.width = 160
