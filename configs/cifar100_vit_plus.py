@@ -1,4 +1,4 @@
-"""A small T2T-ViT on CIFAR-100: no larger than seed 003's ViT, no longer, but trained well.
+"""A small T2T-ViT on CIFAR-100: no larger than seed 003's ViT, no longer, with other methods.
 
     vit-jax prepare cifar100
     python train.py --config configs/cifar100_vit_plus.py

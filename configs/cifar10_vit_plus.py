@@ -1,4 +1,4 @@
-"""A small T2T-ViT on CIFAR-10: no larger than seed 003's ViT, no longer, but trained well.
+"""A small T2T-ViT on CIFAR-10: no larger than seed 003's ViT, no longer, with other methods.
 
     vit-jax prepare cifar10
     python train.py --config configs/cifar10_vit_plus.py
@@ -11,7 +11,9 @@ RandAugment, label smoothing, an average of the weights. Without mixup and CutMi
 longer runs: --config.mix.mixup_alpha=0.8 --config.mix.cutmix_alpha=1.0 adds them. The numbers are
 ours. Splits are those of `cifar10_vit.py`.
 
-Hardware, time and accuracy: not measured.
+Hardware, time and accuracy: the 100 epochs are not measured. With 5,000 training images, 10 epochs
+and 2,000 test images (two CPU cores, seed 0): top-1 0.411, its average 0.413; `cifar10_vit` 0.432.
+In so short a run it is behind; whether it pays in a long one is not known yet.
 """
 
 from vit_jax.config import (
