@@ -46,7 +46,7 @@ def draw_ratios(report: dict[str, Any], path: pathlib.Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel(f"times as fast as {BASE} (line: equal)")
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    axes.legend(handles.values(), handles.keys(), fontsize=8, loc="best")
+    figure.legend(handles.values(), handles.keys(), fontsize=8, loc="outside upper center", ncols=4)
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=110)
 
