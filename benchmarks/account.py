@@ -27,9 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.contestants import Workload
-from benchmarks.contestants.vit_jax_ import TrainedStep
+from benchmarks.contestants.vit_jax_ import TrainedStep, set_up
 from benchmarks.run import CPU
-from vit_jax.allocator import keep_freed_memory
 from vit_jax.plan.flops import flops_of
 from vit_jax.plan.hlo import Computation, Instruction, Program
 from vit_jax.plan.traffic import bytes_of
@@ -162,7 +161,7 @@ def account(text: str, times: list[dict[str, float]]) -> dict[str, Share]:
 
 def profiled(step: TrainedStep, repeats: int) -> tuple[str, list[dict[str, float]], float]:
     """The program, the seconds of its instructions in each run, and of the fastest step alone."""
-    text = step.compiled_text()
+    text = step.compile().as_text() or ""
     alone = []
     for _ in range(2 + repeats):
         start = time.perf_counter()
@@ -234,8 +233,7 @@ def main() -> None:
     works = [work for work in CPU if fnmatch.fnmatch(work.name, arguments.only)]
     if not works:
         parser.error(f"--only matches none of: {'; '.join(work.name for work in CPU)}")
-    keep_freed_memory()
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    set_up()
     console = Console()
     if not console.is_terminal:  # a file has no width
         console.width = 160

@@ -10,22 +10,15 @@ of eight.
 """
 
 import argparse
-import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
-from flax import nnx
 
+from benchmarks.contestants import Workload
+from benchmarks.contestants.vit_jax_ import TrainedStep, set_up
 from benchmarks.measure import medians
-from vit_jax.allocator import keep_freed_memory
-from vit_jax.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from vit_jax.data.augment import example_keys
-from vit_jax.data.statistics import STATISTICS
-from vit_jax.training.mesh import put_batch
-from vit_jax.training.program import Program, config_mesh, make_program, model_maker
-from vit_jax.training.step import Batch
+from vit_jax.models.registry import model_fields
 
 _DRAWS = 8
 _AUGMENTATION: dict[str, Any] = {
@@ -36,49 +29,22 @@ _AUGMENTATION: dict[str, Any] = {
 }
 
 
-def make(model: str, batch_size: int, dtype: str, augmented: bool) -> tuple[Program, Batch]:
-    """The program of a run on one device, and a batch for it."""
-    data = DataConfig(
-        source="tfds", name="imagenet", batch_size=batch_size, eval_batch_size=batch_size
-    )
-    if augmented:
-        data = dataclasses.replace(data, **_AUGMENTATION)
-    config = TrainConfig(
-        num_epochs=1,
-        model=ModelConfig(name=model, kwargs={"dtype": dtype}),
-        data=data,
-        optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.05, decay_mask="matrices"),
-    )
-    mesh = config_mesh(config, jax.devices()[:1])
-    abstract = nnx.eval_shape(model_maker(config))
-    # An epoch a step: every step draws anew.
-    program = make_program(config, mesh, abstract, STATISTICS["imagenet"], 1)
-    rng = np.random.default_rng(0)
-    shape = (batch_size, *abstract.img_size, 3)
-    batch = {
-        "image": rng.integers(0, 256, shape, np.uint8),
-        "label": rng.integers(0, abstract.num_classes, batch_size, np.int32),
-        "index": np.arange(batch_size, dtype=np.int32),
-        "mask": np.ones(batch_size, np.bool_),
-    }
-    return program, put_batch(mesh, batch)
-
-
-def train_step(program: Program, batch: Batch) -> Callable[[], Any]:
-    state = program.init()
-
-    def step() -> Any:
-        nonlocal state
-        state, _ = program.train_step(state, batch)
-        return state
-
-    return step
-
-
-def augmentation(program: Program, batch: Batch) -> Callable[[], Any]:
-    prepare = jax.jit(program.settings.prepare_train)
+def measure(work: Workload, rounds: int) -> dict[str, float]:
+    """Median seconds of the plain step, of `_DRAWS` augmentations, and of the step with one."""
+    plain, augmented = TrainedStep(work), TrainedStep(work, _AUGMENTATION, steps_per_epoch=1)
+    prepare = jax.jit(augmented.program.settings.prepare_train)
+    batch = augmented.batch
     keys = [example_keys(jax.random.key(0), draw, batch["index"]) for draw in range(_DRAWS)]
-    return lambda: [jax.block_until_ready(prepare(key, batch["image"])) for key in keys]
+    return medians(
+        {
+            "step": plain,
+            "augmentation": lambda: [
+                jax.block_until_ready(prepare(key, batch["image"])) for key in keys
+            ],
+            "both": augmented,
+        },
+        rounds,
+    )
 
 
 def main() -> None:
@@ -88,17 +54,10 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
-    if jax.default_backend() == "cpu":
-        keep_freed_memory()  # as `vit-jax train` does
-    plain, batch = make(arguments.model, arguments.batch, arguments.dtype, False)
-    augmented, _ = make(arguments.model, arguments.batch, arguments.dtype, True)
-    seconds = medians(
-        {
-            "step": train_step(plain, batch),
-            "augmentation": augmentation(augmented, batch),
-            "both": train_step(augmented, batch),
-        },
-        arguments.rounds,
+    set_up()
+    size = model_fields(arguments.model)["img_size"]
+    seconds = measure(
+        Workload(arguments.model, size, arguments.batch, dtype=arguments.dtype), arguments.rounds
     )
     step, alone, both = seconds["step"], seconds["augmentation"] / _DRAWS, seconds["both"]
     print(f"{arguments.model}, batch {arguments.batch}, {arguments.dtype}, {jax.devices()[0]}")

@@ -16,6 +16,7 @@ from unittest import mock
 
 from rich.console import Console
 
+from vit_jax.allocator import keep_freed_memory
 from vit_jax.config import (
     CheckpointConfig,
     DataConfig,
@@ -63,6 +64,7 @@ def _configs(data_dir: pathlib.Path) -> dict[str, TrainConfig]:
 
 def measure_wait(data_dir: pathlib.Path, console: Console) -> list[dict[str, Any]]:
     """The loop's share of waiting in short runs of two models."""
+    keep_freed_memory()  # as `vit-jax train` does
     return [_measure(name, config, console) for name, config in _configs(data_dir).items()]
 
 

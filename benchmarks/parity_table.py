@@ -20,7 +20,6 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import flax
 import jax
@@ -34,6 +33,7 @@ from benchmarks.references import reference_of
 from tests.parity.live import randomised
 from vit_jax.layers.variables import Frozen
 from vit_jax.models.macs import count_macs
+from vit_jax.models.registry import abstract_model
 from vit_jax.parity.compare import compare
 from vit_jax.parity.result import Report, Row
 from vit_jax.parity.torch_trace import trace_torch
@@ -99,14 +99,10 @@ def worst_float64(report: Report) -> Row:
     return max((*_rows(report, "forward"), *sound), key=lambda row: row.relative)
 
 
-def _without_arrays(name: str, **fields: Any) -> Any:
-    return nnx.eval_shape(lambda: vit_jax.create_model(name, rngs=nnx.Rngs(0), **fields))
-
-
 def measure(name: str) -> Line:
     """Compares one registered model."""
     start = time.perf_counter()
-    shapes = _without_arrays(name)
+    shapes = abstract_model(name)
     image = jax.ShapeDtypeStruct((1, *shapes.img_size, shapes.in_chans), jnp.float32)
     arrays = jax.tree.leaves(nnx.state(shapes, (nnx.Param, Frozen)))
     parameters = sum(array.size for array in arrays)
@@ -115,7 +111,7 @@ def measure(name: str) -> Line:
     grad = parameters <= GRADIENTS_UP_TO
     reference = randomised(reference_of(name, fields, dropout=False)).eval()
     # Drawing weights takes seconds, and all of them are loaded.
-    graph, state = nnx.split(_without_arrays(name, **fields))
+    graph, state = nnx.split(abstract_model(name, **fields))
     model = nnx.merge(graph, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state))
     vit_jax.load_state_dict(model, reference.state_dict())
     model.eval()

@@ -4,15 +4,13 @@ import inspect
 from typing import Any
 
 import torch
-from flax import nnx
 
-import vit_jax
 from tests.reference.classifier_vit import ClassifierViT
 from tests.reference.encoder_vit import EncoderViT
 from tests.reference.modular_vit import ModularViT
 from tests.reference.t2t_vit import T2TViT, T2TViTDense, T2TViTGhost, T2TViTSE
 from tests.reference.vit import VisionTransformer
-from vit_jax.models.registry import model_fields
+from vit_jax.models.registry import abstract_model, model_fields
 
 _REFERENCES: dict[str, type[torch.nn.Module]] = {
     "VisionTransformer": VisionTransformer,
@@ -44,7 +42,7 @@ def reference_of(name: str, fields: dict[str, Any], *, dropout: bool) -> torch.n
     Raises:
       ValueError: its reference lacks a field.
     """
-    model = nnx.eval_shape(lambda: vit_jax.create_model(name, rngs=nnx.Rngs(0), **fields))
+    model = abstract_model(name, **fields)
     kind = _REFERENCES[type(model).__name__]
     takes = {
         field for base in kind.__mro__ for field in inspect.signature(base.__init__).parameters

@@ -5,13 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from rich.console import Console
 
-import vit_jax
 from benchmarks.contestants import Workload
 from benchmarks.measure import compete
 from vit_jax.models.macs import count_macs
+from vit_jax.models.registry import abstract_model
 
 _VIT = {"patch_size": 16, "embed_dim": 192, "depth": 6, "num_heads": 3}
 
@@ -46,11 +45,7 @@ SERIES: dict[str, list[tuple[int, Workload]]] = {
 
 def _step_flops(work: Workload) -> int:
     """Three times the forward pass: it, and twice that for the gradients."""
-    model = nnx.eval_shape(
-        lambda: vit_jax.create_model(
-            work.model, rngs=nnx.Rngs(0), img_size=work.image_size, **work.fields
-        )
-    )
+    model = abstract_model(work.model, img_size=work.image_size, **work.fields)
     image = jax.ShapeDtypeStruct((work.batch, work.image_size, work.image_size, 3), jnp.float32)
     return 2 * 3 * count_macs(model, image)
 

@@ -1,19 +1,24 @@
-"""A small T2T-ViT on CIFAR-10: no larger than seed 003's ViT, no longer, with other methods.
+"""A small ViT on CIFAR-10: no larger than seed 003's, no longer, with other methods.
 
     vit-jax prepare cifar10
     python train.py --config configs/cifar10_vit_plus.py
 
-2,354,288 parameters (seed 003's, `cifar10_vit`: 2,526,666) and 100 epochs. The images are resized
-to 64x64, from which the soft splits make 4 by 4 tokens of width 192 for 7 layers. Methods, as of
-DeiT (2012.12877) and T2T-ViT (2101.11986), milder since the images are small: AdamW with decay on
-matrices alone, cosine decay and warm-up, random crops after padding, mirrored images, a mild
-RandAugment, label smoothing, an average of the weights. Without mixup and CutMix, which pay in
-longer runs: --config.mix.mixup_alpha=0.8 --config.mix.cutmix_alpha=1.0 adds them. The numbers are
-ours. Splits are those of `cifar10_vit.py`.
+1,347,242 parameters (seed 003's, `cifar10_vit`: 2,526,666) and 100 epochs. The design is seed 003's
+classifier, its parameters elsewhere: the images stay at 32x32 and are cut into 64 patches of 4x4
+(seed 003 enlarges them to 72x72, 144 patches of 6x6), there are 6 layers of width 160 and not 8 of
+64, the hidden layer of the head has 512 units and not 2048 and 1024, and nothing is dropped.
+Methods: AdamW with decay on matrices alone, half the learning rate, warm-up and cosine decay,
+random crops after padding, mirrored images, label smoothing, an average of the weights. What a long
+run may want beside is left out, since RandAugment and wider padding cost accuracy in the short runs
+that were measured: --config.data.rand_augment=rand-m5-n1-mstd0.5-inc1 --config.data.padding_crop=4
+--config.mix.mixup_alpha=0.8 --config.mix.cutmix_alpha=1.0. The numbers are ours. Splits are those
+of `cifar10_vit.py`.
 
-Hardware, time and accuracy: the 100 epochs are not measured. With 5,000 training images, 10 epochs
-and 2,000 test images (two CPU cores, seed 0): top-1 0.411, its average 0.413; `cifar10_vit` 0.432.
-In so short a run it is behind; whether it pays in a long one is not known yet.
+Hardware, time and accuracy: the 100 epochs are not measured. Shortened, on two CPU cores, 5,000
+training images and 10 epochs, seeds 0, 1 and 2: top-1 of the averaged weights 0.499, 0.506 and
+0.511 on the 10,000 test images (mean 0.505), where `cifar10_vit` has 0.433, 0.460 and 0.445
+(0.446). On the first 2,000 of the shuffled test images: 0.492, 0.498 and 0.497 (0.495), and 0.432,
+0.459 and 0.448 (0.446).
 """
 
 from vit_jax.config import (
@@ -32,13 +37,18 @@ def get_config() -> TrainConfig:
     return TrainConfig(
         num_epochs=100,
         model=ModelConfig(
-            name="t2t_vit_7",
+            name="vit_classifier",
             kwargs={
-                "img_size": 64,
+                "img_size": 32,
+                "patch_size": 4,
                 "num_classes": 10,
-                "embed_dim": 192,
-                "depth": 7,
-                "num_heads": 3,
+                "embed_dim": 160,
+                "depth": 6,
+                "num_heads": 4,
+                "mlp_dim": 320,
+                "mlp_head_units": (512,),
+                "drop_rate": 0.0,
+                "head_drop_rate": 0.0,
             },
         ),
         data=DataConfig(
@@ -49,15 +59,13 @@ def get_config() -> TrainConfig:
             test_split="shuffled(test)[70%:]",
             batch_size=32,
             eval_batch_size=256,
-            image_size=64,
-            padding_crop=8,
+            padding_crop=2,
             horizontal_flip=True,
-            rand_augment="rand-m5-n1-mstd0.5-inc1",
         ),
         optimizer=OptimizerConfig(
             learning_rate=5e-4,
             schedule="cosine",
-            warmup_epochs=1.0,
+            warmup_epochs=0.5,
             min_learning_rate=1e-5,
             weight_decay=0.05,
             decay_mask="matrices",

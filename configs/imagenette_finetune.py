@@ -13,7 +13,12 @@ AdamW, batch 64, 10 epochs of cosine decay from 2e-4 after half an epoch of warm
 learning rate decay .75 (as BEiT, 2106.08254), weight decay .05 on matrices, gradients clipped to
 norm 1, label smoothing .1, mirrored images. The numbers are ours.
 
-Hardware, time and accuracy: not measured.
+Hardware, time and accuracy: not measured as it stands. Shortened, on two CPU cores: a
+`vit_classifier` trained by `cifar10_vit_plus` on 5,000 images of CIFAR-10 (32x32 pixels, test
+top-1 0.493), exported by `vit-jax convert`, with a new head at 48x48 pixels, 1,000 images, 4
+epochs of batch 32, learning rate 1e-3: top-1 0.487, 0.496 and 0.472 for seeds 0, 1 and 2 on half
+of the validation images; the same steps from scratch, without layer-wise decay: 0.311, 0.300 and
+0.308.
 """
 
 from vit_jax.config import (

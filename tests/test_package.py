@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "vit_jax"
 
 # Each part may import itself and these: layers <- models <- the middle <- cli and train.py.
-_MIDDLE = {"training", "interop", "parity", "plots"}
+_MIDDLE = {"training", "interop", "parity", "plots", "inference"}
 _BELOW_MIDDLE = {"layers", "models", "data", "config", "storage"}
 ALLOWED = {
     "layers": set(),

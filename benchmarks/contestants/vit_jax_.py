@@ -1,6 +1,6 @@
 """vit_jax: the train step of a run, with the normalisation of uint8 images and the metrics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -16,32 +16,49 @@ from vit_jax.training.mesh import put_batch
 from vit_jax.training.program import Program, config_mesh, make_program, model_maker
 
 
-def _program(work: Workload) -> Program:
+def set_up() -> None:
+    """What `vit-jax train` does to its process; before the first array is made."""
+    keep_freed_memory()
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def make_step(work: Workload, data: Mapping[str, Any], steps_per_epoch: int) -> Program:
+    """The program of a run on one device, whose data have the given fields beside the batch."""
     config = TrainConfig(
         num_epochs=1,
         model=ModelConfig(
             name=work.model,
             kwargs={"img_size": work.image_size, "dtype": work.dtype, **work.fields},
         ),
-        data=DataConfig(source="digits", batch_size=work.batch, eval_batch_size=work.batch),
+        data=DataConfig(source="digits", batch_size=work.batch, eval_batch_size=work.batch, **data),
         optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.05, decay_mask="matrices"),
     )
     mesh = config_mesh(config, jax.devices()[:1])
     abstract = nnx.eval_shape(model_maker(config))
-    return make_program(config, mesh, abstract, Statistics((0.5,) * 3, (0.5,) * 3), 1000)
+    statistics = Statistics((0.5,) * 3, (0.5,) * 3)
+    return make_program(config, mesh, abstract, statistics, steps_per_epoch)
 
 
 class TrainedStep:
-    """The state of a run and a batch; each call is one update."""
+    """The state of a run and a batch; each call is one update.
 
-    def __init__(self, work: Workload):
-        self._program = _program(work)
-        self._state = self._program.init()
+    Args:
+      work: model, batch and dtype.
+      data: fields of the config's data: its augmentation.
+      steps_per_epoch: 1: each update draws its augmentation anew.
+    """
+
+    def __init__(
+        self, work: Workload, data: Mapping[str, Any] | None = None, steps_per_epoch: int = 1000
+    ):
+        self.program = make_step(work, data or {}, steps_per_epoch)
+        self._state = self.program.init()
+        self._step: Any = self.program.train_step
         rng = np.random.default_rng(0)
         shape = (work.batch, work.image_size, work.image_size, 3)
         classes = (model_fields(work.model) | dict(work.fields))["num_classes"]
-        self._batch = put_batch(
-            self._program.mesh,
+        self.batch = put_batch(
+            self.program.mesh,
             {
                 "image": rng.integers(0, 256, shape, np.uint8),
                 "label": rng.integers(0, classes, work.batch, np.int32),
@@ -51,30 +68,25 @@ class TrainedStep:
         )
 
     def __call__(self) -> None:
-        self._state, _ = self._program.train_step(self._state, self._batch)
+        self._state, _ = self._step(self._state, self.batch)
         jax.block_until_ready(self._state)
 
     def compile(self) -> jax.stages.Compiled:
-        """Traces and compiles the step as if for the first time."""
+        """Traces and compiles the step as if for the first time; it is what runs from then on."""
         jax.clear_caches()
-        step: Any = self._program.train_step  # jitted
-        return step.lower(self._state, self._batch).compile()
-
-    def compiled_text(self) -> str:
-        """The compiled program."""
-        return self.compile().as_text() or ""
+        jitted: Any = self.program.train_step
+        self._step = jitted.lower(self._state, self.batch).compile()
+        return self._step
 
 
 def make(work: Workload, form: str) -> Callable[[], Any]:
-    # As `vit-jax train` does.
-    keep_freed_memory()
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    set_up()
     if form == "step":
         return TrainedStep(work)
     if form == "compile":
         jax.config.update("jax_enable_compilation_cache", False)
         return TrainedStep(work).compile
-    program = _program(work)
+    program = make_step(work, {}, 1000)
     state = program.init()
     shape = (work.batch, work.image_size, work.image_size, 3)
     images = jax.device_put(np.random.default_rng(0).standard_normal(shape).astype(np.float32))

@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from vit_jax import cli
+from vit_jax.cli import jax_setup, models
 
 # Raised by beartype at annotations of the libraries when the commands import their modules.
 pytestmark = pytest.mark.filterwarnings(
@@ -51,7 +52,7 @@ def test_train_py_ends_a_mistake_in_one_line(tmp_path):
 )
 def test_a_mistake_is_status_2_and_one_line(arguments, capfd, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "set_up_jax", lambda: None)  # it is for whole processes
+    monkeypatch.setattr(jax_setup, "set_up_jax", lambda: None)  # it is for whole processes
     try:
         status = cli.main(arguments)
     except SystemExit as end:  # argparse's way out
@@ -73,7 +74,7 @@ def test_what_failed_outside_is_no_traceback(monkeypatch, raised, status):
     def fail(options):
         raise raised
 
-    monkeypatch.setattr(cli, "models", fail)
+    monkeypatch.setattr(models, "run", fail)
     assert cli.main(["models"]) == status
 
 
@@ -82,7 +83,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch, raised):
     def fail(options):
         raise raised
 
-    monkeypatch.setattr(cli, "models", fail)
+    monkeypatch.setattr(models, "run", fail)
     with pytest.raises(type(raised)):
         cli.main(["models"])
 
@@ -115,7 +116,7 @@ def test_prepare_hands_its_options_on(monkeypatch, capsys):
 
 def test_train_hands_config_and_workdir_on_and_says_its_notes(monkeypatch, capsys):
     calls = []
-    monkeypatch.setattr(cli, "set_up_jax", lambda: calls.append("set up"))
+    monkeypatch.setattr(jax_setup, "set_up_jax", lambda: calls.append("set up"))
     monkeypatch.setattr("vit_jax.training.loop.train", lambda *arguments: calls.append(arguments))
     status = cli.main(
         ["train", "--config", "digits_vit", "--workdir=w", "--config.model.name=vit_classifier"]
@@ -155,7 +156,7 @@ def test_the_compilation_cache_is_the_users_and_configurable(monkeypatch, variab
         monkeypatch.setenv(name, value)
     options = {}
     monkeypatch.setattr(jax.config, "update", options.__setitem__)
-    cli.set_up_jax()
+    jax_setup.set_up_jax()
     assert options.pop("jax_traceback_filtering") == "off"
     assert options.pop("jax_cpu_enable_async_dispatch") is False
     assert options == ({} if wanted is None else {"jax_compilation_cache_dir": wanted})

@@ -12,6 +12,7 @@ import pytest
 
 import vit_jax
 from vit_jax import cli
+from vit_jax.cli import jax_setup
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "tiny_seed004.json"
@@ -70,7 +71,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, x64: None) -> Path:
     """An empty working directory but for the user's module; float64 for this test alone."""
     del x64
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "set_up_jax", lambda *, exact=False: None)  # it is for processes
+    monkeypatch.setattr(jax_setup, "set_up_jax", lambda *, exact=False: None)  # it is for processes
     monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])  # the command adds to it
     (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "unfit.py").write_text("import no_such_package\n")
@@ -337,7 +338,7 @@ def test_float64_and_full_precision_are_for_this_command_alone(
     for exact in (False, True):
         options: dict[str, object] = {}
         monkeypatch.setattr(jax.config, "update", options.__setitem__)
-        cli.set_up_jax(exact=exact)
+        jax_setup.set_up_jax(exact=exact)
         assert {k: v for k, v in options.items() if k in wanted} == (wanted if exact else {})
 
 

@@ -6,6 +6,7 @@ import os
 import pytest
 
 from vit_jax import cli
+from vit_jax.cli import jax_setup
 from vit_jax.config.recipes import recipe_names
 from vit_jax.plan import command
 from vit_jax.plan.libtpu import prepare_environment
@@ -21,7 +22,7 @@ _SLICE = "--topology=v5e:4x4"
 def environment(monkeypatch):
     """What the command sets in its process is taken back; nothing is set up in this one."""
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    monkeypatch.setattr(cli, "set_up_jax", lambda: None)
+    monkeypatch.setattr(jax_setup, "set_up_jax", lambda: None)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,12 @@ def test_a_field_that_an_older_file_lacks_takes_its_default(config):
     assert from_dict(values) == config
 
 
+def test_a_field_that_is_no_more_may_stand_empty_in_an_older_file(config):
+    assert from_dict({**to_dict(config), "unbuilt": ""}) == config
+    with pytest.raises(ValueError, match=r"config\.unbuilt is not a field"):
+        from_dict({**to_dict(config), "unbuilt": "mixup"})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vit_jax.data.erasing import Region, erase, random_erasing, random_region
+from vit_jax.data.crop import Box
+from vit_jax.data.erasing import erase, random_erasing, random_region
 
 pytestmark = pytest.mark.usefixtures("explicit_types")
 
@@ -58,7 +59,7 @@ def test_probability() -> None:
 @pytest.mark.parametrize("mode", ["const", "rand", "pixel"])
 def test_the_region_and_nothing_else_is_filled(mode: str) -> None:
     image = jnp.full((40, 50, 3), 7.0)
-    region = Region(*(jnp.int32(value) for value in (5, 10, 30, 20)))
+    region = Box(*(jnp.int32(value) for value in (5, 10, 30, 20)))
     erased = np.asarray(erase(jax.random.key(0), image, region, mode))
     inside = np.zeros((40, 50), bool)
     inside[5:35, 10:30] = True
@@ -77,7 +78,7 @@ def test_the_region_and_nothing_else_is_filled(mode: str) -> None:
 
 def test_random_colours_are_standard_normal() -> None:
     keys = jax.random.split(jax.random.key(2), 600)
-    region = Region(*(jnp.int32(value) for value in (0, 0, 1, 1)))
+    region = Box(*(jnp.int32(value) for value in (0, 0, 1, 1)))
     image = jnp.zeros((2, 2, 3))
     fills = np.asarray(jax.vmap(lambda key: erase(key, image, region, "rand"))(keys))[:, 0, 0]
     assert abs(fills.mean()) < 4 / math.sqrt(1800)

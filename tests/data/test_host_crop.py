@@ -143,3 +143,17 @@ def test_the_centre_crop_keeps_the_aspect() -> None:
     wide = resize_and_centre_crop(image, 20, 30, 0.5)
     assert wide.shape == (20, 30, 3)
     np.testing.assert_array_equal(resize_and_centre_crop(image, 40, 80, 1.0), image)
+
+
+@pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1)])
+def test_a_strip_is_cropped_before_it_is_resized(shape, monkeypatch):
+    from vit_jax.data import host_crop
+
+    sizes = []
+    resample = host_crop.resample
+    monkeypatch.setattr(host_crop, "resample", lambda *a: sizes.append(a[1] * a[2]) or resample(*a))
+    ramp = np.arange(60_000, dtype=np.int64) * 256 // 60_000
+    image = np.repeat(ramp.astype(np.uint8).reshape(*shape, 1), 3, axis=2)
+    out = resize_and_centre_crop(image, 32, 32, 1.0)
+    assert sizes[0] <= 16 * 32 * 32
+    assert np.abs(out.astype(int) - 128).max() <= 1  # the middle

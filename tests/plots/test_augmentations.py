@@ -1,7 +1,6 @@
 """`vit-jax plot augment`: the sheet is written and shows what the augmentation makes."""
 
 import cv2
-import matplotlib.figure
 import numpy as np
 import pytest
 
@@ -12,20 +11,6 @@ from vit_jax.data.randaugment import OPERATIONS
 pytestmark = pytest.mark.filterwarnings(
     "ignore::beartype.roar.BeartypeDecorHintPep585DeprecationWarning"
 )
-
-
-@pytest.fixture
-def figures(monkeypatch) -> list:
-    monkeypatch.setattr(cli, "set_up_jax", lambda: None)  # it is for whole processes
-    seen = []
-    original = matplotlib.figure.Figure.savefig
-
-    def savefig(self, *args, **kwargs):
-        seen.append(self)
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", savefig)
-    return seen
 
 
 def test_operations_of_given_images(figures, tmp_path, capsys, monkeypatch):

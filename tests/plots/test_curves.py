@@ -1,8 +1,6 @@
 """The curves' pictures: what is drawn is what the rows say."""
 
-import matplotlib.figure
 import numpy as np
-import pytest
 
 from vit_jax.plots.curves import plot_curves
 
@@ -19,19 +17,6 @@ ROWS = [
     row("validation", 2.0, 0.6),
     row("test", 2.0, 0.65),
 ]
-
-
-@pytest.fixture
-def figures(monkeypatch) -> list:
-    seen = []
-    original = matplotlib.figure.Figure.savefig
-
-    def savefig(self, *args, **kwargs):
-        seen.append(self)
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", savefig)
-    return seen
 
 
 def test_both_pictures(figures, tmp_path):

@@ -34,6 +34,13 @@ def kill(process: subprocess.Popen, number: int = signal.SIGKILL) -> tuple[str, 
     return process.communicate(timeout=60)
 
 
+def run_to_end(process: subprocess.Popen) -> int:
+    """Waits until it has ended well; returns its process id."""
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return process.pid
+
+
 def in_checkpoint(workdir: pathlib.Path) -> bool:
     return any(workdir.glob("checkpoints/*orbax-checkpoint-tmp*"))
 

@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 
 import vit_jax
+from tests.training.kills import run_to_end
 from tests.training.runs import arrays, child, rows, steps, tiny
 from vit_jax.config import EmaConfig
 from vit_jax.data.augment import make_eval_preprocess
@@ -48,12 +49,6 @@ EVERYTHING = {
 
 def run_everything(workdir: pathlib.Path, cache: pathlib.Path) -> subprocess.Popen:
     return child(tiny(**EVERYTHING), workdir, cache, devices=2)
-
-
-def run_to_the_end(workdir: pathlib.Path, cache: pathlib.Path) -> None:
-    process = run_everything(workdir, cache)
-    _, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
 
 
 def test_the_average_is_kept_in_float32_and_evaluated_in_the_parameters_type():
@@ -100,7 +95,7 @@ def test_the_steps_average_is_that_of_the_parameters_after_each_update():
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory, cache_dir) -> pathlib.Path:
     workdir = tmp_path_factory.mktemp("ema")
-    run_to_the_end(workdir, cache_dir)
+    run_to_end(run_everything(workdir, cache_dir))
     return workdir
 
 
@@ -112,7 +107,7 @@ def test_a_killed_run_of_every_method_is_the_run_that_was_not(reference, tmp_pat
     process.kill()
     process.communicate(timeout=60)
     assert steps(tmp_path)[-1] < LAST
-    run_to_the_end(tmp_path, cache_dir)
+    run_to_end(run_everything(tmp_path, cache_dir))
     assert rows(tmp_path) == rows(reference)
     assert arrays(tmp_path, LAST) == arrays(reference, LAST)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.data.conftest import write_png
-from tests.training.kills import check_none_left, kill, row_count, wait_for
+from tests.training.kills import check_none_left, kill, row_count, run_to_end, wait_for
 from tests.training.runs import arrays, child, rows, tiny
 from vit_jax.config import TrainConfig
 
@@ -82,15 +82,8 @@ def cache(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def reference(config, cache, tmp_path_factory) -> pathlib.Path:
     workdir = tmp_path_factory.mktemp("reference")
-    run_to_end(config, workdir, cache)
+    run_to_end(child(config, workdir, cache))
     return workdir
-
-
-def run_to_end(config: TrainConfig, workdir: pathlib.Path, cache: pathlib.Path) -> int:
-    process = child(config, workdir, cache)
-    _, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    return process.pid
 
 
 def check_same(workdir: pathlib.Path, reference: pathlib.Path) -> None:
@@ -105,7 +98,7 @@ def test_killed_once(config, reference, tmp_path, cache) -> None:
     wait_for(lambda: row_count(tmp_path) >= 5, process)
     assert process.poll() is None, "it ended before it could be killed"
     kill(process)
-    run_to_end(config, tmp_path, cache)
+    run_to_end(child(config, tmp_path, cache))
     check_same(tmp_path, reference)
 
 
@@ -122,6 +115,6 @@ def test_killed_at_random_moments(seed, config, reference, tmp_path, cache) -> N
         wait_for(lambda begun=begun: row_count(tmp_path) > begun, process)
         time.sleep(choose.uniform(0, 1.0))
         kill(process)
-    leaders.append(run_to_end(config, tmp_path, cache))
+    leaders.append(run_to_end(child(config, tmp_path, cache)))
     check_same(tmp_path, reference)
     check_none_left(leaders)

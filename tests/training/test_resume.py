@@ -8,12 +8,18 @@ import os
 import pathlib
 import random
 import signal
-import subprocess
 import time
 
 import pytest
 
-from tests.training.kills import check_none_left, in_checkpoint, kill, row_count, wait_for
+from tests.training.kills import (
+    check_none_left,
+    in_checkpoint,
+    kill,
+    row_count,
+    run_to_end,
+    wait_for,
+)
 from tests.training.runs import arrays, child, rows, steps, tiny
 
 STRESS = int(os.environ.get("VIT_JAX_STRESS", "0"))
@@ -32,13 +38,6 @@ def config(workers: int = 0, kind: str = "thread"):
 LAST = 24
 
 
-def run_to_end(workdir: pathlib.Path, cache: pathlib.Path, *workers) -> subprocess.Popen:
-    process = child(config(*workers), workdir, cache)
-    _, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    return process
-
-
 def check_same(workdir: pathlib.Path, reference: pathlib.Path) -> None:
     assert rows(workdir) == rows(reference)
     assert arrays(workdir, LAST) == arrays(reference, LAST)
@@ -53,7 +52,7 @@ def cache_dir(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory, cache_dir) -> pathlib.Path:
     workdir = tmp_path_factory.mktemp("reference")
-    run_to_end(workdir, cache_dir)
+    run_to_end(child(config(), workdir, cache_dir))
     return workdir
 
 
@@ -73,7 +72,7 @@ def test_killed_in_a_checkpoint_and_in_an_epoch_with_other_workers_each_time(
         assert process.poll() is None, "it ended before it could be killed"
         kill(process)
     # None of these is complete, and one may be there to be repaired.
-    leaders.append(run_to_end(tmp_path, cache_dir).pid)
+    leaders.append(run_to_end(child(config(), tmp_path, cache_dir)))
     check_same(tmp_path, reference)
     check_none_left(leaders)
 
@@ -153,6 +152,6 @@ def test_killed_at_random_moments(seed, reference, tmp_path, cache_dir):
         wait_for(lambda begun=begun: row_count(tmp_path) > begun, process)
         time.sleep(choose.uniform(0, 1.5))
         kill(process)
-    leaders.append(run_to_end(tmp_path, cache_dir, *choose.choice(WORKERS)).pid)
+    leaders.append(run_to_end(child(config(*choose.choice(WORKERS)), tmp_path, cache_dir)))
     check_same(tmp_path, reference)
     check_none_left(leaders)

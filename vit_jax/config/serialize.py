@@ -9,6 +9,9 @@ from typing import Any
 from vit_jax.config.schema import RESUMABLE_FIELDS, TrainConfig
 from vit_jax.config.validate import proposal, validate
 
+# Fields of earlier versions, which every run had empty.
+_RETIRED = ("unbuilt",)
+
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
     """The config as nested dicts of plain values."""
@@ -23,7 +26,8 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
     Raises:
       ValueError: an unknown field, a missing one that has no default, or a refusal of `validate`.
     """
-    config = _build(TrainConfig, values, "config")
+    known = {name: value for name, value in values.items() if value or name not in _RETIRED}
+    config = _build(TrainConfig, known, "config")
     validate(config)
     return config
 

@@ -110,12 +110,13 @@ def affine(
     height, width, _ = image.shape
     bits = coordinate_bits(height, width, interpolation)
     x, y = _sources(affine_map, height, width)
+    if interpolation == "nearest":  # one read a pixel: packing would not pay
+        inner = image.reshape(height * width, -1)[_index(y >> bits, x >> bits, height, width)]
+        inside = _is_inside(x, y, height, width, bits)[:, :, None]
+        return jnp.where(inside, inner, jnp.asarray(fill, jnp.uint8))
     packed = _pack(image)
-    if interpolation == "nearest":
-        inner = _read(packed, y >> bits, x >> bits)
-    else:
-        inner = _interpolated(packed, x, y, bits, image.shape[2], interpolation == "bicubic")
-    return _unpack(_filled(inner, x, y, packed.shape, bits, fill), image.shape[2])
+    inner = _interpolated(packed, x, y, bits, image.shape[2], interpolation == "bicubic")
+    return _unpack(_filled(inner, x, y, (height, width), bits, fill), image.shape[2])
 
 
 def affine_either(
@@ -130,7 +131,7 @@ def affine_either(
     x, y = _sources(affine_map, height, width)
     packed = _pack(image)
     inner = _interpolated(packed, x, y, bits, channels, cubic)
-    return _unpack(_filled(inner, x, y, packed.shape, bits, fill), channels)
+    return _unpack(_filled(inner, x, y, (height, width), bits, fill), channels)
 
 
 def _map(
@@ -208,23 +209,32 @@ def _read(
     packed: UInt32[Array, "H W"], row: Int32[Array, "H W"], column: Int32[Array, "H W"]
 ) -> UInt32[Array, "H W"]:
     """The pixels there; beyond the edges, those at the edges."""
-    height, width = packed.shape
-    index = jnp.clip(row, 0, height - 1) * width + jnp.clip(column, 0, width - 1)
+    index = _index(row, column, *packed.shape)
     return packed.reshape(-1).at[index].get(mode="promise_in_bounds")
+
+
+def _index(
+    row: Int32[Array, "H W"], column: Int32[Array, "H W"], height: int, width: int
+) -> Int32[Array, "H W"]:
+    return jnp.clip(row, 0, height - 1) * width + jnp.clip(column, 0, width - 1)
 
 
 def _filled(
     inner: UInt32[Array, "H W"],
     x: Int32[Array, "H W"],
     y: Int32[Array, "H W"],
-    size: tuple[int, ...],
+    size: tuple[int, int],
     bits: int,
     fill: Sequence[int],
 ) -> UInt32[Array, "H W"]:
-    height, width = size
-    inside = (x >= 0) & (x < width << bits) & (y >= 0) & (y < height << bits)
     colour = sum(value << (8 * channel) for channel, value in enumerate(fill))
-    return jnp.where(inside, inner, jnp.uint32(colour))
+    return jnp.where(_is_inside(x, y, *size, bits), inner, jnp.uint32(colour))
+
+
+def _is_inside(
+    x: Int32[Array, "H W"], y: Int32[Array, "H W"], height: int, width: int, bits: int
+) -> Bool[Array, "H W"]:
+    return (x >= 0) & (x < width << bits) & (y >= 0) & (y < height << bits)
 
 
 def _pack(image: UInt8[Array, "H W C"]) -> UInt32[Array, "H W"]:

@@ -15,10 +15,34 @@ _ATTEMPTS = 10
 class Box(NamedTuple):
     """A rectangle within an image, in pixels."""
 
-    top: Int32[Array, ""]
-    left: Int32[Array, ""]
-    height: Int32[Array, ""]
-    width: Int32[Array, ""]
+    top: Int32[Array, "*B"]
+    left: Int32[Array, "*B"]
+    height: Int32[Array, "*B"]
+    width: Int32[Array, "*B"]
+
+
+def draw_sides(
+    area_key: Key[Array, ""],
+    ratio_key: Key[Array, ""],
+    area: tuple[float, float],
+    log_ratio: tuple[float, float],
+    pixels: int,
+) -> tuple[Int32[Array, "10"], Int32[Array, "10"]]:
+    """Ten rectangles to try, of an area uniform in a range and a ratio uniform in its logarithm.
+
+    Args:
+        area_key, ratio_key: of the draws.
+        area: smallest and largest, of the image's.
+        log_ratio: smallest and largest logarithm of the one side over the other.
+        pixels: of the image.
+
+    Returns:
+        The one side and the other, in whole pixels.
+    """
+    areas = jax.random.uniform(area_key, (_ATTEMPTS,), jnp.float32, *area) * pixels
+    ratios = jnp.exp(jax.random.uniform(ratio_key, (_ATTEMPTS,), jnp.float32, *log_ratio))
+    one, other = jnp.sqrt(areas * ratios), jnp.sqrt(areas / ratios)
+    return jnp.round(one).astype(jnp.int32), jnp.round(other).astype(jnp.int32)
 
 
 def random_box(key: Key[Array, ""], height: int, width: int, crop: RandomResizedCrop) -> Box:
@@ -34,11 +58,8 @@ def random_box(key: Key[Array, ""], height: int, width: int, crop: RandomResized
     """
     area_key, ratio_key, top_key, left_key = jax.random.split(key, 4)
     low, high = crop.ratio
-    log_low, log_high = float(np.log(low)), float(np.log(high))
-    area = jax.random.uniform(area_key, (_ATTEMPTS,), jnp.float32, *crop.scale) * (height * width)
-    ratio = jnp.exp(jax.random.uniform(ratio_key, (_ATTEMPTS,), jnp.float32, log_low, log_high))
-    widths = jnp.round(jnp.sqrt(area * ratio)).astype(jnp.int32)
-    heights = jnp.round(jnp.sqrt(area / ratio)).astype(jnp.int32)
+    log_ratio = float(np.log(low)), float(np.log(high))
+    widths, heights = draw_sides(area_key, ratio_key, crop.scale, log_ratio, height * width)
     fits = (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
     first = jnp.argmax(fits)
     box_height, box_width = heights[first], widths[first]

@@ -4,44 +4,32 @@ It comes after normalisation, so that what is drawn from the standard normal dis
 mean colour 0, are of the pixels' own scale.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, Key
 
+from vit_jax.data.crop import Box, draw_sides
+
 MODES = ("const", "rand", "pixel")
 
 _AREA = (0.02, 1 / 3)  # of the image
 _LOG_RATIO = (float(np.log(0.3)), float(np.log(1 / 0.3)))  # height over width
-_ATTEMPTS = 10
 
 
-class Region(NamedTuple):
-    """The rectangle to erase, in pixels; height 0 for none."""
-
-    top: Int32[Array, "*B"]
-    left: Int32[Array, "*B"]
-    height: Int32[Array, "*B"]
-    width: Int32[Array, "*B"]
-
-
-def random_region(key: Key[Array, ""], height: int, width: int, probability: float) -> Region:
+def random_region(key: Key[Array, ""], height: int, width: int, probability: float) -> Box:
     """With the given probability a rectangle of 2% to 1/3 of the area, sides in ratio 0.3 to 3.3.
 
-    Drawn up to ten times, until it is smaller than the image in both directions; else none.
+    Drawn up to ten times, until it is smaller than the image in both directions; else none, which
+    is a height of 0.
     """
     whether, area_key, ratio_key, top_key, left_key = jax.random.split(key, 5)
-    area = jax.random.uniform(area_key, (_ATTEMPTS,), jnp.float32, *_AREA) * (height * width)
-    ratio = jnp.exp(jax.random.uniform(ratio_key, (_ATTEMPTS,), jnp.float32, *_LOG_RATIO))
-    heights = jnp.round(jnp.sqrt(area * ratio)).astype(jnp.int32)
-    widths = jnp.round(jnp.sqrt(area / ratio)).astype(jnp.int32)
+    heights, widths = draw_sides(area_key, ratio_key, _AREA, _LOG_RATIO, height * width)
     fits = (heights < height) & (widths < width)
     first = jnp.argmax(fits)
     erases = jax.random.bernoulli(whether, np.float32(probability)) & fits.any()
     chosen_height, chosen_width = heights[first], widths[first]
-    return Region(
+    return Box(
         top=jax.random.randint(top_key, (), 0, height - chosen_height + 1, jnp.int32),
         left=jax.random.randint(left_key, (), 0, width - chosen_width + 1, jnp.int32),
         height=jnp.where(erases, chosen_height, 0),
@@ -50,7 +38,7 @@ def random_region(key: Key[Array, ""], height: int, width: int, probability: flo
 
 
 def erase(
-    key: Key[Array, ""], image: Float[Array, "H W C"], region: Region, mode: str
+    key: Key[Array, ""], image: Float[Array, "H W C"], region: Box, mode: str
 ) -> Float[Array, "H W C"]:
     """The image with the region filled.
 
@@ -96,12 +84,12 @@ def random_erasing(
     regions = jax.vmap(lambda key: random_region(key, height, width, probability))(region_keys)
 
     def erase_one(
-        key: Key[Array, ""], image: Float[Array, "H W C"], region: Region
+        key: Key[Array, ""], image: Float[Array, "H W C"], region: Box
     ) -> Float[Array, "H W C"]:
         return erase(key, image, region, mode)
 
     def erase_if_need_be(
-        arguments: tuple[Key[Array, ""], Float[Array, "H W C"], Region],
+        arguments: tuple[Key[Array, ""], Float[Array, "H W C"], Box],
     ) -> Float[Array, "H W C"]:
         key, image, region = arguments
         return jax.lax.cond(

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int32, Key, UInt8
 
-_COORDINATE_BITS = 16  # fractional bits of PIL's affine coordinates with nearest neighbour
+from vit_jax.data.affine import affine, coordinate_bits
 
 
 def rotate(
@@ -21,25 +21,20 @@ def rotate(
         image: the image, smaller than 16,384 pixels on a side.
         angle_degrees: from -45 to 45, where the matrix keeps its accuracy.
     """
-    height, width, _ = image.shape
+    height, width = image.shape[:2]
     radians = angle_degrees * np.float32(np.pi / 180)
     sine = jnp.sin(radians)
     # 1 - cos without cancellation: all coefficients are near the identity's.
     versine = 2 * jnp.square(jnp.sin(radians / 2))
-    one_minus_cos, sin = _fixed_point(versine), _fixed_point(sine)
-    cos = (1 << _COORDINATE_BITS) - one_minus_cos
+    bits = coordinate_bits(height, width, "nearest")
+    one_minus_cos, sin = _fixed_point(versine, bits), _fixed_point(sine, bits)
+    cos = (1 << bits) - one_minus_cos
     centre_x, centre_y = width / 2 - 0.5, height / 2 - 0.5
     # PIL keeps the coordinate of output pixel (0, 0) and adds the rounded coefficients from there.
-    start_x = _fixed_point(0.5 + centre_x * versine + centre_y * sine)
-    start_y = _fixed_point(0.5 + centre_y * versine - centre_x * sine)
-    x = jnp.arange(width, dtype=jnp.int32)[None, :]
-    y = jnp.arange(height, dtype=jnp.int32)[:, None]
-    source_x = (start_x + cos * x - sin * y) >> _COORDINATE_BITS
-    source_y = (start_y + sin * x + cos * y) >> _COORDINATE_BITS
-    inside = (source_x >= 0) & (source_x < width) & (source_y >= 0) & (source_y < height)
-    flat = jnp.clip(source_y, 0, height - 1) * width + jnp.clip(source_x, 0, width - 1)
-    rotated = image.reshape(height * width, -1)[flat]  # (H, W, C)
-    return jnp.where(inside[:, :, None], rotated, jnp.uint8(0))
+    start_x = _fixed_point(0.5 + centre_x * versine + centre_y * sine, bits)
+    start_y = _fixed_point(0.5 + centre_y * versine - centre_x * sine, bits)
+    source = jnp.stack([start_x, cos, -sin, start_y, sin, cos])
+    return affine(image, source, "nearest", (0,) * image.shape[2])
 
 
 def random_rotation(
@@ -74,5 +69,5 @@ def random_padded_crop(
     return jax.lax.dynamic_slice(padded, start, (height, width, channels))
 
 
-def _fixed_point(value: Float32[Array, ""]) -> Int32[Array, ""]:
-    return jnp.floor(value * (1 << _COORDINATE_BITS) + 0.5).astype(jnp.int32)
+def _fixed_point(value: Float32[Array, ""], bits: int) -> Int32[Array, ""]:
+    return jnp.floor(value * (1 << bits) + 0.5).astype(jnp.int32)

@@ -13,6 +13,8 @@ TRAIN_INTERPOLATIONS = (*INTERPOLATIONS, "random")
 _TRIES = 10
 # Of each try: area, aspect ratio, top, left. One word more chooses the kernel.
 _WORDS_A_TRY = 4
+# A resized image keeps at most so many times the rows and columns of its crop.
+_LONGEST = 16
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,14 @@ def resize_and_centre_crop(
         height / crop_fraction / image.shape[0],
         width / crop_fraction / image.shape[1],
     )
+    # Of a strip only the part around the crop is resized: all of it could be any number of pixels.
+    most = (math.ceil(_LONGEST * height / scale), math.ceil(_LONGEST * width / scale))
+    image = _centre(image, min(image.shape[0], most[0]), min(image.shape[1], most[1]))
     rows = max(height, round(image.shape[0] * scale))
     columns = max(width, round(image.shape[1] * scale))
-    resized = resample(image, rows, columns, interpolation)
-    top, left = (resized.shape[0] - height) // 2, (resized.shape[1] - width) // 2
-    return resized[top : top + height, left : left + width]
+    return _centre(resample(image, rows, columns, interpolation), height, width)
+
+
+def _centre(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return image[top : top + height, left : left + width]

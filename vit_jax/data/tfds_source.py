@@ -1,9 +1,11 @@
 """Image-classification sets prepared by TFDS in the ArrayRecord format, read without TensorFlow."""
 
+import contextlib
 import difflib
+import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +66,15 @@ class TfdsSource(ImageSource):
 
     def stream(self, indices: Sequence[int]) -> Iterator[Example]:
         indices = [check_index(self, index) for index in indices]
-        if indices and len(self._read(indices[0])) >= _LARGE:
-            return (self[index] for index in indices)
-        try:
-            records = self._records.__getitems__(indices)
-        except RuntimeError:
-            # Somewhere in this batch; one at a time, the error says which.
-            records = [self._read(index) for index in indices]
+        if not indices:
+            return iter(())
+        first, rest = self._read(indices[0]), indices[1:]
+        records: Iterable[bytes] = map(self._read, rest)
+        if len(first) < _LARGE:
+            # Where one cannot be read, the error of one at a time says which.
+            with contextlib.suppress(RuntimeError):
+                records = self._records.__getitems__(rest)
+        records = itertools.chain([first], records)
         return (self._parse(record, index) for record, index in zip(records, indices, strict=True))
 
     def _read(self, index: int) -> bytes:

@@ -3,8 +3,26 @@
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
+
+
+def check_new_folder(path: Path, ours: Collection[str]) -> None:
+    """Refuses to put a folder in the place of anything but one as we write it.
+
+    Args:
+      path: where it is to be.
+      ours: the names of what we write into it.
+
+    Raises:
+      ValueError: there is a file, or a folder that holds something else.
+    """
+    if path.is_dir():
+        others = sorted({entry.name for entry in path.iterdir()}.difference(ours))
+        if others:
+            raise ValueError(f"{str(path)!r} holds {others[0]!r}: give the path of a new folder")
+    elif path.exists():
+        raise ValueError(f"{str(path)!r} is a file: give the path of a new folder")
 
 
 @contextlib.contextmanager

@@ -37,11 +37,15 @@ def convert(
     source states (norm_eps, num_heads), unless `fields` says others.
 
     Args:
-      source: as `load_pretrained` takes it; target: as `save_pretrained` does.
+      source: as `load_pretrained` takes it.
+      target: as `save_pretrained` does.
       name: the registered model.
       fields: constructor fields.
       to: "timm" (the model's own names; .safetensors or .pth), "hf", "google" or "orbax".
-      ema, resize, head, in_chans: see `load_pretrained`.
+      ema: see `load_pretrained`.
+      resize: see `load_pretrained`.
+      head: see `load_pretrained`.
+      in_chans: see `load_pretrained`.
 
     Raises:
       ValueError: see `load_pretrained` and `save_pretrained`.

@@ -39,6 +39,10 @@ class Weights:
       fields: constructor fields of the model that the file states, such as norm_eps.
       notes: what was unwrapped or left, in words.
       dialect: whose names the arrays had before they were given the models' own; None for these.
+      class_names: in the order of the logits; empty where the file names none.
+      model: registered name and constructor fields, where the file says so.
+      image_size: side of the images that it was trained with, where that is not the model's own.
+      data_size: (height, width) of the images of its data, where they share one and it is stated.
     """
 
     arrays: dict[str, np.ndarray]
@@ -46,6 +50,10 @@ class Weights:
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
     dialect: str | None = None
+    class_names: tuple[str, ...] = ()
+    model: tuple[str, dict[str, Any]] | None = None
+    image_size: int | None = None
+    data_size: tuple[int, int] | None = None
 
 
 def read_weights(path: str | os.PathLike, *, ema: bool | None = None) -> Weights:
@@ -216,9 +224,20 @@ def _read_hf_config(folder: Path, config: Mapping[str, Any], weights: Weights) -
             weights.fields["norm_eps"] = config["layer_norm_eps"]
         if "num_attention_heads" in config:
             weights.fields["num_heads"] = config["num_attention_heads"]
+    labels = stated.get("label_names") or config.get("label_names") or config.get("id2label")
+    weights.class_names = _class_names(labels)
     processor = folder / "preprocessor_config.json"
     if processor.is_file():
         _read_processor(processor, _read_json(processor), weights)
+
+
+def _class_names(labels: Any) -> tuple[str, ...]:
+    """Of timm's list, or of Hugging Face's object from "0", "1", ... ; empty for anything else."""
+    if isinstance(labels, Mapping):
+        labels = [labels.get(str(label)) for label in range(len(labels))]
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        return ()
+    return tuple(labels)
 
 
 def _read_processor(path: Path, fields: Mapping[str, Any], weights: Weights) -> None:

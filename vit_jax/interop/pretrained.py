@@ -1,13 +1,10 @@
 """Weights from elsewhere into a model, and a model's weights to elsewhere."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
-
-from flax import nnx
 
 from vit_jax.interop.adapt import adapt
 from vit_jax.interop.dialects import DialectError, google_heads, to_timm
@@ -31,7 +28,7 @@ from vit_jax.interop.writers import (
     write_safetensors,
 )
 from vit_jax.models.base import VisionModel
-from vit_jax.models.registry import create_model
+from vit_jax.models.registry import abstract_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,23 +170,22 @@ def _run_of(path: Path, ema: bool | None) -> Weights | None:
         return None
     # Here and not above: Orbax takes a second to import.
     from vit_jax.training.start import load_checkpoint
-    from vit_jax.training.workdir import CHECKPOINTS
+    from vit_jax.training.workdir import model_of_run
 
-    workdir = path.parent.parent if path.parent.name == CHECKPOINTS else path
-    if not (workdir / CHECKPOINTS).is_dir() or not (workdir / "config.json").is_file():
+    found = model_of_run(path)
+    if found is None:
         return None
-    try:
-        config = json.loads((workdir / "config.json").read_text())["model"]
-        name, fields = str(config["name"]), dict(config["kwargs"])
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{str(workdir / 'config.json')!r} cannot be read: {error!r}") from error
-    fields = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
-    model = nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0), **fields))
+    name, fields = found.name, found.fields
+    model = abstract_model(name, **fields)
     info = load_checkpoint(model, path, ema)
     return Weights(
         state_dict(model),
         check_preprocessing(**info.preprocessing),
         notes=[f"{'averaged over ' if ema else ''}step {info.step} of a run of {name}"],
+        class_names=info.class_names,
+        model=(name, fields),
+        image_size=found.image_size,
+        data_size=info.data_size,
     )
 
 

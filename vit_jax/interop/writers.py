@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
 
-from vit_jax.interop.atomic import whole
+from vit_jax.interop.atomic import check_new_folder, whole
 from vit_jax.interop.dialects import DialectError, from_timm
 from vit_jax.interop.state_dict import state_dict
 from vit_jax.layers.attention import Attention
@@ -30,16 +30,6 @@ _ORBAX_FILES = frozenset(
     }
 )
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # PIL's numbers
-
-
-def _check_new_folder(path: Path, ours: frozenset[str]) -> None:
-    """Refuses to put a folder in the place of anything but one as we write it."""
-    if path.is_dir():
-        others = sorted({entry.name for entry in path.iterdir()} - ours)
-        if others:
-            raise ValueError(f"{str(path)!r} holds {others[0]!r}: give the path of a new folder")
-    elif path.exists():
-        raise ValueError(f"{str(path)!r} is a file: give the path of a new folder")
 
 
 def _check_no_folder(path: Path) -> None:
@@ -101,7 +91,7 @@ def write_google(model: VisionModel, path: Path) -> None:
 def write_huggingface(model: VisionModel, path: Path) -> None:
     """Writes a folder for `from_pretrained` of Hugging Face's ViT, or DeiT with a teacher."""
     model = _vit(model, "huggingface")
-    _check_new_folder(path, _HF_FILES)
+    check_new_folder(path, _HF_FILES)
     arrays = _said(model, "huggingface")
     if model.img_size[0] != model.img_size[1]:
         raise ValueError(f"Hugging Face's ViT takes square images, this one {model.img_size}")
@@ -167,7 +157,7 @@ def write_orbax(model: VisionModel, path: Path) -> None:
     """Writes an Orbax folder of the arrays under the names of the model's source."""
     import orbax.checkpoint as ocp
 
-    _check_new_folder(path, _ORBAX_FILES)
+    check_new_folder(path, _ORBAX_FILES)
     with whole(path) as partial, ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(partial.absolute(), state_dict(model))
         checkpointer.wait_until_finished()

@@ -41,6 +41,18 @@ def merge_heads(
     return x.transpose(0, 2, 1, 3).reshape(batch, tokens, heads * head_dim)
 
 
+def softmax_weights(
+    q: Float[Array, "batch heads queries head_dim"],
+    k: Float[Array, "batch heads keys head_dim"],
+    *,
+    scale: float,
+) -> Float[Array, "batch heads queries keys"]:
+    """softmax(q k^T * scale) over the keys, in float32 or wider."""
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    scores = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=wide) * scale
+    return jax.nn.softmax(scores, axis=-1)
+
+
 def attend(
     q: Float[Array, "batch heads queries head_dim"],
     k: Float[Array, "batch heads keys head_dim"],
@@ -55,9 +67,7 @@ def attend(
     Batched matmuls over (B, H, N, D): on a CPU `jax.nn.dot_product_attention`, which takes
     (B, N, H, D), ran at half the speed.
     """
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-    scores = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=wide) * scale
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)  # (B, H, queries, keys)
+    weights = softmax_weights(q, k, scale=scale).astype(v.dtype)
     return jnp.matmul(dropout(weights, key), v)
 
 
@@ -112,11 +122,25 @@ class Attention(nnx.Module):
         self, x: Float[Array, "batch tokens dim"], *, key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch tokens dim"]:
         attn_key, proj_key = split_key(key, 2)
+        q, k, v = self.queries_keys_values(x)
+        x = attend(q, k, v, scale=self.scale, dropout=self.attn_drop, key=attn_key)
+        return self.proj_drop(self.project(merge_heads(x)), proj_key)
+
+    def queries_keys_values(
+        self, x: Float[Array, "batch tokens dim"]
+    ) -> tuple[Float[Array, "batch heads tokens head_dim"], ...]:
+        """Tokens to the heads that attend."""
         q, k, v = split_heads(self.qkv(x), self.num_heads)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        x = attend(q, k, v, scale=self.scale, dropout=self.attn_drop, key=attn_key)
-        return self.proj_drop(self.project(merge_heads(x)), proj_key)
+        return q, k, v
+
+    def attention_weights(
+        self, x: Float[Array, "batch tokens dim"]
+    ) -> Float[Array, "batch heads tokens tokens"]:
+        """The weights that a call with these tokens gives the values, before dropout."""
+        q, k, _ = self.queries_keys_values(x)
+        return softmax_weights(q, k, scale=self.scale)
 
     def project(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
         """The merged heads to the output."""
@@ -165,3 +189,10 @@ class MultiheadAttention(nnx.Module):
         q, k, v = split_heads(self.in_proj(x), self.num_heads)
         x = attend(q, k, v, scale=self.scale, dropout=self.attn_drop, key=key)
         return self.out_proj(merge_heads(x))
+
+    def attention_weights(
+        self, x: Float[Array, "batch tokens dim"]
+    ) -> Float[Array, "batch heads tokens tokens"]:
+        """The weights that a call with these tokens gives the values, before dropout."""
+        q, k, _ = split_heads(self.in_proj(x), self.num_heads)
+        return softmax_weights(q, k, scale=self.scale)

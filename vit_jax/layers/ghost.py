@@ -7,7 +7,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float, Key
 
-from vit_jax.layers.attention import attend, check_heads, merge_heads
+from vit_jax.layers.attention import attend, check_heads, merge_heads, softmax_weights
 from vit_jax.layers.checks import check_number
 from vit_jax.layers.dropout import Dropout
 from vit_jax.layers.initializers import uniform_bias
@@ -92,6 +92,14 @@ class GhostAttention(nnx.Module):
         v = self._heads(self.v(x), self.cheap_operation_v)
         x = attend(q, k, v, scale=self.scale, dropout=self.attn_drop, key=attn_key)
         return self.proj_drop(self.proj(merge_heads(x)), proj_key)
+
+    def attention_weights(
+        self, x: Float[Array, "batch tokens dim"]
+    ) -> Float[Array, "batch heads tokens tokens"]:
+        """The weights that a call with these tokens gives the values, before dropout."""
+        q = self._heads(self.q(x), self.cheap_operation_q)
+        k = self._heads(self.k(x), self.cheap_operation_k)
+        return softmax_weights(q, k, scale=self.scale)
 
 
 class GhostMlp(nnx.Module):

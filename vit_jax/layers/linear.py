@@ -33,6 +33,8 @@ class Linear(nnx.Linear):
     ) -> Float[Array, "*batch out_dim"]:
         if _as_rows(inputs, out_sharding):
             return _by_rows(self, inputs)
+        if out_sharding is None:  # jax2onnx puts a method of one argument in the place of Flax's
+            return super().__call__(inputs)
         return super().__call__(inputs, out_sharding)
 
 

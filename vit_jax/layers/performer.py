@@ -32,6 +32,38 @@ def random_features(key: Key[Array, ""], count: int, dim: int, dtype: Dtype) -> 
     return init(key, (count, dim), wide).astype(dtype)
 
 
+def _kernel_features(
+    q: Float[Array, "*batch queries dim"],
+    k: Float[Array, "*batch keys dim"],
+    features: Float[Array, "features dim"],
+    eps: float,
+) -> tuple[
+    Float[Array, "*batch queries features"],
+    Float[Array, "*batch keys features"],
+    Float[Array, "*batch queries 1"],
+]:
+    """q', k' and the denominator of `linear_attention`, up to factors that cancel."""
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    w = features.astype(wide)
+
+    def exponents(x: jax.Array) -> jax.Array:
+        x = x.astype(wide)
+        return jnp.matmul(x, w.T) - 0.5 * jnp.sum(x * x, axis=-1, keepdims=True)
+
+    def rows(x: jax.Array) -> jax.Array:  # keeps the axes of the batch
+        return jnp.expand_dims(x, -2)
+
+    q_exponents, k_exponents = exponents(q), exponents(k)
+    # Constants to the derivative, since the result does not depend on them.
+    q_largest = jax.lax.stop_gradient(q_exponents.max(axis=-1, keepdims=True))
+    k_largest = jax.lax.stop_gradient(k_exponents.max(axis=(-2, -1), keepdims=True))
+    q_features = jnp.exp(q_exponents - q_largest)  # (..., queries, m)
+    k_features = jnp.exp(k_exponents - k_largest)  # (..., keys, m)
+    scaled_eps = eps * features.shape[0] * jnp.exp(-q_largest - k_largest)
+    denominator = jnp.sum(q_features * rows(k_features.sum(axis=-2)), axis=-1, keepdims=True)
+    return q_features, k_features, denominator + scaled_eps
+
+
 def linear_attention(
     q: Float[Array, "*batch queries dim"],
     k: Float[Array, "*batch keys dim"],
@@ -55,26 +87,26 @@ def linear_attention(
     Returns:
       The attended values, in the type of `v`.
     """
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-    w = features.astype(wide)
+    q_features, k_features, denominator = _kernel_features(q, k, features, eps)
+    values = v.astype(q_features.dtype)
+    summary = jnp.matmul(k_features.swapaxes(-1, -2), values)  # (..., m, value_dim)
+    return (jnp.matmul(q_features, summary) / denominator).astype(v.dtype)
 
-    def exponents(x: jax.Array) -> jax.Array:
-        x = x.astype(wide)
-        return jnp.matmul(x, w.T) - 0.5 * jnp.sum(x * x, axis=-1, keepdims=True)
 
-    def rows(x: jax.Array) -> jax.Array:  # keeps the axes of the batch
-        return jnp.expand_dims(x, -2)
+def linear_attention_weights(
+    q: Float[Array, "*batch queries dim"],
+    k: Float[Array, "*batch keys dim"],
+    features: Float[Array, "features dim"],
+    *,
+    eps: float,
+) -> Float[Array, "*batch queries keys"]:
+    """The matrix that `linear_attention` applies to its values, q' k'^T / (q' . sum(k') + eps).
 
-    q_exponents, k_exponents = exponents(q), exponents(k)
-    # Constants to the derivative, since the result does not depend on them.
-    q_largest = jax.lax.stop_gradient(q_exponents.max(axis=-1, keepdims=True))
-    k_largest = jax.lax.stop_gradient(k_exponents.max(axis=(-2, -1), keepdims=True))
-    q_features = jnp.exp(q_exponents - q_largest)  # (..., queries, m)
-    k_features = jnp.exp(k_exponents - k_largest)  # (..., keys, m)
-    scaled_eps = eps * features.shape[0] * jnp.exp(-q_largest - k_largest)
-    denominator = jnp.sum(q_features * rows(k_features.sum(axis=-2)), axis=-1, keepdims=True)
-    summary = jnp.matmul(k_features.swapaxes(-1, -2), v.astype(wide))  # (..., m, value_dim)
-    return (jnp.matmul(q_features, summary) / (denominator + scaled_eps)).astype(v.dtype)
+    To look at: it costs what `linear_attention` saves. Its rows are positive and sum to one, up to
+    eps over the denominator.
+    """
+    q_features, k_features, denominator = _kernel_features(q, k, features, eps)
+    return jnp.matmul(q_features, k_features.swapaxes(-1, -2)) / denominator
 
 
 class TokenPerformer(nnx.Module):
@@ -128,12 +160,28 @@ class TokenPerformer(nnx.Module):
         self, x: Float[Array, "batch tokens dim"], *, key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch tokens out_dim"]:
         attn_key, mlp_key = split_key(key, 2)
-        # Wide: a rounded key is a relative error of its exponential.
-        k, q, v = jnp.split(self.kqv(self.norm1(x)), 3, axis=-1)
+        k, q, v = self.keys_queries_values(x)
         attended = linear_attention(q, k, v, self.w[...], eps=self.eps)
         x = v.astype(self.dtype) + self.drop(self.proj(attended), attn_key)
         branch = self.mlp_fc2(gelu(self.mlp_fc1(self.norm2(x))))
         return x + self.drop(branch, mlp_key)
+
+    def keys_queries_values(
+        self, x: Float[Array, "batch tokens dim"]
+    ) -> list[Float[Array, "batch tokens out_dim"]]:
+        """Tokens to keys, queries and values, in float32 or wider.
+
+        A rounded key would be a relative error of its exponential.
+        """
+        return jnp.split(self.kqv(self.norm1(x)), 3, axis=-1)
+
+    def attention_weights(
+        self, x: Float[Array, "batch tokens dim"]
+    ) -> Float[Array, "batch 1 tokens tokens"]:
+        """The weights that a call with these tokens implies: see `linear_attention_weights`."""
+        k, q, _ = self.keys_queries_values(x)
+        weights = linear_attention_weights(q, k, self.w[...], eps=self.eps)
+        return jnp.expand_dims(weights, 1)
 
 
 class LinearAttention(nnx.Module):
@@ -187,9 +235,23 @@ class LinearAttention(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch tokens dim"], *, key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch tokens dim"]:
+        q, k, v = self.queries_keys_values(x)
+        x = linear_attention(q, k, v, self.w[...], eps=EPS)
+        return self.proj_drop(self.proj(merge_heads(x)), key)
+
+    def queries_keys_values(
+        self, x: Float[Array, "batch tokens dim"]
+    ) -> tuple[Float[Array, "batch heads tokens head_dim"], ...]:
+        """Tokens to heads, the scale in queries and keys."""
         q, k, v = split_heads(self.qkv(x), self.num_heads)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         root = self.scale**0.5
-        x = linear_attention(q * root, k * root, v, self.w[...], eps=EPS)
-        return self.proj_drop(self.proj(merge_heads(x)), key)
+        return q * root, k * root, v
+
+    def attention_weights(
+        self, x: Float[Array, "batch tokens dim"]
+    ) -> Float[Array, "batch heads tokens tokens"]:
+        """The weights that a call with these tokens implies: see `linear_attention_weights`."""
+        q, k, _ = self.queries_keys_values(x)
+        return linear_attention_weights(q, k, self.w[...], eps=EPS)

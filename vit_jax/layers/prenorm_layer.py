@@ -7,7 +7,7 @@ from flax import nnx
 from flax.typing import Dtype
 from jaxtyping import Array, Float, Key
 
-from vit_jax.layers.attention import attend, check_heads, merge_heads
+from vit_jax.layers.attention import attend, check_heads, merge_heads, softmax_weights
 from vit_jax.layers.dropout import Dropout, drop_path
 from vit_jax.layers.keys import split_key
 from vit_jax.layers.linear import torch_linear
@@ -54,6 +54,13 @@ class SelfAttention(nnx.Module):
         q, k, v = (self._heads(linear(x)) for linear in (self.query, self.key, self.value))
         x = attend(q, k, v, scale=self.scale, dropout=self.dropout, key=key)
         return self.output(merge_heads(x))
+
+    def attention_weights(
+        self, x: Float[Array, "batch tokens dim"]
+    ) -> Float[Array, "batch heads tokens tokens"]:
+        """The weights that a call with these tokens gives the values, before dropout."""
+        q, k = (self._heads(linear(x)) for linear in (self.query, self.key))
+        return softmax_weights(q, k, scale=self.scale)
 
 
 class FeedForward(nnx.Module):

@@ -1,6 +1,7 @@
 """A stack of equal layers: run one by one, or scanned; rematerialised, or not."""
 
-from collections.abc import Callable, Sequence
+import copy
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import jax
@@ -79,6 +80,46 @@ def run_layers(
       remat: "none"; "blocks" keeps only the input of each layer for the backward pass; "dots" also
         the results of matmuls with weights.
     """
+    return _run(layers, x, drop_path_rates, key, remat, frozenset())[0]
+
+
+def layer_outputs(
+    layers: PlainLayers | ScannedLayers,
+    x: Float[Array, "batch tokens dim"],
+    wanted: Collection[int],
+    *,
+    drop_path_rates: Sequence[float],
+    key: Key[Array, ""] | None,
+    remat: str,
+) -> dict[int, Float[Array, "batch tokens _"]]:
+    """Applies the layers as `run_layers` does and returns the outputs of the `wanted` ones.
+
+    Layers after the last of them do not run.
+
+    Args:
+      wanted: numbers of layers from 0.
+      layers, x, drop_path_rates, key, remat: of `run_layers`.
+    """
+    depth = max(wanted, default=-1) + 1
+    if isinstance(layers, PlainLayers):
+        first = PlainLayers(list(layers)[:depth])
+    else:
+        first = copy.copy(layers)
+        graphdef, state = nnx.split(layers.layer)
+        first.layer = nnx.merge(graphdef, jax.tree.map(lambda stacked: stacked[:depth], state))
+        first.depth = depth
+    return _run(first, x, drop_path_rates[:depth], key, remat, frozenset(wanted))[1]
+
+
+def _run(
+    layers: PlainLayers | ScannedLayers,
+    x: jax.Array,
+    drop_path_rates: Sequence[float],
+    key: jax.Array | None,
+    remat: str,
+    wanted: frozenset[int],
+) -> tuple[jax.Array, dict[int, jax.Array]]:
+    """The last output, and those of the wanted layers."""
 
     def layer_key(i):
         return None if key is None else jax.random.fold_in(key, i)
@@ -92,18 +133,24 @@ def run_layers(
             # A traced rate of 0 would draw a mask only to keep everything.
             rate = rates[i] if any(drop_path_rates) else 0.0
             layer = nnx.merge(graphdef, gather(state))
-            return layer(x, drop_path_rate=rate, key=layer_key(i)), None
+            x = layer(x, drop_path_rate=rate, key=layer_key(i))
+            return x, x if wanted else None
 
-        return jax.lax.scan(_rematerialise(body, remat), x, (state, jnp.arange(layers.depth)))[0]
+        numbered = (state, jnp.arange(layers.depth))
+        x, stacked = jax.lax.scan(_rematerialise(body, remat), x, numbered)
+        return x, {i: stacked[i] for i in wanted}
 
+    outputs: dict[int, jax.Array] = {}
     for i, (layer, rate) in enumerate(zip(layers, drop_path_rates, strict=True)):
         if remat == "none" and not is_gathering():  # the module itself: its output can be captured
             x = end_fusion(layer(x, drop_path_rate=rate, key=layer_key(i)))
-            continue
-        graphdef, state = nnx.split(layer)
+        else:
+            graphdef, state = nnx.split(layer)
 
-        def call(state, x, key, graphdef=graphdef, rate=rate):
-            return nnx.merge(graphdef, gather(state))(x, drop_path_rate=rate, key=key)
+            def call(state, x, key, graphdef=graphdef, rate=rate):
+                return nnx.merge(graphdef, gather(state))(x, drop_path_rate=rate, key=key)
 
-        x = end_fusion(_rematerialise(call, remat)(state, x, layer_key(i)))
-    return x
+            x = end_fusion(_rematerialise(call, remat)(state, x, layer_key(i)))
+        if i in wanted:
+            outputs[i] = x
+    return x, outputs

@@ -6,7 +6,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float, Key
 
-from vit_jax.layers.attention import attend, merge_heads, split_heads
+from vit_jax.layers.attention import attend, merge_heads, softmax_weights, split_heads
 from vit_jax.layers.checks import check_int, check_number
 from vit_jax.layers.dropout import Dropout
 from vit_jax.layers.initializers import zeros
@@ -50,6 +50,13 @@ class TokenAttention(nnx.Module):
         q, k, v = split_heads(self.qkv(x), 1)
         x = attend(q, k, v, scale=self.scale, dropout=self.attn_drop)
         return merge_heads(v) + self.proj_drop(self.proj(merge_heads(x)), key)
+
+    def attention_weights(
+        self, x: Float[Array, "batch tokens dim"]
+    ) -> Float[Array, "batch 1 tokens tokens"]:
+        """The weights that a call with these tokens gives the values."""
+        q, k, _ = split_heads(self.qkv(x), 1)
+        return softmax_weights(q, k, scale=self.scale)
 
 
 class TokenTransformer(nnx.Module):

@@ -16,7 +16,7 @@ from vit_jax.layers.keys import split_key
 from vit_jax.layers.linear import Linear
 from vit_jax.layers.performer import TokenPerformer
 from vit_jax.layers.token_transformer import TokenTransformer
-from vit_jax.layers.unfold import SoftSplit, window_grid
+from vit_jax.layers.unfold import SoftSplit, window_filters, window_grid
 
 TOKENS_TYPES = ("performer", "transformer", "convolution")
 # (kernel, stride, padding) of the three soft splits
@@ -46,6 +46,7 @@ class TokensToToken(nnx.Module):
       kernel_init: of every Linear.
 
     Attributes:
+      token_dim: width of the tokens inside.
       grid_size: rows and columns of the tokens; num_patches: their number.
     """
 
@@ -66,7 +67,7 @@ class TokensToToken(nnx.Module):
     ):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.tokens_type = check_choice("tokens_type", tokens_type, TOKENS_TYPES)
-        token_dim = check_int("token_dim", token_dim, least=1)
+        token_dim = self.token_dim = check_int("token_dim", token_dim, least=1)
         self.grids = token_grids(img_size)
         self.grid_size = self.grids[-1]
         self.num_patches = self.grid_size[0] * self.grid_size[1]
@@ -111,6 +112,21 @@ class TokensToToken(nnx.Module):
         self.project = Linear(
             token_dim * third**2, embed_dim, kernel_init=kernel_init, bias_init=zeros, **types
         )
+
+    def pixel_filters(self) -> Float[Array, "height width channels out_dim"]:
+        """What weighs the pixels of a window of the first soft split.
+
+        Of an attention layer the queries', keys' and values' Linear behind the factors of its
+        LayerNorm, whose own normalisation is left out; else the first convolution.
+        """
+        if self.tokens_type == "convolution":
+            first: Any = self.soft_split0
+            return first.kernel[...]
+        layer: Any = self.attention1
+        linear = layer.kqv if self.tokens_type == "performer" else layer.attn.qkv
+        window = GEOMETRY[0][0]
+        matrix = layer.norm1.scale[...].reshape(-1, 1) * linear.kernel[...]
+        return window_filters(matrix, matrix.shape[0] // window**2, (window, window))
 
     def __call__(
         self,

@@ -29,6 +29,16 @@ def extract_patches(
     return x.reshape(batch, rows * columns, channels * patch_height * patch_width)
 
 
+def window_filters(
+    matrix: Float[Array, "features out_dim"], channels: int, window: tuple[int, int]
+) -> Float[Array, "height width channels out_dim"]:
+    """What multiplies the features of a window, (C * height * width, D), as (height, width, C, D).
+
+    The result is the kernel of the same map as a convolution.
+    """
+    return matrix.reshape(channels, *window, -1).transpose(1, 2, 0, 3)
+
+
 def window_grid(
     size: tuple[int, int],
     kernel_size: tuple[int, int],

@@ -56,3 +56,8 @@ class AnySizeModel(VisionModel):
                 f"counted), got {height}x{width} pixels: {tokens} tokens at patch_size "
                 f"{patch_height}x{patch_width}"
             )
+
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the patches of images of so many pixels."""
+        self.check_size(height, width)
+        return patch_grid((height, width), self.patch_size)

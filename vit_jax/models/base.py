@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.typing import Dtype
+from jaxtyping import Array, Float
 
 from vit_jax.layers.checks import (
     check_bool,
@@ -19,7 +20,7 @@ from vit_jax.layers.checks import (
     check_rate,
     to_pair,
 )
-from vit_jax.layers.stack import REMAT
+from vit_jax.layers.stack import REMAT, PlainLayers, ScannedLayers, layer_outputs
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF_MEAN, HALF_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -28,6 +29,7 @@ CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 _DTYPES = tuple(jnp.dtype(name) for name in ("float32", "bfloat16", "float16", "float64"))
 
 Logits = jax.Array | tuple[jax.Array, jax.Array]
+_LAYOUTS = ("NLC", "NHWC")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +66,21 @@ def check_dtype(name: str, dtype) -> jnp.dtype:
     return checked
 
 
+def _block_numbers(indices: int | Sequence[int] | None, depth: int) -> list[int]:
+    """The blocks that `forward_intermediates` is asked for, counted from 0."""
+    if indices is None:
+        return list(range(depth))
+    if not isinstance(indices, Sequence):
+        count = check_int("indices", indices, least=1)
+        if count > depth:
+            raise ValueError(f"indices={count} is the last blocks: this model has {depth}")
+        return list(range(depth - count, depth))
+    chosen = [check_int("indices", index, least=-depth) for index in indices]
+    if any(index >= depth for index in chosen):
+        raise ValueError(f"indices must be blocks from {-depth} to {depth - 1}, got {indices!r}")
+    return [index % depth for index in chosen]
+
+
 class VisionModel(nnx.Module):
     """An image classifier: `forward_head(forward_features(images))`.
 
@@ -71,17 +88,24 @@ class VisionModel(nnx.Module):
     and `forward_head` each draw one key from `rngs` (stream "dropout") for all their dropouts.
 
     Args:
-      img_size: pixels, one number or (height, width); in_chans: channels.
+      img_size: pixels, one number or (height, width).
+      in_chans: channels.
       num_classes: width of the logits; 0 means that the head is the identity.
-      embed_dim: width of a token; num_heads: heads of a block; norm_eps: of every LayerNorm.
-      remat: see `vit_jax.layers.stack.run_layers`; scan_layers: whether layers are kept stacked.
+      embed_dim: width of a token.
+      num_heads: heads of a block.
+      norm_eps: of every LayerNorm.
+      remat: see `vit_jax.layers.stack.run_layers`.
+      scan_layers: whether layers are kept stacked.
       drop_rates: the rates of its dropouts by the names of their fields.
       drop_path_rates: stochastic depth, one rate a block.
-      dtype: of the computation; param_dtype: of the parameters.
+      dtype: of the computation.
+      param_dtype: of the parameters.
 
     Attributes:
       preprocessing: how images are made ready: the registered name's, or that of loaded weights;
         None where neither knows (a number of channels that is not the name's).
+      prefix_tokens: what the tokens before the patches are, in their order: "class",
+        "distillation", "register".
       stem: attributes whose parameters stand before the layers: patches, tokens, positions.
       torch_names: (pattern, replacement) pairs for the names of the PyTorch source's state dict
         that do not follow from the attributes: see `vit_jax.interop.state_dict`.
@@ -89,6 +113,7 @@ class VisionModel(nnx.Module):
         own, and the module here that does the same.
     """
 
+    prefix_tokens: tuple[str, ...] = ("class",)
     stem: ClassVar[tuple[str, ...]]
     torch_names: ClassVar[tuple[tuple[str, str], ...]] = ()
     torch_stages: ClassVar[Mapping[str, str]] = {}
@@ -179,9 +204,90 @@ class VisionModel(nnx.Module):
                 "is the model's field img_size"
             )
 
+    @property
+    def num_prefix_tokens(self) -> int:
+        """How many tokens stand before the patches."""
+        return len(self.prefix_tokens)
+
+    @abc.abstractmethod
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the patch tokens of images of so many pixels, which it takes."""
+
+    @property
+    @abc.abstractmethod
+    def layers(self) -> PlainLayers | ScannedLayers:
+        """The stack of blocks."""
+
+    @abc.abstractmethod
+    def embed(self, images: jax.Array, rngs: nnx.Rngs | None) -> tuple[jax.Array, jax.Array | None]:
+        """Images to the tokens of the first block, and the key of the blocks' dropouts."""
+
+    def last_norm(self, tokens: jax.Array) -> jax.Array:
+        """What follows the last block in `forward_features`: nothing, where a model has no norm."""
+        return tokens
+
+    @abc.abstractmethod
+    def pixel_filters(self) -> jax.Array:
+        """What its first projection weighs the pixels of a window with: (height, width, C, D)."""
+
+    @abc.abstractmethod
+    def patch_positions(self) -> jax.Array | None:
+        """The learned positions of the patches of its own image size, row by row: (N, D).
+
+        None where they are not learned.
+        """
+
     @abc.abstractmethod
     def forward_features(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
         """Images (B, H, W, C) to tokens (B, N, D), class tokens first."""
+
+    def forward_intermediates(
+        self,
+        images: Float[Array, "batch height width channels"],
+        indices: int | Sequence[int] | None = None,
+        *,
+        norm: bool = False,
+        layout: str = "NLC",
+        rngs: nnx.Rngs | None = None,
+    ) -> list[jax.Array]:
+        """Images to the outputs of blocks.
+
+        Args:
+          images: (B, H, W, C), floating point, normalised.
+          indices: numbers of blocks from 0, from the end where negative; an int n takes the last n;
+            None takes all. Blocks after the last one asked for do not run.
+          norm: applies what follows the last block in `forward_features`: a last norm, where the
+            design has one there. The last block's output is then that of `forward_features`.
+          layout: "NLC", all tokens (B, N, D), those before the patches first
+            (`num_prefix_tokens`), or "NHWC", the patch tokens as a map (B, rows, columns, D).
+          rngs: needed in train mode where the model drops.
+
+        Returns:
+          One array for each index, in the order of the indices. (D differs between the blocks of a
+          dense T2T-ViT, whose transitions between stages count as blocks, as in its source.)
+
+        Raises:
+          ValueError: images of another layout, size or type; `rngs` missing; no such block or
+            layout; a norm whose width is not that of the block.
+        """
+        check_choice("layout", layout, _LAYOUTS)
+        chosen = _block_numbers(indices, len(self.drop_path_rates))
+        tokens, key = self.embed(images, rngs)
+        outputs = layer_outputs(
+            self.layers,
+            tokens,
+            chosen,
+            drop_path_rates=self.drop_path_rates,
+            key=key,
+            remat=self.remat,
+        )
+        found = [self.last_norm(outputs[i]) if norm else outputs[i] for i in chosen]
+        if layout == "NLC":
+            return found
+        grid = self.token_grid(images.shape[1], images.shape[2])
+        return [
+            x[:, self.num_prefix_tokens :].reshape(x.shape[0], *grid, x.shape[-1]) for x in found
+        ]
 
     @abc.abstractmethod
     def forward_head(

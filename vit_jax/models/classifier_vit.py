@@ -22,8 +22,8 @@ from vit_jax.layers.linear import torch_linear
 from vit_jax.layers.mlp import gelu
 from vit_jax.layers.norm import layer_norm
 from vit_jax.layers.patch_embed import PATCHIFY, patch_grid
-from vit_jax.layers.stack import run_layers, stack_layers
-from vit_jax.layers.unfold import extract_patches
+from vit_jax.layers.stack import PlainLayers, ScannedLayers, run_layers, stack_layers
+from vit_jax.layers.unfold import extract_patches, window_filters
 from vit_jax.models.base import Logits, VisionModel
 
 
@@ -137,7 +137,8 @@ class TransformerBlock(nnx.Module):
     """y = norm_1(x + attn(norm_input(x))); the result is norm_2(y + ffn(y)).
 
     Args:
-      embed_dim: width of a token; num_heads: a divisor of it.
+      embed_dim: width of a token.
+      num_heads: a divisor of it.
       mlp_dim: hidden width of the feed-forward.
       norm_eps: epsilon of the three LayerNorms.
       drop_rate: dropout after the attention and after each Linear of the feed-forward.
@@ -183,23 +184,28 @@ class ViTClassifier(VisionModel):
     """The 72x72 classifier of seed 003.
 
     Args:
-      img_size, patch_size: pixels, one number or (height, width).
+      img_size: pixels, one number or (height, width).
+      patch_size: the same, of a patch.
       in_chans: channels of the images.
       num_classes: width of the logits; 0 makes the last Linear the identity.
-      embed_dim: width of a token; num_heads: a divisor of it; depth: blocks.
+      embed_dim: width of a token.
+      num_heads: a divisor of it.
+      depth: blocks.
       mlp_dim: hidden width of the feed-forward.
       mlp_head_units: widths of the head's Linears before the last, at least one.
       class_token_batch: 1, or one class token for each slot of batches of that size (the text's
         code, whose predictions depend on the slot).
       norm_eps: epsilon of every LayerNorm.
-      drop_rate: dropout in the blocks; head_drop_rate: after each Linear of the head but the last.
+      drop_rate: dropout in the blocks.
+      head_drop_rate: after each Linear of the head but the last.
       attn_drop_rate: dropout on attention weights (the text has none).
       drop_path_rate: stochastic depth of the last block; linear from 0 at the first (the text has
         none).
       patchify: "unfold" (im2col, then the Linear) or "conv" (the same numbers as a convolution).
       remat: "none", "blocks" or "dots": see `run_layers`.
       scan_layers: keeps the blocks stacked and scans over them.
-      dtype: of the computation; param_dtype: of the parameters.
+      dtype: of the computation.
+      param_dtype: of the parameters.
 
     Raises:
       ValueError: a field that does not fit, by name.
@@ -302,6 +308,30 @@ class ViTClassifier(VisionModel):
             else None
         )
 
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the patches, which are those of its one image size."""
+        self.check_size(height, width)
+        return patch_grid(self.img_size, self.patch_size)
+
+    def pixel_filters(self) -> jax.Array:
+        """The projection of the patches: (height, width, C, D)."""
+        matrix = self.patch_embedding_layer.projection_layer.kernel[...]
+        return window_filters(matrix, self.in_chans, self.patch_size)
+
+    def patch_positions(self) -> jax.Array:
+        """The learned positions of the patches: (N, D)."""
+        return self.patch_embedding_layer.position_emb.embedding[1:]
+
+    @property
+    def layers(self) -> PlainLayers | ScannedLayers:
+        """The stack of blocks."""
+        return self.transformer_layers
+
+    def embed(self, images: jax.Array, rngs: nnx.Rngs | None) -> tuple[jax.Array, jax.Array | None]:
+        """Images to the tokens of the first block, and the key of the blocks' dropouts."""
+        self.check_images(images)
+        return self._embed(images), self.dropout_key(rngs)
+
     def _embed(self, images: jax.Array) -> jax.Array:
         images = images.astype(self.dtype)
         embedding = self.patch_embedding_layer
@@ -309,8 +339,7 @@ class ViTClassifier(VisionModel):
             return embedding(self.create_patch_layer(images))
         linear = embedding.projection_layer
         assert linear.bias is not None
-        kernel = linear.kernel[...].astype(self.dtype)  # (C * height * width, D)
-        kernel = kernel.reshape(self.in_chans, *self.patch_size, -1).transpose(1, 2, 0, 3)
+        kernel = self.pixel_filters().astype(self.dtype)
         x = jax.lax.conv_general_dilated(
             images, kernel, self.patch_size, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
@@ -333,12 +362,12 @@ class ViTClassifier(VisionModel):
           ValueError: images of another layout, size or type; `rngs` missing; a batch that is not
             `class_token_batch` where that is above 1.
         """
-        self.check_images(images)
+        x, key = self.embed(images, rngs)
         return run_layers(
             self.transformer_layers,
-            self._embed(images),
+            x,
             drop_path_rates=self.drop_path_rates,
-            key=self.dropout_key(rngs),
+            key=key,
             remat=self.remat,
         )
 

@@ -19,7 +19,8 @@ from vit_jax.layers.encoder_layer import TransformerEncoder
 from vit_jax.layers.initializers import normal
 from vit_jax.layers.linear import torch_linear
 from vit_jax.layers.patch_embed import PATCHIFY
-from vit_jax.layers.unfold import extract_patches
+from vit_jax.layers.stack import PlainLayers, ScannedLayers
+from vit_jax.layers.unfold import extract_patches, window_filters
 from vit_jax.models.any_size import AnySizeModel
 from vit_jax.models.base import Logits
 
@@ -29,7 +30,8 @@ class PatchProjection(nnx.Module):
 
     Args:
       patch_size: (height, width) in pixels.
-      in_chans: channels of the image; embed_dim: width of a token.
+      in_chans: channels of the image.
+      embed_dim: width of a token.
       patchify: "unfold" (im2col, then the matrix) or "conv" (the same numbers as a convolution).
     """
 
@@ -58,7 +60,7 @@ class PatchProjection(nnx.Module):
         images, weight = images.astype(self.dtype), self.weight[...].astype(self.dtype)
         if self.patchify == "unfold":
             return jnp.matmul(extract_patches(images, self.patch_size), weight)
-        kernel = weight.reshape(self.in_chans, *self.patch_size, -1).transpose(1, 2, 0, 3)
+        kernel = window_filters(weight, self.in_chans, self.patch_size)
         x = jax.lax.conv_general_dilated(
             images, kernel, self.patch_size, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
@@ -118,11 +120,14 @@ class EncoderViT(AnySizeModel):
     sizes to train with at 32x32.
 
     Args:
-      img_size, patch_size: pixels, one number or (height, width); images of any other whole number
-        of patches are taken too, up to `max_tokens`.
+      img_size: pixels, one number or (height, width); images of any other whole number of patches
+        are taken too, up to `max_tokens`.
+      patch_size: pixels, one number or (height, width).
       in_chans: channels of the images.
       num_classes: width of the logits; 0 makes the last Linear the identity.
-      embed_dim: width of a token; num_heads: a divisor of it; depth: layers.
+      embed_dim: width of a token.
+      num_heads: a divisor of it.
+      depth: layers.
       mlp_dim: hidden width of the feed-forward.
       max_tokens: rows of the position table; the class token takes the first.
       class_token_batch: 1, or one class token for each slot of batches of that size (the text's
@@ -138,7 +143,8 @@ class EncoderViT(AnySizeModel):
       patchify: "unfold" or "conv", the text's two forms; the same numbers.
       remat: "none", "blocks" or "dots": see `run_layers`.
       scan_layers: keeps the layers stacked and scans over them.
-      dtype: of the computation; param_dtype: of the parameters.
+      dtype: of the computation.
+      param_dtype: of the parameters.
 
     Raises:
       ValueError: a field that does not fit, by name.
@@ -239,6 +245,25 @@ class EncoderViT(AnySizeModel):
             else None
         )
 
+    def pixel_filters(self) -> jax.Array:
+        """The matrix of the patches: (height, width, C, D)."""
+        return window_filters(self.patch_embed.weight[...], self.in_chans, self.patch_size)
+
+    def patch_positions(self) -> jax.Array:
+        """The learned positions of the patches of an image of `img_size`: (N, D)."""
+        rows, columns = self.token_grid(*self.img_size)
+        return self.token_embedding.position_embedding_table[1 : 1 + rows * columns]
+
+    @property
+    def layers(self) -> PlainLayers | ScannedLayers:
+        """The stack of the encoder's layers."""
+        return self.transformer_encoder.layers
+
+    def embed(self, images: jax.Array, rngs: nnx.Rngs | None) -> tuple[jax.Array, jax.Array | None]:
+        """Images to the tokens of the first layer, and the key of the layers' dropouts."""
+        self.check_images(images)
+        return self.token_embedding(self.patch_embed(images)), self.dropout_key(rngs)
+
     def forward_features(
         self, images: Float[Array, "batch height width channels"], *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "batch tokens dim"]:
@@ -256,12 +281,9 @@ class EncoderViT(AnySizeModel):
           ValueError: images of another layout or type, or that `max_tokens` does not hold; `rngs`
             missing; a batch that is not `class_token_batch` where that is above 1.
         """
-        self.check_images(images)
+        x, key = self.embed(images, rngs)
         return self.transformer_encoder(
-            self.token_embedding(self.patch_embed(images)),
-            drop_path_rates=self.drop_path_rates,
-            remat=self.remat,
-            key=self.dropout_key(rngs),
+            x, drop_path_rates=self.drop_path_rates, remat=self.remat, key=key
         )
 
     def forward_head(

@@ -49,10 +49,11 @@ def count_traced_macs(traced: jax.stages.Traced) -> int:
 
 
 def _count(jaxpr: core.Jaxpr) -> int:
-    return sum(_count_equation(equation) for equation in jaxpr.eqns)
+    return sum(count_equation_macs(equation) for equation in jaxpr.eqns)
 
 
-def _count_equation(equation: core.JaxprEqn) -> int:
+def count_equation_macs(equation: core.JaxprEqn) -> int:
+    """As `count_macs`, of one equation of a jaxpr and all that is inside it."""
     name, params = equation.primitive.name, equation.params
     ins: list[Any] = [variable.aval for variable in equation.invars]
     outs: list[Any] = [variable.aval for variable in equation.outvars]

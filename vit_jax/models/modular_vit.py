@@ -20,7 +20,7 @@ from vit_jax.layers.linear import torch_linear
 from vit_jax.layers.norm import layer_norm
 from vit_jax.layers.patch_embed import PatchEmbed
 from vit_jax.layers.prenorm_layer import TransformerLayer
-from vit_jax.layers.stack import run_layers, stack_layers
+from vit_jax.layers.stack import PlainLayers, ScannedLayers, run_layers, stack_layers
 from vit_jax.models.any_size import AnySizeModel
 from vit_jax.models.base import Logits
 
@@ -85,12 +85,16 @@ class ModularViT(AnySizeModel):
     Defaults are those of labml's CIFAR-10 experiment where the text has none.
 
     Args:
-      img_size, patch_size: pixels, one number or (height, width); images of any other whole number
-        of patches are taken too, up to `max_tokens`.
+      img_size: pixels, one number or (height, width); images of any other whole number of patches
+        are taken too, up to `max_tokens`.
+      patch_size: pixels, one number or (height, width).
       in_chans: channels of the images.
       num_classes: width of the logits; 0 makes the last Linear the identity.
-      embed_dim: width of a token; num_heads: a divisor of it; depth: calls of a layer.
-      mlp_dim: hidden width of the feed-forward; head_hidden_dim: of the head.
+      embed_dim: width of a token.
+      num_heads: a divisor of it.
+      depth: calls of a layer.
+      mlp_dim: hidden width of the feed-forward.
+      head_hidden_dim: of the head.
       max_tokens: rows of the position table; the class token takes the first.
       share_layers: True is the text's code: one layer, with one set of weights, called `depth`
         times. PyTorch names its arrays `depth` times, `state_dict` once.
@@ -104,7 +108,8 @@ class ModularViT(AnySizeModel):
       patchify: "conv" or "unfold" (im2col); the same numbers.
       remat: "none", "blocks" or "dots": see `run_layers`.
       scan_layers: keeps the layers stacked and scans over them; not with share_layers.
-      dtype: of the computation; param_dtype: of the parameters.
+      dtype: of the computation.
+      param_dtype: of the parameters.
 
     Raises:
       ValueError: a field that does not fit, by name.
@@ -214,11 +219,28 @@ class ModularViT(AnySizeModel):
         self.num_classes = check_int("num_classes", num_classes, least=0)
         self.classification.reset(self.num_classes, rngs=rngs)
 
-    def _embed(self, images: jax.Array) -> jax.Array:
+    def pixel_filters(self) -> jax.Array:
+        """The projection of the patches: (height, width, C, D)."""
+        return self.patch_emb.proj.kernel[...]
+
+    def patch_positions(self) -> jax.Array:
+        """The learned positions of the patches of an image of `img_size`: (N, D)."""
+        rows, columns = self.token_grid(*self.img_size)
+        return self.pos_emb.positional_encodings[1 : 1 + rows * columns, 0]
+
+    @property
+    def layers(self) -> PlainLayers | ScannedLayers:
+        """The stack of layers; with `share_layers` one, `depth` times."""
+        return self.transformer_layer
+
+    def embed(self, images: jax.Array, rngs: nnx.Rngs | None) -> tuple[jax.Array, jax.Array | None]:
+        """Images to the tokens of the first layer, and the key of the layers' dropouts."""
+        self.check_images(images)
         patches = self.patch_emb(images.astype(self.dtype))
         batch, _, dim = patches.shape
         class_token = jnp.broadcast_to(self.cls_token_emb[...].astype(self.dtype), (batch, 1, dim))
-        return self.pos_emb(jnp.concatenate([class_token, patches], axis=1))
+        tokens = self.pos_emb(jnp.concatenate([class_token, patches], axis=1))
+        return tokens, self.dropout_key(rngs)
 
     def forward_features(
         self, images: Float[Array, "batch height width channels"], *, rngs: nnx.Rngs | None = None
@@ -238,12 +260,12 @@ class ModularViT(AnySizeModel):
           ValueError: images of another layout or type, or that `max_tokens` does not hold; `rngs`
             missing.
         """
-        self.check_images(images)
+        x, key = self.embed(images, rngs)
         return run_layers(
             self.transformer_layer,
-            self._embed(images),
+            x,
             drop_path_rates=self.drop_path_rates,
-            key=self.dropout_key(rngs),
+            key=key,
             remat=self.remat,
         )
 

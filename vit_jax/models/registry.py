@@ -200,3 +200,12 @@ def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> VisionModel:
     if model.in_chans == len(entry.preprocessing.mean):
         model.preprocessing = entry.preprocessing
     return model
+
+
+def abstract_model(name: str, **overrides: Any) -> VisionModel:
+    """The model of `create_model`, in train mode, its arrays as shapes and types alone.
+
+    Raises:
+      ValueError: see `create_model`.
+    """
+    return nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0), **overrides))

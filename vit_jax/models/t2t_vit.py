@@ -7,6 +7,7 @@ with dense connections is in `t2t_vit_dense`.
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
@@ -116,6 +117,42 @@ class TokensToTokenModel(VisionModel):
             else None
         )
 
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the tokens after the last soft split."""
+        self.check_size(height, width)
+        return self.tokens_to_token.grid_size
+
+    def pixel_filters(self) -> jax.Array:
+        """The projection of the first soft split: (height, width, C, D)."""
+        return self.tokens_to_token.pixel_filters()
+
+    def patch_positions(self) -> None:
+        """They are a fixed table of sinusoids over the number of the token."""
+
+    @property
+    def layers(self) -> PlainLayers | ScannedLayers:
+        """The stack of blocks."""
+        return self.blocks
+
+    def embed(self, images: jax.Array, rngs: nnx.Rngs | None) -> tuple[jax.Array, jax.Array | None]:
+        """Images to the tokens of the first block, and the key of the blocks' dropouts."""
+        self.check_images(images)
+        tokens_key, pos_key, blocks_key = split_key(self.dropout_key(rngs), 3)
+        x = self.tokens_to_token(images.astype(self.dtype), key=tokens_key)
+        class_token = self.cls_token[...].astype(self.dtype)
+        class_token = jnp.broadcast_to(class_token, (x.shape[0], 1, x.shape[2]))
+        x = jnp.concatenate([class_token, x], axis=1) + self.pos_embed[...].astype(self.dtype)
+        return self.pos_drop(x, pos_key), blocks_key
+
+    def last_norm(self, tokens: jax.Array) -> jax.Array:
+        """The norm after the last block, of its width alone."""
+        if tokens.shape[-1] != self.num_features:
+            raise ValueError(
+                f"the last norm is {self.num_features} wide and these tokens {tokens.shape[-1]}: "
+                "in a dense T2T-ViT norm=True takes the last block alone"
+            )
+        return self.norm(tokens)
+
     def forward_features(
         self, images: Float[Array, "batch height width channels"], *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "batch tokens dim"]:
@@ -131,20 +168,11 @@ class TokensToTokenModel(VisionModel):
         Raises:
           ValueError: images of another layout, size or type; `rngs` missing.
         """
-        self.check_images(images)
-        tokens_key, pos_key, blocks_key = split_key(self.dropout_key(rngs), 3)
-        x = self.tokens_to_token(images.astype(self.dtype), key=tokens_key)
-        class_token = self.cls_token[...].astype(self.dtype)
-        class_token = jnp.broadcast_to(class_token, (x.shape[0], 1, x.shape[2]))
-        x = jnp.concatenate([class_token, x], axis=1) + self.pos_embed[...].astype(self.dtype)
+        x, key = self.embed(images, rngs)
         x = run_layers(
-            self.blocks,
-            self.pos_drop(x, pos_key),
-            drop_path_rates=self.drop_path_rates,
-            key=blocks_key,
-            remat=self.remat,
+            self.blocks, x, drop_path_rates=self.drop_path_rates, key=key, remat=self.remat
         )
-        return self.norm(x)
+        return self.last_norm(x)
 
     def forward_head(
         self,
@@ -170,9 +198,12 @@ class T2TViT(TokensToTokenModel):
         `layers.tokens_to_token.TokensToToken`.
       in_chans: channels of the images.
       num_classes: width of the logits; 0 makes the head the identity.
-      embed_dim: width of a token; depth: blocks; num_heads: heads of each, a divisor of it.
+      embed_dim: width of a token.
+      depth: blocks.
+      num_heads: heads of each, a divisor of it.
       mlp_ratio: hidden width of the MLP over `embed_dim`.
-      qkv_bias, qk_scale: see `layers.attention.Attention`. (The release sets `qk_scale` to
+      qkv_bias: see `layers.attention.Attention`.
+      qk_scale: see `layers.attention.Attention`. (The release sets `qk_scale` to
         embed_dim ** -0.5 with `pretrained=True`; its published accuracies are those of the
         default, head_dim ** -0.5.)
       token_dim: width inside the token module.
@@ -185,7 +216,8 @@ class T2TViT(TokensToTokenModel):
         performers, whatever `drop_rate` is, and none elsewhere.
       remat: "none", "blocks" or "dots": see `run_layers`.
       scan_layers: keeps the blocks stacked and scans over them.
-      dtype: of the computation; param_dtype: of the parameters.
+      dtype: of the computation.
+      param_dtype: of the parameters.
 
     Raises:
       ValueError: a field that does not fit, by name.

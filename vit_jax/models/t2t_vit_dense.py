@@ -82,9 +82,22 @@ class T2TViTDense(TokensToTokenModel):
       num_heads: heads of every block, a divisor of every width that occurs.
       drop_path_rate: stochastic depth of the blocks of the last stage; linear, by stage, from 0 at
         the first.
-      img_size, tokens_type, in_chans, num_classes, mlp_ratio, qkv_bias, qk_scale, token_dim,
-        norm_eps, drop_rate, attn_drop_rate, head_drop_rate, token_drop_rate, remat, dtype,
-        param_dtype: see `T2TViT`.
+      img_size: see `T2TViT`.
+      tokens_type: see `T2TViT`.
+      in_chans: see `T2TViT`.
+      num_classes: see `T2TViT`.
+      mlp_ratio: see `T2TViT`.
+      qkv_bias: see `T2TViT`.
+      qk_scale: see `T2TViT`.
+      token_dim: see `T2TViT`.
+      norm_eps: see `T2TViT`.
+      drop_rate: see `T2TViT`.
+      attn_drop_rate: see `T2TViT`.
+      head_drop_rate: see `T2TViT`.
+      token_drop_rate: see `T2TViT`.
+      remat: see `T2TViT`.
+      dtype: see `T2TViT`.
+      param_dtype: see `T2TViT`.
 
     Raises:
       ValueError: a field that does not fit, by name.

@@ -24,7 +24,7 @@ from vit_jax.layers.initializers import (
 from vit_jax.layers.keys import split_key
 from vit_jax.layers.norm import layer_norm
 from vit_jax.layers.patch_embed import PatchEmbed
-from vit_jax.layers.stack import run_layers, stack_layers
+from vit_jax.layers.stack import PlainLayers, ScannedLayers, run_layers, stack_layers
 from vit_jax.models.base import Logits, VisionModel
 
 GLOBAL_POOLS = ("token", "avg", "max", "avgmax", "")
@@ -54,14 +54,17 @@ class VisionTransformer(VisionModel):
     """Vision Transformer with class, distillation and register tokens.
 
     Args:
-      img_size, patch_size: pixels, one number or (height, width).
+      img_size: pixels, one number or (height, width).
+      patch_size: the same, of a patch.
       in_chans: channels of the images.
       num_classes: width of the logits; 0 makes the head the identity.
       embed_dim: width of a token.
       depth: blocks.
       num_heads: heads of each block, a divisor of `embed_dim`.
       mlp_ratio: hidden width of the MLP over `embed_dim`.
-      qkv_bias, qk_scale, qk_norm: see `layers.attention.Attention`.
+      qkv_bias: see `layers.attention.Attention`.
+      qk_scale: see `layers.attention.Attention`.
+      qk_norm: see `layers.attention.Attention`.
       representation_size: width of a tanh layer before the head; None or 0 means none. As in the
         sources, a distilled model has none. (With another pool than "token" it is ours alone.)
       distilled: a second class token with a head of its own. Train mode returns (class logits,
@@ -85,7 +88,8 @@ class VisionTransformer(VisionModel):
         patch convolution Kaiming-normal over fan_out), the initialisation of seed 004's text.
       remat: "none", "blocks" or "dots": see `run_layers`.
       scan_layers: keeps the blocks stacked and scans over them.
-      dtype: of the computation; param_dtype: of the parameters.
+      dtype: of the computation.
+      param_dtype: of the parameters.
 
     Raises:
       ValueError: a field that does not fit, by name.
@@ -194,7 +198,11 @@ class VisionTransformer(VisionModel):
         self.cls_token = token(1, token_std) if class_token else None
         self.dist_token = token(1, 0.02) if distilled else None
         self.reg_token = token(reg_tokens, token_std) if reg_tokens else None
-        self.num_prefix_tokens = int(class_token) + int(distilled) + reg_tokens
+        self.prefix_tokens = (
+            *["class"] * class_token,
+            *["distillation"] * distilled,
+            *["register"] * reg_tokens,
+        )
         positions = self.patch_embed.num_patches + (0 if no_embed_class else self.num_prefix_tokens)
         self.pos_embed = token(positions, 0.02)
         self.pos_drop = Dropout(drop_rate)
@@ -259,6 +267,34 @@ class VisionTransformer(VisionModel):
         self.head = nnx.data(head())
         self.head_dist = nnx.data(head() if self.distilled else None)
 
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the patches, which are those of its one image size."""
+        self.check_size(height, width)
+        return self.patch_embed.grid_size
+
+    def pixel_filters(self) -> jax.Array:
+        """The projection of the patches: (height, width, C, D)."""
+        return self.patch_embed.proj.kernel[...]
+
+    def patch_positions(self) -> jax.Array:
+        """The learned positions of the patches: (N, D)."""
+        return self.pos_embed[0, -self.patch_embed.num_patches :]
+
+    @property
+    def layers(self) -> PlainLayers | ScannedLayers:
+        """The stack of blocks."""
+        return self.blocks
+
+    def embed(self, images: jax.Array, rngs: nnx.Rngs | None) -> tuple[jax.Array, jax.Array | None]:
+        """Images to the tokens of the first block, and the key of the blocks' dropouts."""
+        self.check_images(images)
+        drop_key, blocks_key = split_key(self.dropout_key(rngs), 2)
+        return self.pos_drop(self._embed(images), drop_key), blocks_key
+
+    def last_norm(self, tokens: jax.Array) -> jax.Array:
+        """The last norm, where it does not stand behind the pooling."""
+        return tokens if self.norm is None else self.norm(tokens)
+
     def _embed(self, images: jax.Array) -> jax.Array:
         """Images (B, H, W, C) to tokens (B, N, D) with positions, before dropout."""
         patches = self.patch_embed(images.astype(self.dtype))
@@ -290,17 +326,11 @@ class VisionTransformer(VisionModel):
         Raises:
           ValueError: images of another layout, size or type; `rngs` missing.
         """
-        self.check_images(images)
-        drop_key, blocks_key = split_key(self.dropout_key(rngs), 2)
-        x = self.pos_drop(self._embed(images), drop_key)
+        x, key = self.embed(images, rngs)
         x = run_layers(
-            self.blocks,
-            x,
-            drop_path_rates=self.drop_path_rates,
-            key=blocks_key,
-            remat=self.remat,
+            self.blocks, x, drop_path_rates=self.drop_path_rates, key=key, remat=self.remat
         )
-        return x if self.norm is None else self.norm(x)
+        return self.last_norm(x)
 
     def _pool(self, tokens: jax.Array) -> jax.Array:
         if self.global_pool == "":

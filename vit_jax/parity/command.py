@@ -9,7 +9,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from rich.console import Console
 
 from vit_jax.interop.dialects import to_timm
@@ -17,7 +16,7 @@ from vit_jax.interop.fit import number_of_classes
 from vit_jax.interop.formats import Weights
 from vit_jax.interop.pretrained import load_weights, read_source
 from vit_jax.models.base import VisionModel
-from vit_jax.models.registry import create_model, model_fields
+from vit_jax.models.registry import abstract_model, model_fields
 from vit_jax.parity.compare import compare
 from vit_jax.parity.golden import golden_model, read_golden
 from vit_jax.parity.render import print_report, to_json, write_html
@@ -175,7 +174,7 @@ def _model(name: str, fields: Mapping[str, Any], weights: Weights, source: str) 
     if classes is not None:
         found["num_classes"] = classes
     made = {"dtype": jnp.float64, "param_dtype": jnp.float64, **found, **fields}
-    model = _model_shapes(name, made)  # every array is loaded: none need be drawn
+    model = abstract_model(name, **made)  # every array is loaded: none need be drawn
     report = load_weights(model, weights, source)
     for line in (*report.adapted, *report.left):
         print(f"note: {line}", file=sys.stderr)
@@ -238,7 +237,7 @@ def _make_golden(request: Request, spec: str, out: str) -> None:
 
     model = None
     if request.name is not None:
-        model = _model_shapes(request.name, request.fields)
+        model = abstract_model(request.name, **request.fields)
     elif request.fields:
         raise ValueError("--field: wanted the NAME of a registered model beside it")
     with blaming_the_module(spec):
@@ -254,11 +253,6 @@ def _make_golden(request: Request, spec: str, out: str) -> None:
             model=None if request.name is None else (request.name, dict(request.fields)),
         )
     print(f"wrote {path} and {path.with_suffix('.npz').name}")
-
-
-def _model_shapes(name: str, fields: Mapping[str, Any]) -> VisionModel:
-    """The model without its arrays: its fields are checked, and its sizes known."""
-    return nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0), **fields))
 
 
 def _image_shape(text: str | None, model: VisionModel | None) -> tuple[int, int, int]:

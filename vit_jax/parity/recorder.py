@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vit_jax.interop.state_dict import torch_path
-from vit_jax.layers.stack import ScannedLayers
+from vit_jax.layers.stack import PlainLayers, ScannedLayers
 from vit_jax.parity.values import BEFORE
 
 _Model = TypeVar("_Model", bound=nnx.Module)
@@ -84,7 +84,7 @@ def plain(model: _Model) -> _Model:
                     nnx.merge(graph, jax.tree.map(lambda leaf, i=i: leaf[i], state))
                     for i in range(child.depth)
                 ]
-                setattr(module, name, nnx.List(layers))
+                setattr(module, name, PlainLayers(layers))
         if getattr(module, "remat", None) in ("blocks", "dots"):
             setattr(module, "remat", "none")  # noqa: B010, of a module that has it
     return copy

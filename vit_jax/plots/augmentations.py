@@ -1,7 +1,6 @@
 """Sheets of pictures of the augmentation: each operation by itself, or what a recipe makes."""
 
 import dataclasses
-import io
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,7 @@ from vit_jax.data import STATISTICS, RandomResizedCrop, example_keys, make_train
 from vit_jax.data.decode import decode_image
 from vit_jax.data.randaugment import OPERATIONS, Drawn, apply
 from vit_jax.data.resize import resize_bilinear
-from vit_jax.storage import write_bytes
+from vit_jax.plots.figure import new_figure, save_figure, show_image
 
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure
@@ -237,21 +236,13 @@ def _made_up(side: int) -> np.ndarray:
 
 def _draw(blocks: Sequence[tuple[str, Sequence[Row]]], out: pathlib.Path) -> None:
     """The blocks side by side, each a title over rows of pictures."""
-    # Here and not above: matplotlib takes long to import. No pyplot: no display, no global state.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     height = max(len(rows) for _, rows in blocks)
     across = _INCHES * (_COLUMNS + 1) + 1.5
-    figure = Figure(figsize=(across * len(blocks), _INCHES * 1.12 * height + 0.5))
-    FigureCanvasAgg(figure)
+    figure = new_figure(across * len(blocks), _INCHES * 1.12 * height + 0.5)
     parts = figure.subfigures(1, len(blocks), squeeze=False)[0]
     for part, (title, rows) in zip(parts, blocks, strict=True):
         _draw_block(part, title, rows, height, across)
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=100, format="png")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(out, picture.getvalue())
+    save_figure(figure, out, dpi=100)
 
 
 def _draw_block(
@@ -267,9 +258,7 @@ def _draw_block(
         for column, (image, label) in enumerate(cells):
             axes = part.add_subplot(grid[row, column])
             axes.set_axis_off()
-            grey = image.shape[2] == 1
-            shown = image[:, :, 0] if grey else image
-            axes.imshow(shown, cmap="gray" if grey else None, vmin=0, vmax=255)
+            show_image(axes, image)
             axes.set_title(label, fontsize=8, pad=2)
             if column == 0:
                 axes.text(

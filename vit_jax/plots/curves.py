@@ -1,11 +1,10 @@
 """The curves of a run: loss and accuracy against epochs, for training and validation."""
 
-import io
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vit_jax.storage import write_bytes
+from vit_jax.plots.figure import new_figure, save_figure
 
 # Colour tells the split, line style the metric: readable in grey and to the colour-blind.
 _COLOURS = {"train": "#0072B2", "validation": "#D55E00", "test": "#009E73"}
@@ -44,12 +43,7 @@ def plot_curves(rows: Rows, directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _draw(rows: Rows, metrics: Sequence[str], y_label: str, path: pathlib.Path) -> pathlib.Path:
-    # Here and not above: matplotlib takes long to import. No pyplot: no display, no global state.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(7, 4.5, "constrained")
     axes = figure.add_subplot()
     for split, colour in _COLOURS.items():
         for metric in metrics:
@@ -75,7 +69,5 @@ def _draw(rows: Rows, metrics: Sequence[str], y_label: str, path: pathlib.Path) 
     axes.grid(alpha=0.3)
     if axes.has_data():
         axes.legend(title="last value", framealpha=0.9)
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=120, format="png")
-    write_bytes(path, picture.getvalue())
+    save_figure(figure, path, dpi=120)
     return path

@@ -35,12 +35,16 @@ class CheckpointInfo:
       preprocessing: how the model's images are made ready: mean, std, crop_fraction, interpolation.
       best_step, best_top1: the best validation so far (of the averaged weights, if there are any),
         None before the first.
+      class_names: of the data, in the order of the labels; empty where it is not stated.
+      data_size: (height, width) of the data's images; None where they vary or it is not stated.
     """
 
     step: int
     preprocessing: dict[str, Any]
     best_step: int | None = None
     best_top1: float | None = None
+    class_names: tuple[str, ...] = ()
+    data_size: tuple[int, int] | None = None
 
 
 class DamagedCheckpointError(ValueError):
@@ -148,7 +152,15 @@ def _read_and_verify(
         items[item] = ocp.args.StandardRestore({**arrays, FINGERPRINT: stored})
     with _reader() as reader:
         read = reader.restore(path, ocp.args.Composite(**items, info=ocp.args.JsonRestore()))
-    info = CheckpointInfo(**read[INFO])
+    stated = read[INFO]
+    size = stated.get("data_size")
+    info = CheckpointInfo(
+        **{
+            **stated,
+            "class_names": tuple(stated.get("class_names", ())),
+            "data_size": None if size is None else tuple(size),
+        }
+    )
     if info.step != int(path.name):
         raise ValueError(f"it says that it is of step {info.step}")
     for item, arrays in wanted.items():

@@ -15,15 +15,15 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
-from vit_jax.config import DistillationConfig, TrainConfig, load_config
+from vit_jax.config import DistillationConfig, TrainConfig
 from vit_jax.layers.target import tracing_for
 from vit_jax.models.base import VisionModel
-from vit_jax.models.registry import create_model, model_fields
+from vit_jax.models.registry import abstract_model, model_fields
 from vit_jax.storage import run_path
 from vit_jax.training.losses import Logits, Targets, cross_entropy, mean_of_heads, wide
 from vit_jax.training.mesh import place
 from vit_jax.training.start import load_weights
-from vit_jax.training.workdir import CHECKPOINTS, CONFIG_FILE
+from vit_jax.training.workdir import model_of_run
 
 
 def soft_teaching(
@@ -98,7 +98,7 @@ class Teacher:
         Raises:
           ValueError: they are not there, are damaged, or do not fit the model.
         """
-        model = _abstract(self.name, self.fields)
+        model = abstract_model(self.name, **self.fields)
         said = load_weights(model, self.config.teacher or "", field="distillation.teacher")
         return nnx.state(model), said
 
@@ -133,7 +133,13 @@ def make_teacher(
         )
     name, fields = distillation.teacher_model or "", {}
     if not name:
-        name, fields = _model_of_run(distillation.teacher or "")
+        found = model_of_run(run_path(distillation.teacher or ""))
+        if found is None:
+            raise ValueError(
+                "config.distillation.teacher_model: wanted the registered model of the teacher's "
+                f"weights {distillation.teacher!r}; only that of a work directory is known"
+            )
+        name, fields = found.name, found.fields
     known = model_fields(name)
     sizes = {"num_classes": model.num_classes, "img_size": image_size, "in_chans": model.in_chans}
     fields = {key: value for key, value in sizes.items() if key in known} | fields
@@ -146,7 +152,7 @@ def make_teacher(
         )
     images = jax.ShapeDtypeStruct((1, *image_size, model.in_chans), jnp.float32)
     try:
-        teacher = _abstract(name, fields)
+        teacher = abstract_model(name, **fields)
         teacher.eval()
         logits = nnx.eval_shape(lambda m, x: m(x), teacher, images)
     except ValueError as error:
@@ -190,20 +196,3 @@ class TaughtStep:
             self.teacher.template,
         )
         return self.step.trace(state, batch, teacher)
-
-
-def _abstract(name: str, fields: dict[str, Any]) -> VisionModel:
-    return nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0), **fields))
-
-
-def _model_of_run(teacher: str) -> tuple[str, dict[str, Any]]:
-    """Name and fields of the model that was trained in a work directory."""
-    path = run_path(teacher)
-    workdir = path.parent.parent if path.parent.name == CHECKPOINTS else path
-    if not (workdir / CONFIG_FILE).is_file():
-        raise ValueError(
-            "config.distillation.teacher_model: wanted the registered model of the teacher's "
-            f"weights {teacher!r}; only that of a work directory is known"
-        )
-    model = load_config(workdir / CONFIG_FILE).model
-    return model.name, dict(model.kwargs)

@@ -1,20 +1,22 @@
 """Evaluation: every example counts exactly once."""
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 import jax
 
 from vit_jax.training.metrics import Sums
-from vit_jax.training.state import TrainState
-from vit_jax.training.step import Batch, EvalStep
+from vit_jax.training.step import Batch
 
 # Batches that may be under way: enough to keep the device busy, few enough to stop soon.
 _IN_FLIGHT = 4
 
+State = TypeVar("State")
+
 
 def evaluate(
-    eval_step: EvalStep,
-    states: Mapping[str, TrainState],
+    eval_step: Callable[[State, Batch, Sums], Sums],
+    states: Mapping[str, State],
     batches: Iterable[Batch],
     zeros: Callable[[], Sums],
     should_stop: Callable[[], bool] = lambda: False,

@@ -350,11 +350,14 @@ class _Run:
     def _save(self) -> None:
         self._check_finite()
         top1, step = self.best or (None, None)
+        shape = self.setup.splits.train.image_shape
         info = CheckpointInfo(
             step=self.step,
             preprocessing=self.setup.preprocessing,
             best_step=step,
             best_top1=top1,
+            class_names=self.setup.splits.class_names,
+            data_size=shape and shape[:2],
         )
         self.checkpoints.save(self.state, info)
 

@@ -8,6 +8,7 @@ import pathlib
 import time
 import uuid
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 
@@ -119,6 +120,49 @@ def check_config(config: TrainConfig, workdir: pathlib.Path) -> None:
             f"{workdir} holds checkpoints but no {CONFIG_FILE}, so that nobody can tell whose they "
             "are: put the file back, or give another --workdir"
         )
+
+
+class RunModel(NamedTuple):
+    """What a run trained: a registered name, its constructor fields, and the side of its images.
+
+    The side is None where it is that of the model.
+    """
+
+    name: str
+    fields: dict[str, Any]
+    image_size: int | None
+
+
+def run_directory(path: pathlib.Path) -> pathlib.Path | None:
+    """The work directory that a path names, itself or by a checkpoint in it; None: no such."""
+    workdir = path.parent.parent if path.parent.name == CHECKPOINTS else path
+    is_run = (workdir / CHECKPOINTS).is_dir() and (workdir / CONFIG_FILE).is_file()
+    return workdir if is_run else None
+
+
+def model_of_run(path: pathlib.Path) -> RunModel | None:
+    """The model that a run trained.
+
+    Args:
+      path: a work directory, or a checkpoint in it.
+
+    Returns:
+      None where there is no run with its config.
+
+    Raises:
+      ValueError: the config is there and names no model.
+    """
+    workdir = run_directory(path)
+    if workdir is None:
+        return None
+    try:
+        config = json.loads((workdir / CONFIG_FILE).read_text())
+        name, fields = str(config["model"]["name"]), dict(config["model"]["kwargs"])
+        size = config["data"]["image_size"]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{str(workdir / CONFIG_FILE)!r} cannot be read: {error!r}") from error
+    fields = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+    return RunModel(name, fields, size)
 
 
 def store_config(config: TrainConfig, workdir: pathlib.Path) -> None:

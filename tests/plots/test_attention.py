@@ -1,0 +1,113 @@
+"""`vit-jax plot attention`: the heat maps are the model's attention."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vit_jax
+from tests.data.conftest import write_png
+from tests.models.families import FAMILIES, build, images
+from vit_jax import cli
+from vit_jax.data.host_crop import resize_and_centre_crop
+from vit_jax.inference.attention import attention_maps, attention_rollout, token_attention_maps
+from vit_jax.plots.attention import Panel, attention_panels, draw_attention
+
+VIT = build("vit")  # 6 patches in rows of 3, 2 heads, 3 blocks
+MAPS = list(attention_maps(VIT, images()).values())
+
+
+def test_what_the_class_token_attends_to_in_a_block():
+    (mean,) = attention_panels(VIT, images(), "1")
+    wanted = 7 * np.asarray(MAPS[1])[:, :, 0, 1:].reshape(2, 2, 2, 3)
+    np.testing.assert_allclose(mean.weights, wanted.mean(axis=1), rtol=1e-5)
+    heads = attention_panels(VIT, images(), "1", heads=True)
+    for number, panel in enumerate(heads):
+        np.testing.assert_allclose(panel.weights, wanted[:, number], rtol=1e-5)
+    assert [panel.caption for panel in heads] == ["block 1, head 0", "block 1, head 1"]
+    (last,) = attention_panels(VIT, images(), "last")
+    np.testing.assert_allclose(
+        last.weights.reshape(2, 6), 7 * MAPS[2][:, :, 0, 1:].mean(axis=1), rtol=1e-5
+    )
+
+
+def test_rollout():
+    (panel,) = attention_panels(VIT, images(), "rollout")
+    wanted = 7 * np.asarray(attention_rollout(MAPS))[:, 0, 1:].reshape(2, 2, 3)
+    np.testing.assert_allclose(panel.weights, wanted, rtol=1e-5)
+    assert panel.caption == "rollout over 3 blocks"
+
+
+def test_the_implied_attention_of_performers():
+    model = build("t2t performer")  # 8x12 pixels: 2 x 3 tokens, then 1 x 2
+    maps = [np.asarray(m) for m in token_attention_maps(model, images()).values()]
+    panels = attention_panels(model, images(), "tokens")
+    assert [panel.weights.shape for panel in panels] == [(2, 2, 3)] * 2 + [(2, 1, 2)] * 2
+    marked = 1 * 3 + 1
+    np.testing.assert_allclose(
+        panels[0].weights.reshape(2, 6), 6 * maps[0][:, 0, marked], rtol=1e-4
+    )
+    np.testing.assert_allclose(
+        panels[3].weights.reshape(2, 2), 2 * maps[1][:, 0].mean(axis=1), rtol=1e-4
+    )
+    assert panels[0].mark == (5, 5)  # of windows of 7 pixels from -2, each 4 after the last
+    assert panels[1].mark is None
+
+
+def test_the_picture(figures, tmp_path):
+    seen = np.random.default_rng(0).integers(0, 256, (2, 8, 12, 3), dtype=np.uint8)
+    panels = [
+        Panel("one", np.arange(12.0).reshape(2, 2, 3)),
+        Panel("two", np.ones((2, 2, 3)), (1, 2)),
+    ]
+    draw_attention(seen, ["a", "b"], panels, "title", tmp_path / "o.png")
+    for number, part in enumerate(figures[0].subfigs):
+        first, one, two, bar = part.axes
+        np.testing.assert_array_equal(first.images[0].get_array(), seen[number])
+        assert [a.get_title() for a in (first, one, two)] == ["ab"[number], "one", "two"]
+        for axes, panel in ((one, panels[0]), (two, panels[1])):
+            heat = axes.images[1]
+            np.testing.assert_array_equal(heat.get_array(), panel.weights[number])
+            assert tuple(heat.get_extent()) == (-0.5, 11.5, 7.5, -0.5)  # all of the image
+        assert one.images[1].get_clim() == two.images[1].get_clim()
+        assert [line.get_xydata().tolist() for line in two.lines] == [[[2, 1]]]
+        assert not one.lines
+        assert bar.get_ylabel() == "attention (1: the same for all)"
+
+
+def test_the_command(figures, tmp_path, capsys):
+    name, fields = FAMILIES["vit"]
+    vit_jax.save_pretrained(VIT, tmp_path / "w.safetensors")
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    write_png(tmp_path / "a.png", pixels)
+    model = ["--model", name, *(f"--field={key}={value!r}" for key, value in fields.items())]
+    start = ["plot", "attention", str(tmp_path / "w.safetensors"), str(tmp_path / "a.png"), *model]
+    assert cli.main([*start, "--heads", "--out", str(tmp_path / "o.png")]) == 0
+    first, *heads, _ = figures[0].subfigs[0].axes
+    seen = resize_and_centre_crop(pixels, 8, 12, 0.9, "bicubic")  # the name's preprocessing
+    np.testing.assert_array_equal(first.images[0].get_array(), seen)
+    normal = jnp.asarray((seen[None] / 255 - 0.5) / 0.5, jnp.float32)
+    wanted = 7 * np.asarray(list(attention_maps(VIT, normal).values())[2])[0, :, 0, 1:]
+    for axes, weights in zip(heads, wanted, strict=True):
+        np.testing.assert_allclose(axes.images[1].get_array().ravel(), weights, rtol=1e-3)
+    VIT.eval()
+    assert first.get_title().startswith(f"a.png\n{int(VIT(normal).argmax())} (")
+    for options, message in (
+        (["--method", "3"], "the number of a block from 0 to 2, got '3'"),
+        (["--method", "rollout", "--heads"], "'rollout' has no heads"),
+        (["--method", "tokens"], "wanted a T2T-ViT with tokens_type"),
+    ):
+        assert cli.main([*start, *options, "--out", str(tmp_path / "p.png")]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: ")
+        assert message in error
+
+
+def test_a_model_without_a_class_token():
+    model = build("vit", class_token=False, global_pool="avg", depth=1)
+    (panel,) = attention_panels(model, images(), "last")
+    attention = np.asarray(next(iter(attention_maps(model, images()).values())))
+    np.testing.assert_allclose(
+        panel.weights.reshape(2, 6), 6 * attention.mean(axis=(1, 2)), rtol=1e-5
+    )
+    with pytest.raises(ValueError, match="wanted rollout, last, tokens, or the number"):
+        attention_panels(model, images(), "first")

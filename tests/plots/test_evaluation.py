@@ -1,0 +1,36 @@
+"""The pictures of an evaluation."""
+
+import cv2
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from tests.inference.test_evaluate import made_up
+from vit_jax.plots import evaluation as module
+
+
+@pytest.mark.parametrize("classes", [7, 30, 120])
+def test_what_the_picture_shows(tmp_path, monkeypatch, classes):
+    kept: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **b: kept.append(self) or save(self, *a, **b)
+    )
+    found = made_up(2000, classes)
+    module.plot_evaluation(found, tmp_path / "e.png")
+    confusion, reliability = kept[0].axes[:2]
+    shares = confusion.images[0].get_array()
+    counted = found.class_counts > 0
+    assert np.asarray(shares).sum(axis=1)[counted] == pytest.approx(100)
+    assert confusion.get_ylabel() == "true class"
+    names = [label.get_text() for label in confusion.get_yticklabels()]
+    assert (names == list(found.class_names)) == (classes <= 100)
+    cells = [text.get_text() for text in confusion.texts]
+    assert len(cells) == (0 if classes > 20 else (found.confusion > 0).sum())
+    line = next(line for line in reliability.lines if line.get_marker() == "o")
+    calibration = found.calibration()
+    assert line.get_xdata() == pytest.approx(calibration.confidence)
+    assert line.get_ydata() == pytest.approx(calibration.accuracy)
+    assert f"{calibration.error:.4f} (15 bins)" in reliability.get_title()
+    height, width, _ = cv2.imread(str(tmp_path / "e.png")).shape
+    assert 500 < height < width < 1500

@@ -1,0 +1,160 @@
+"""`vit-jax evaluate`: a trained model's accuracy, confusion and calibration on a data set."""
+
+import argparse
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from vit_jax.cli import jax_setup
+from vit_jax.cli.parsing import (
+    Parser,
+    add_data,
+    add_model,
+    load_given_model,
+    printable,
+    recipe_model_fields,
+)
+from vit_jax.config.flags import parse_command_line
+
+if TYPE_CHECKING:
+    from vit_jax.inference.evaluate import Evaluation
+
+_MATRIX = 20  # classes up to which the confusion matrix is printed
+_WORST = 20  # of more classes, so many are told
+
+
+def run(arguments: Sequence[str]) -> int:
+    """`evaluate CHECKPOINT_OR_WEIGHTS [data options | --config RECIPE --config.FIELD=VALUE]`."""
+    options, rest = _parser().parse_known_args(arguments)
+    data = parse_command_line(rest, recipe_model_fields).config.data if rest else None
+    jax_setup.set_up_jax()
+    from vit_jax.inference.evaluate import evaluate
+    from vit_jax.inference.labelled import open_labelled
+
+    labelled = open_labelled(
+        options.source,
+        data,
+        source=options.data_source,
+        name=options.name,
+        data_dir=options.data_dir,
+        split=options.split,
+        batch_size=options.batch_size,
+    )
+    loaded = load_given_model(options)
+    found = evaluate(loaded, labelled.source, labelled.batch_size, labelled.num_workers)
+    for note in found.notes:
+        print(f"note: {printable(note)}", file=sys.stderr)
+    if options.json:
+        print(json.dumps(_as_json(found)))
+    else:
+        print("\n".join(_as_text(found)))
+    if options.plot:
+        from vit_jax.plots.evaluation import plot_evaluation
+
+        plot_evaluation(found, pathlib.Path(options.plot))
+        print(f"wrote {options.plot}", file=sys.stderr)
+    return 0
+
+
+def _as_json(found: "Evaluation") -> dict[str, Any]:
+    calibration = found.calibration()
+    bins = zip(
+        calibration.edges[:-1].tolist(),
+        calibration.edges[1:].tolist(),
+        calibration.count.tolist(),
+        map(_or_none, calibration.confidence.tolist()),
+        map(_or_none, calibration.accuracy.tolist()),
+        strict=True,
+    )
+    classes = zip(
+        found.class_names,
+        found.class_counts.tolist(),
+        map(_or_none, found.class_accuracy.tolist()),
+        strict=True,
+    )
+    return {
+        "source": found.source,
+        "images": len(found.labels),
+        "loss": found.loss,
+        "top1": found.top1,
+        "top5": found.top5,
+        "classes": [
+            dict(zip(("name", "images", "accuracy"), each, strict=True)) for each in classes
+        ],
+        "confusion": found.confusion.tolist(),
+        "calibration": {
+            "expected_calibration_error": calibration.error,
+            "bins": [
+                dict(zip(("above", "to", "images", "confidence", "accuracy"), each, strict=True))
+                for each in bins
+            ],
+        },
+    }
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value  # JSON has no nan
+
+
+def _as_text(found: "Evaluation") -> list[str]:
+    calibration = found.calibration()
+    names = [printable(name) for name in found.class_names]
+    width = max(len("class"), *map(len, names))
+    accuracy = found.class_accuracy
+    listed = [i for i, count in enumerate(found.class_counts.tolist()) if count]
+    lines = [
+        f"{found.source}: {len(found.labels):,} images",
+        f"loss {found.loss:.4f}  top-1 {found.top1:.4f}  top-5 {found.top5:.4f}  "
+        f"calibration error {calibration.error:.4f} ({len(calibration.count)} bins)",
+        "",
+    ]
+    if len(listed) > _WORST:
+        lines += [f"the {_WORST} worst of {len(listed)} classes (all: --json)"]
+        listed = sorted(listed, key=lambda i: accuracy[i])[:_WORST]
+    lines += [f"{'class':<{width}}  images  accuracy  most often taken for"]
+    for i in listed:
+        others = found.confusion[i].copy()
+        others[i] = 0
+        most = int(others.argmax())
+        taken = f"  {names[most]} ({others[most]})" if others[most] else ""
+        lines.append(f"{names[i]:<{width}}  {found.class_counts[i]:>6}  {accuracy[i]:>8.4f}{taken}")
+    if len(names) <= _MATRIX:
+        lines += ["", *_matrix(found, names)]
+    return lines
+
+
+def _matrix(found: "Evaluation", names: list[str]) -> list[str]:
+    """Rows are true classes; columns, in the same order, what they were taken for."""
+    left, cell = max(map(len, names)), max(4, len(str(found.confusion.max())))
+    heads = [name if len(name) <= cell else name[: cell - 1] + "." for name in names]
+    lines = ["confusion: a row is a true class, a column what it is taken for"]
+    lines.append(" " * left + "".join(f"  {head:>{cell}}" for head in heads))
+    for name, row in zip(names, found.confusion.tolist(), strict=True):
+        lines.append(f"{name:<{left}}" + "".join(f"  {count:>{cell}}" for count in row))
+    return lines
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="vit-jax evaluate",
+        description="Loss, top-1, top-5, the accuracy of each class, confusion and calibration of "
+        "a trained model. A run is evaluated on its own test split unless other data are named.",
+        allow_abbrev=False,
+        usage="%(prog)s CHECKPOINT_OR_WEIGHTS [--ema] [--source tfds|folder|digits] [--name NAME] "
+        "[--data-dir DIR] [--split SPLIT] [--json] [--plot FILE.png] [...]",
+        epilog="The data of a recipe: --config RECIPE [--config.data.FIELD=VALUE ...], as in "
+        "`vit-jax train`.",
+    )
+    add_model(parser)
+    data = add_data(parser)
+    data.add_argument(
+        "--split", help="such as test, validation, all, 'train[90%%:]' (default: the test split)"
+    )
+    parser.add_argument("--json", action="store_true", help="all figures, as one JSON object")
+    parser.add_argument(
+        "--plot", metavar="FILE.png", help="draw the confusion matrix and the reliability diagram"
+    )
+    return parser

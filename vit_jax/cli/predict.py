@@ -1,0 +1,84 @@
+"""`vit-jax predict`: what a trained model sees in image files."""
+
+import argparse
+import dataclasses
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vit_jax.cli import jax_setup
+from vit_jax.cli.parsing import Parser, add_model, load_given_model, printable
+
+if TYPE_CHECKING:
+    from vit_jax.inference.predict import Prediction
+
+_BAR = 20  # characters of a probability of 1
+
+
+def run(arguments: Sequence[str]) -> int:
+    """`predict CHECKPOINT_OR_WEIGHTS IMAGE...`; 1 if an image could not be read."""
+    options = _parser().parse_args(arguments)
+    from vit_jax.inference.images import find_images
+
+    paths = find_images(options.images)
+    if not paths:
+        raise ValueError(
+            f"no image in {', '.join(options.images)}: wanted files, folders, patterns"
+        )
+    jax_setup.set_up_jax()
+    from vit_jax.inference.predict import predict
+
+    # Pillow warns of files that are odd; those that cannot be read we name ourselves.
+    warnings.filterwarnings("ignore", module="PIL")
+    unread = 0
+    loaded = load_given_model(options)
+    for prediction in predict(loaded, paths, options.top, options.batch_size):
+        if prediction.error is not None:
+            unread += 1
+            path = printable(prediction.path or "")
+            print(f"skipped {path}: {printable(prediction.error)}", file=sys.stderr)
+        if options.json:
+            print(json.dumps(_as_json(prediction)), flush=True)
+        elif prediction.error is None:
+            print(_as_text(prediction), flush=True)
+    images = "1 image" if len(paths) == 1 else f"{len(paths):,} images"
+    print(f"{images}, {unread:,} could not be read", file=sys.stderr)
+    return 1 if unread else 0
+
+
+def _as_json(prediction: "Prediction") -> dict[str, object]:
+    if prediction.error is not None:
+        return {"path": prediction.path, "error": prediction.error}
+    top = [dataclasses.asdict(guess) for guess in prediction.top]
+    return {"path": prediction.path, "top": top}
+
+
+def _as_text(prediction: "Prediction") -> str:
+    names = [printable(guess.name) for guess in prediction.top]
+    width = max(map(len, names))
+    lines = []
+    for name, guess in zip(names, prediction.top, strict=True):
+        bar = "█" * round(_BAR * guess.probability)
+        lines.append(f"  {name:<{width}}  {guess.probability:.4f}  {bar}".rstrip())
+    return "\n".join([printable(prediction.path or ""), *lines])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="vit-jax predict", description="Tells what a trained model sees in image files."
+    )
+    add_model(parser)
+    parser.add_argument(
+        "images",
+        metavar="IMAGE",
+        nargs="+",
+        help="image files, folders of them (at any depth), or patterns such as 'a/**/*.jpg'",
+    )
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes told (default: 5)")
+    parser.add_argument(
+        "--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)"
+    )
+    parser.add_argument("--json", action="store_true", help="an object a line on standard output")
+    return parser

@@ -1,0 +1,24 @@
+"""`vit-jax prepare`: download and prepare a data set, once."""
+
+from collections.abc import Sequence
+
+from vit_jax.cli.parsing import Parser
+
+
+def run(arguments: Sequence[str]) -> int:
+    """`prepare NAME [--data-dir DIR] [--archive FILE]`."""
+    options = _parser().parse_args(arguments)
+    from vit_jax.data.prepare import prepare
+
+    print(f"prepared {prepare(options.name, options.data_dir, options.archive)}")
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="vit-jax prepare", description="Download and prepare a data set, once.")
+    parser.add_argument("name", metavar="NAME", help="a TFDS name, such as cifar100")
+    parser.add_argument(
+        "--data-dir", metavar="DIR", help="where sets are kept (default: TFDS's own directory)"
+    )
+    parser.add_argument("--archive", metavar="FILE", help="a local copy of the official archive")
+    return parser

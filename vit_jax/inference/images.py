@@ -1,0 +1,242 @@
+"""Image files of any kind, whatever is in them, to uint8 pixels.
+
+Pillow reads them, and not OpenCV as in training: it tells a file's size before decoding it, refuses
+what is cut off instead of filling it with grey, and tells the orientation. JPEG and PNG come out as
+the same pixels.
+"""
+
+import functools
+import glob
+import os
+import stat
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from PIL import Image
+
+from vit_jax.data.sources import Example, ImageSource, check_index
+
+# What is tried, by content: formats that are data alone. (Pillow would start Ghostscript for EPS.)
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "PPM", "WEBP", "AVIF")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".webp", ".avif"),
+)
+MAX_PIXELS = 2**26
+
+# Decoded from the whole file in memory, with twice the memory a pixel of the others.
+_COSTLY = ("WEBP", "AVIF")
+_MAX_COSTLY_BYTES = 2**26
+_STRIP_PIXELS = 2**20
+_ORIENTATION = 0x0112  # of EXIF
+
+
+# Larger images are decoded by one thread, so one at a time: the system's allocator keeps freed
+# memory for each thread that it was of.
+_LARGE = 2**23
+_large_images = ThreadPoolExecutor(1, "large_images")
+
+
+class _Refusal(ValueError):
+    """What is wrong with a file, in our words."""
+
+
+def read_image(
+    path: str | os.PathLike[str],
+    channels: int = 3,
+    fit: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> np.ndarray:
+    """Reads an image file as it is meant to be seen.
+
+    The format is told by the content; the name says nothing. EXIF orientation is applied. Grey,
+    palette and CMYK images become RGB, or all become grey for one channel; an alpha channel is
+    dropped, as in training; 16-bit values keep their high byte; of animations and files of several
+    pages it is the first.
+
+    Args:
+      path: a file of one of `FORMATS`, of at most `MAX_PIXELS` (half as many in WebP and AVIF):
+        the header is read before anything is decoded.
+      channels: 3 for RGB, 1 for grey.
+      fit: is applied to the pixels, and of large images before another is begun; None: nothing.
+
+    Returns:
+      (H, W, channels) uint8, or what `fit` made of it.
+
+    Raises:
+      ValueError: it is not a whole image, or too large; the file is named.
+    """
+    try:
+        return _read(os.fspath(path), channels, fit or np.asarray)
+    except _Refusal as refusal:
+        reason = str(refusal)
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except Exception as error:  # of damaged files each format raises errors of other kinds
+        reason = f"damaged ({type(error).__name__}: {error})"
+    raise ValueError(f"{os.fspath(path)}: {reason}")
+
+
+def _read(path: str, channels: int, fit: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise _Refusal("a folder that cannot be listed")
+    if not stat.S_ISREG(status.st_mode):
+        raise _Refusal("not a regular file")  # a pipe would be waited for
+    formats = [f for f in FORMATS if status.st_size <= _MAX_COSTLY_BYTES or f not in _COSTLY]
+    with open(path, "rb") as file:
+        try:
+            image = Image.open(file, formats=formats)
+        except Image.UnidentifiedImageError:
+            empty = "an empty file" if not status.st_size else None
+            raise _Refusal(empty or f"no image of a known kind ({', '.join(FORMATS)})") from None
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+            raise _Refusal(f"more than {MAX_PIXELS:,} pixels") from None
+        with image:
+            width, height = image.size
+            cost = width * height * (2 if image.format in _COSTLY else 1)
+            if cost > MAX_PIXELS:
+                most = MAX_PIXELS * width * height // cost
+                raise _Refusal(
+                    f"{width:,}x{height:,} pixels; of {image.format} at most {most:,} are read"
+                )
+            decode = functools.partial(_decode, image, channels, fit)
+            return decode() if cost <= _LARGE else _large_images.submit(decode).result()
+
+
+def _decode(
+    image: Image.Image, channels: int, fit: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    image.load()
+    pixels, turn = _pixels(image, channels), _orientation(image)
+    image.close()
+    return fit(np.ascontiguousarray(_turned(pixels, turn)))
+
+
+def _pixels(image: Image.Image, channels: int) -> np.ndarray:
+    """(H, W, channels) uint8; strip by strip, so that nothing is there three times."""
+    width, height = image.size
+    pixels = np.empty((height, width, channels), np.uint8)
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        strip_pixels = pixels[top : top + rows]
+        if strip.mode.startswith("I;16") or (strip.mode == "I" and image.format == "PPM"):
+            strip_pixels[:] = (np.asarray(strip) >> 8)[..., None]
+            continue
+        if strip.mode in ("I", "F"):
+            raise _Refusal(f"its pixels ({strip.mode}) are numbers of 32 bits of unknown range")
+        if strip.mode in ("P", "PA"):  # Pillow warns of a palette with alpha that is dropped
+            strip = strip.convert("RGBA")
+        converted = np.asarray(strip.convert("RGB" if channels == 3 else "L"))
+        strip_pixels[:] = converted.reshape(strip_pixels.shape)
+    return pixels
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # remarks that are damaged make the picture no worse
+        return 1
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """The pixels upright: EXIF says where the first row and column of the file are seen."""
+    if orientation in (3, 4, 6, 7):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 7, 8):
+        pixels = pixels[:, ::-1]
+    return pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else pixels
+
+
+class ImageFiles(ImageSource):
+    """Image files, and images in memory, that have no labels (they read as 0).
+
+    Args:
+      images: paths, or (H, W, C) uint8 arrays.
+      channels: 3 for RGB, 1 for grey.
+      fit: see `read_image`; of files alone.
+
+    Attributes:
+      unreadable: why a file was not read, by its index; it reads as a black pixel.
+
+    Raises:
+      ValueError: an array of another type or shape.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[str | os.PathLike[str] | np.ndarray],
+        channels: int,
+        fit: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> None:
+        for number, image in enumerate(images):
+            if isinstance(image, np.ndarray) and (
+                image.dtype != np.uint8
+                or image.ndim != 3
+                or image.shape[2] != channels
+                or not image.size
+            ):
+                raise ValueError(
+                    f"image {number}: wanted uint8 (H, W, {channels}), got {image.dtype} "
+                    f"{image.shape}"
+                )
+        self.images = images
+        self.fit = fit
+        self.name = "image files"
+        self.class_names = ()
+        self.channels = channels
+        self.image_shape = None
+        self.unreadable: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Example:
+        image = self.images[check_index(self, index)]
+        if not isinstance(image, np.ndarray):
+            try:
+                image = read_image(image, self.channels, self.fit)
+            except ValueError as error:
+                self.unreadable[index] = str(error).removeprefix(f"{os.fspath(image)}: ")
+                image = np.zeros((1, 1, self.channels), np.uint8)
+        return {"image": image, "label": 0}
+
+
+def find_images(places: Sequence[str]) -> list[str]:
+    """The files that a command line names.
+
+    Args:
+      places: files, whatever their names; folders, of which all files of `SUFFIXES` are taken, at
+        any depth, sorted; patterns such as 'photos/**/*.jpg'. Names that begin with a dot are left
+        out of folders and patterns.
+
+    Returns:
+      In the order of `places`. What is not there, and a folder that cannot be listed, stays as it
+      is, for the reader to find out.
+    """
+    found: list[str] = []
+    for place in places:
+        if os.path.isdir(place):
+            found += _in_folder(place)
+        elif not os.path.lexists(place) and glob.has_magic(place):
+            matching = sorted(glob.glob(place, recursive=True))
+            found += [path for path in matching if not os.path.isdir(path)] or [place]
+        else:
+            found.append(place)
+    return found
+
+
+def _in_folder(folder: str) -> list[str]:
+    found: list[str] = []
+    unlisted: list[str] = []
+    for parent, folders, names in os.walk(
+        folder, onerror=lambda error: unlisted.append(error.filename)
+    ):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            os.path.join(parent, name)
+            for name in names
+            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+        ]
+    return sorted(found) + unlisted

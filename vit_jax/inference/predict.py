@@ -1,0 +1,112 @@
+"""What a trained model sees in images."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+from flax import nnx
+
+from vit_jax.inference.classifier import Classifier
+from vit_jax.inference.images import ImageFiles
+from vit_jax.inference.load import LoadedModel
+from vit_jax.training.losses import wide
+
+Image = str | os.PathLike[str] | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Guess:
+    """A class that an image may be of: its name, its index, and the softmax's probability."""
+
+    name: str
+    index: int
+    probability: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What an image is taken for.
+
+    Attributes:
+      path: of the file; None for an image given as an array.
+      top: the most probable classes, the most probable first; empty if it could not be read.
+      error: why it could not be read; None if it could.
+    """
+
+    path: str | None
+    top: tuple[Guess, ...]
+    error: str | None = None
+
+
+def predict(
+    loaded: LoadedModel,
+    images: Sequence[Image],
+    top: int = 5,
+    batch_size: int = 32,
+    num_workers: int | None = None,
+) -> Iterator[Prediction]:
+    """Classifies images, prepared as the model's training prepared those of its evaluation.
+
+    Files are read and decoded by threads while the model computes, a few batches ahead: memory does
+    not grow with their number. The last batch is filled up, so that one program is compiled.
+
+    Args:
+      loaded: of `load_model`.
+      images: paths, or (H, W, C) uint8 arrays, C being the model's.
+      top: classes to tell of each image; all where there are fewer.
+      batch_size: images at a time.
+      num_workers: threads; None: by the number of processors, 0: none.
+
+    Returns:
+      A prediction for each image, in order, as they come. A file that cannot be read has an `error`
+      and stops nothing.
+
+    Raises:
+      ValueError: no images, an array of another type or shape, numbers out of range, or a model
+        that states no preprocessing, or takes neither 1 nor 3 channels.
+    """
+    model = loaded.model
+    if not len(images):
+        raise ValueError("wanted one image or more, got none")
+    for name, value in (("top", top), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    files = [image for image in images if not isinstance(image, np.ndarray)]
+    if files and model.in_chans not in (1, 3):
+        raise ValueError(
+            f"image files give 1 or 3 channels, and this model takes {model.in_chans}: give arrays"
+        )
+    if not model.num_classes:
+        raise ValueError(f"{loaded.source}: the model has no head (num_classes=0)")
+    classifier = Classifier.of(loaded)
+    source = ImageFiles(images, model.in_chans, classifier.fit)
+    return _predictions(classifier, source, top, min(batch_size, len(images)), num_workers)
+
+
+def _predictions(
+    classifier: Classifier, source: ImageFiles, top: int, batch_size: int, num_workers: int | None
+) -> Iterator[Prediction]:
+    names = classifier.loaded.class_names
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def step(variables: nnx.State, images: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+        probabilities = jax.nn.softmax(wide(classifier.logits(variables, images)))
+        return jax.lax.top_k(probabilities, count)
+
+    with classifier.batches(source, batch_size, num_workers) as batches:
+        for batch in batches:
+            images = classifier.on_device({"image": batch["image"]})["image"]
+            found = jax.device_get(step(classifier.variables, images, min(top, len(names))))
+            for index, probabilities, classes in zip(batch["index"].tolist(), *found, strict=True):
+                if index < 0:
+                    continue
+                image = source.images[index]
+                path = None if isinstance(image, np.ndarray) else os.fspath(image)
+                if index in source.unreadable:
+                    yield Prediction(path, (), source.unreadable[index])
+                    continue
+                guesses = zip(classes.tolist(), probabilities.tolist(), strict=True)
+                yield Prediction(path, tuple(Guess(names[i], i, p) for i, p in guesses))

@@ -1,0 +1,84 @@
+"""Runs an exported model: python run.py IMAGE...
+
+Needs numpy; for model.stablehlo jax and flatbuffers, for model.onnx onnxruntime; for image files
+Pillow (an .npy file holds images that are ready, (B, H, W, C)). Nothing of the package that the
+model was trained with. From other code:
+
+    import run
+    model, about = run.load()
+    logits = model(run.read("image.jpg", about))
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+
+def load(
+    folder: pathlib.Path = pathlib.Path(__file__).parent,
+) -> tuple[Callable[[Any], Any], dict[str, Any]]:
+    """The model, a function of a batch of any size, and what model.json says."""
+    about = json.loads((folder / "model.json").read_text())
+    if (folder / "model.onnx").exists():
+        import onnxruntime  # pyright: ignore[reportMissingImports]
+
+        session = onnxruntime.InferenceSession(folder / "model.onnx")
+        return lambda images: session.run(None, {"images": images})[0], about
+    import jax
+    import jax.export
+
+    if about["input"]["dtype"] == "float64":
+        jax.config.update("jax_enable_x64", True)
+    program = bytearray((folder / "model.stablehlo").read_bytes())
+    # It is compiled once for each batch size that it meets.
+    return jax.jit(jax.export.deserialize(program).call), about
+
+
+def read(path: str, about: dict[str, Any]) -> np.ndarray:
+    """Images as the model takes them, (B, H, W, C), from an image file or an .npy file."""
+    if path.endswith(".npy"):
+        return np.load(path).astype(about["input"]["dtype"])
+    from PIL import Image, ImageOps
+
+    _, height, width, channels = about["input"]["shape"]
+    made_ready = about["preprocessing"]
+    if made_ready is None or channels not in (1, 3):
+        sys.exit(f"{path}: how image files become images of this model is not known; give an .npy")
+    with Image.open(path) as file:
+        image = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
+    # The smallest resize that covers the crop, then its centre.
+    crop_fraction = made_ready["crop_fraction"]
+    scale = max(height / crop_fraction / image.height, width / crop_fraction / image.width)
+    rows, columns = max(height, round(image.height * scale)), max(width, round(image.width * scale))
+    kernel = Image.Resampling[made_ready["interpolation"].upper()]
+    image = image.resize((columns, rows), kernel)
+    top, left = (rows - height) // 2, (columns - width) // 2
+    pixels = np.asarray(image.crop((left, top, left + width, top + height)))
+    pixels = pixels.reshape(1, height, width, channels)
+    if about["input"]["dtype"] == "uint8":
+        return pixels
+    mean, std = np.array(made_ready["mean"]), np.array(made_ready["std"])
+    return ((pixels / 255 - mean) / std).astype(about["input"]["dtype"])
+
+
+def main(paths: list[str]) -> None:
+    """Prints the most probable classes of each image."""
+    model, about = load()
+    names = about["class_names"]
+    for path in paths:
+        for logits in np.asarray(model(read(path, about)), np.float64):
+            if not names:  # a model without a head
+                print(f"{path}: {logits.tolist()}")
+                continue
+            shares = np.exp(logits - logits.max())
+            best = np.argsort(-logits)[:5]
+            classes = (f"{names[label]} {shares[label] / shares.sum():.4f}" for label in best)
+            print(f"{path}: {', '.join(classes)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,68 @@
+"""How alike the learned positions of a model's patches are (Dosovitskiy et al. 2020, figure 7)."""
+
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+
+from vit_jax.models.base import VisionModel
+from vit_jax.plots.figure import new_figure, save_figure
+
+
+def position_similarity(model: VisionModel) -> np.ndarray:
+    """The cosine between the positions of any two patches: (rows, columns, rows, columns).
+
+    Raises:
+      ValueError: the model's positions are not learned.
+    """
+    positions = model.patch_positions()
+    if positions is None:
+        raise ValueError(
+            f"the positions of a {type(model).__name__} are a fixed table of sinusoids, not "
+            "learned; models that learn them: vit_*, deit_*, deit3_*, vit_classifier, "
+            "vit_encoder, vit_modular"
+        )
+    table = np.asarray(positions.astype(jnp.promote_types(positions.dtype, jnp.float32)))
+    norms = np.linalg.norm(table, axis=1, keepdims=True)
+    unit = table / np.where(norms > 0, norms, 1)  # zeros, as vit_modular starts, are like nothing
+    grid = model.token_grid(*model.img_size)
+    return (unit @ unit.T).reshape(*grid, *grid)
+
+
+def draw_positions(similarity: np.ndarray, title: str, out: pathlib.Path) -> None:
+    """Draws a map of cosines for each patch, at the place of that patch.
+
+    Args:
+      similarity: of `position_similarity`.
+      title: above the picture.
+      out: the file to write, PNG.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    rows, columns = similarity.shape[:2]
+    # One map beside the other with a line of nothing between: quicker than a picture each.
+    sheet = np.full((rows * (rows + 1) - 1, columns * (columns + 1) - 1), np.nan)
+    for row in range(rows):
+        for column in range(columns):
+            top, left = row * (rows + 1), column * (columns + 1)
+            sheet[top : top + rows, left : left + columns] = similarity[row, column]
+    others = similarity.reshape(rows * columns, -1)[~np.eye(rows * columns, dtype=bool)]
+    largest = float(np.abs(others).max(initial=0.0)) or 1.0
+    figure = new_figure(7.2, 6.4 * rows / columns + 0.4, "constrained")
+    axes = figure.add_subplot()
+    # Each patch is wholly like itself: the colours are for the others.
+    image = axes.imshow(sheet, cmap="RdBu_r", vmin=-largest, vmax=largest, interpolation="nearest")
+    every = max(1, -(-max(rows, columns) // 16))  # labels that do not touch
+    for axis, count in ((axes.xaxis, columns), (axes.yaxis, rows)):
+        shown = np.arange(0, count, every)
+        axis.set_ticks(shown * (count + 1) + (count - 1) / 2, [str(i + 1) for i in shown])
+        axis.set_tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.set_xlabel("column of the patch")
+    axes.set_ylabel("row of the patch")
+    axes.set_title(title, fontsize=11)
+    label = "cosine similarity to the other patches"
+    figure.colorbar(image, ax=axes, extend="max", label=label, shrink=0.8)
+    save_figure(figure, out)

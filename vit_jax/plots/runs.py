@@ -1,0 +1,121 @@
+"""The curves of several runs beside each other."""
+
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from vit_jax.plots.curves import Rows
+from vit_jax.plots.figure import COLOURS, new_figure, save_figure
+from vit_jax.training.records import read_rows
+from vit_jax.training.workdir import METRICS_FILE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# (what the legend says, split, averaged weights, line style, width, marker)
+_LINES = (
+    ("training", "train", False, "-", 0.9, ""),
+    ("validation", "validation", False, "-", 2.0, "o"),
+    ("validation, averaged weights", "validation", True, ":", 2.0, "s"),
+    ("test", "test", False, "", 0.0, "*"),
+    ("test, averaged weights", "test", True, "", 0.0, "o"),
+)
+_STYLES = ("-", "--", "-.")  # of the runs once the colours are used up
+
+
+def read_runs(workdirs: Sequence[str | os.PathLike[str]]) -> dict[str, Rows]:
+    """The rows of work directories by their names, which are as long as they must be to differ.
+
+    Raises:
+      ValueError: a directory holds no metrics, or one is given twice.
+    """
+    paths = [pathlib.Path(workdir) for workdir in workdirs]
+    resolved = [path.resolve() for path in paths]
+    if len(set(resolved)) < len(resolved):
+        twice = next(path for path in paths if resolved.count(path.resolve()) > 1)
+        raise ValueError(f"{str(twice)!r} is given more than once")
+    rows = []
+    for path in paths:
+        if not (path / METRICS_FILE).is_file():
+            raise ValueError(f"{str(path)!r} is no work directory: it holds no {METRICS_FILE}")
+        rows.append(read_rows(path / METRICS_FILE))
+        if not rows[-1]:
+            raise ValueError(f"{str(path)!r} has no rows of metrics yet")
+    longest = max(len(path.parts) for path in resolved)
+    names = next(
+        candidate
+        for parts in range(1, longest + 1)
+        if len(set(candidate := [str(pathlib.Path(*path.parts[-parts:])) for path in resolved]))
+        == len(resolved)
+    )
+    return dict(zip(names, rows, strict=True))
+
+
+def draw_runs(runs: Mapping[str, Rows], out: pathlib.Path) -> None:
+    """Draws loss and top-1 of training, validation and test against epochs.
+
+    A colour is a run; thin lines are training, thick ones with marks validation, dotted ones its
+    averaged weights, stars the test.
+
+    Args:
+      runs: rows of metrics.jsonl by the name of the run.
+      out: the file to write, PNG.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    from matplotlib.lines import Line2D
+
+    figure = new_figure(11, 4.6, "constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    used: dict[str, Line2D] = {}
+    names = []
+    for number, (name, rows) in enumerate(runs.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        dash = _STYLES[number // len(COLOURS) % len(_STYLES)]
+        for label, split, is_averaged, style, width, marker in _LINES:
+            options = {
+                "linestyle": dash if style == "-" else style,
+                "linewidth": width,
+                "marker": marker,
+                "markersize": 12 if split == "test" else 4,
+                # A ring: the star of the raw weights may be at the same place.
+                "fillstyle": "none" if split == "test" and is_averaged else "full",
+            }
+            for axes, metric in ((loss, "loss"), (accuracy, "top1")):
+                key = f"ema_{metric}" if is_averaged else metric
+                if _draw(axes, rows, split, key, {"color": colour, **options}):
+                    grey = {**options, "linestyle": style, "color": "0.35"}
+                    used.setdefault(label, Line2D([], [], label=label, **grey))
+        names.append(
+            Line2D([], [], color=colour, linestyle=dash, linewidth=4, label=_told(name, rows))
+        )
+    loss.set_ylabel("cross entropy (nats)")
+    accuracy.set_ylabel("top-1 accuracy (fraction of images)")
+    accuracy.set_ylim(0, min(1.02, 1.2 * accuracy.dataLim.ymax) if used else 1)
+    for axes in (loss, accuracy):
+        axes.set_xlabel("epoch")
+        axes.set_xlim(left=0)
+        axes.grid(alpha=0.3)
+    shown = [label for label, *_ in _LINES if label in used]
+    figure.legend(handles=names, loc="outside upper center", ncols=min(3, len(names)))
+    figure.legend(handles=[used[label] for label in shown], loc="outside lower center", ncols=5)
+    save_figure(figure, out)
+
+
+def _draw(axes: "Axes", rows: Rows, split: str, key: str, options: dict) -> bool:
+    chosen = [row for row in rows if row["split"] == split and key in row]
+    if chosen:
+        axes.plot([row["epoch"] for row in chosen], [row[key] for row in chosen], **options)
+    return bool(chosen)
+
+
+def _told(name: str, rows: Rows) -> str:
+    """The run's name and its accuracy: of the test, else the last of the validation."""
+    for split in ("test", "validation"):
+        values = [row["top1"] for row in rows if row["split"] == split]
+        if values and math.isfinite(values[-1]):
+            return f"{name}: {split} {values[-1]:.3f}"
+    return name
