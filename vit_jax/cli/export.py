@@ -10,14 +10,16 @@ def run(arguments: Sequence[str]) -> int:
     """`export SOURCE OUT ...`: a model as a folder that runs without this package."""
     options = _parser().parse_args(arguments)
     jax_setup.set_up_jax()
-    from vit_jax.inference.export import export_model
+    from vit_jax.inference.export import check_platforms, export_model
 
+    platforms = None if options.platforms is None else options.platforms.split(",")
+    check_platforms(options.format, platforms)  # before the wait for the model
     loaded = load_given_model(options)
     report = export_model(
         loaded,
         options.out,
         format=options.format,
-        platforms=None if options.platforms is None else options.platforms.split(","),
+        platforms=platforms,
         input=options.input,
     )
     batches = " and ".join(map(str, report.batch_sizes))

@@ -101,7 +101,9 @@ def export_model(
     check_new_folder(folder, FILES)
     check_choice("format", format, tuple(FORMATS))
     check_choice("input", input, INPUTS)
-    platforms = _check_platforms(loaded.model, format, platforms)
+    if format == "onnx" and loaded.model.dtype != jnp.float32:
+        raise ValueError(f"format onnx: wanted a model of dtype float32, got {loaded.model.dtype}")
+    platforms = check_platforms(format, platforms)
     device = _device_to_verify_on(platforms or ("cpu",))
     _check_weights(loaded.model)
     function, images = _function(loaded, input)
@@ -133,6 +135,34 @@ def export_model(
         (partial / _ABOUT).write_text(json.dumps(about, indent=2) + "\n")
         shutil.copyfile(Path(__file__).with_name("run_exported.py"), partial / _RUN)
     return report
+
+
+def check_platforms(format: str, platforms: Sequence[str] | None) -> tuple[str, ...]:
+    """The platforms that `export_model` would lower for: what of its request needs no model.
+
+    Args:
+      format: "stablehlo" or "onnx".
+      platforms: of StableHLO, some of "cpu", "cuda" and "tpu"; None: all.
+
+    Returns:
+      The platforms; of ONNX none.
+
+    Raises:
+      ValueError: an unknown or repeated platform, or none; platforms for ONNX, or jax2onnx is not
+        installed.
+    """
+    if format == "onnx":
+        if platforms is not None:
+            raise ValueError(f"platforms are StableHLO's, not ONNX's: got {', '.join(platforms)}")
+        import_onnx()
+        return ()
+    platforms = PLATFORMS if platforms is None else tuple(platforms)
+    if not set(platforms) <= set(PLATFORMS) or len(set(platforms)) < max(1, len(platforms)):
+        raise ValueError(
+            f"platforms: wanted some of {', '.join(PLATFORMS)}, each once, got "
+            f"{', '.join(platforms) or 'none'}"
+        )
+    return platforms
 
 
 # Of a model's arrays and images: its outputs, float32 or wider.
@@ -178,25 +208,6 @@ def _read(path: Path, format: str) -> Callable[[Any], Any]:
     if format == "onnx":
         return read_onnx(path)
     return jax.jit(jax.export.deserialize(bytearray(path.read_bytes())).call)
-
-
-def _check_platforms(
-    model: VisionModel, format: str, platforms: Sequence[str] | None
-) -> tuple[str, ...]:
-    if format == "onnx":
-        if platforms is not None:
-            raise ValueError(f"platforms are StableHLO's, not ONNX's: got {', '.join(platforms)}")
-        if model.dtype != jnp.float32:
-            raise ValueError(f"format onnx: wanted a model of dtype float32, got {model.dtype}")
-        import_onnx()
-        return ()
-    platforms = PLATFORMS if platforms is None else tuple(platforms)
-    if not set(platforms) <= set(PLATFORMS) or len(set(platforms)) < max(1, len(platforms)):
-        raise ValueError(
-            f"platforms: wanted some of {', '.join(PLATFORMS)}, each once, got "
-            f"{', '.join(platforms) or 'none'}"
-        )
-    return platforms
 
 
 def _device_to_verify_on(platforms: Sequence[str]) -> Any:
