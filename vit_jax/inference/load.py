@@ -5,12 +5,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from flax import nnx
-
-from vit_jax.interop.fit import models_that_fit, number_of_classes
-from vit_jax.interop.pretrained import load_weights, read_source
+from vit_jax.interop.fit import models_that_fit
+from vit_jax.interop.pretrained import load_weights, read_source, stated_fields
 from vit_jax.models.base import VisionModel
-from vit_jax.models.registry import create_model, model_fields
+from vit_jax.models.registry import abstract_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,15 +57,10 @@ def load_model(
         the weights fit several models or none, which are named.
     """
     weights = read_source(source, ema)
-    run_name, stated = weights.model or (None, dict(weights.fields))
+    run_name = None if weights.model is None else weights.model[0]
     chosen = name or run_name or _only_model(weights.arrays, str(source))
-    if name not in (None, run_name) or run_name is None:
-        known = model_fields(chosen)
-        classes = number_of_classes(weights.arrays)
-        stated = {key: value for key, value in stated.items() if key in known}
-        if classes is not None:
-            stated.setdefault("num_classes", classes)
-    model = create_model(chosen, rngs=nnx.Rngs(0), **{**stated, **(fields or {})})
+    made = {**stated_fields(weights, chosen), **(fields or {})}
+    model = abstract_model(chosen, **made)  # every array is loaded: none need be drawn
     report = load_weights(model, weights, str(source))
     model.eval()
     side = weights.image_size

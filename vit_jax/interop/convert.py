@@ -9,11 +9,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vit_jax.interop.fit import number_of_classes
-from vit_jax.interop.pretrained import LoadReport, load_weights, read_source, save_pretrained
+from vit_jax.interop.pretrained import (
+    LoadReport,
+    load_weights,
+    read_source,
+    save_pretrained,
+    stated_fields,
+)
 from vit_jax.interop.state_dict import torch_shapes
 from vit_jax.models.base import VisionModel
-from vit_jax.models.registry import create_model, model_fields
+from vit_jax.models.registry import create_model
 
 _DIALECTS = {"timm": None, "hf": "huggingface", "google": "google", "orbax": "orbax"}
 TARGETS = tuple(_DIALECTS)
@@ -34,7 +39,7 @@ def convert(
     """Reads weights into a registered model and writes them in another form.
 
     The model has as many classes as the source (as indices in `head`), and the fields that the
-    source states (norm_eps, num_heads), unless `fields` says others.
+    source states (norm_eps, num_heads; all of a run), unless `fields` says others.
 
     Args:
       source: as `load_pretrained` takes it.
@@ -53,13 +58,11 @@ def convert(
     if to not in _DIALECTS:
         raise ValueError(f"--to: wanted one of {', '.join(TARGETS)}, got {to!r}")
     weights = read_source(source, ema)
-    known = model_fields(name)
-    found = {key: value for key, value in weights.fields.items() if key in known}
-    classes = number_of_classes(weights.arrays)
-    if head is not None and not isinstance(head, str):
+    found = stated_fields(weights, name)
+    if head == "drop":
+        found.pop("num_classes", None)
+    elif head is not None:
         found["num_classes"] = len(head)
-    elif head is None and classes is not None:
-        found["num_classes"] = classes
     model = create_model(name, rngs=nnx.Rngs(0), **{**found, **fields})
     report = load_weights(model, weights, source, resize=resize, head=head, in_chans=in_chans)
     save_pretrained(model, target, dialect=_DIALECTS[to])

@@ -4,11 +4,11 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from vit_jax.interop.adapt import adapt
 from vit_jax.interop.dialects import DialectError, google_heads, to_timm
-from vit_jax.interop.fit import is_of_classes, models_that_fit
+from vit_jax.interop.fit import is_of_classes, models_that_fit, number_of_classes
 from vit_jax.interop.formats import (
     HUB_PREFIX,
     SAFETENSORS,
@@ -28,7 +28,7 @@ from vit_jax.interop.writers import (
     write_safetensors,
 )
 from vit_jax.models.base import VisionModel
-from vit_jax.models.registry import abstract_model
+from vit_jax.models.registry import abstract_model, model_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +162,21 @@ def read_source(source: str | os.PathLike, ema: bool | None) -> Weights:
     heads = google_heads(weights.arrays) if dialect == "google" else None
     fields = weights.fields if heads is None else {**weights.fields, "num_heads": heads}
     return dataclasses.replace(weights, arrays=arrays, fields=fields, dialect=dialect)
+
+
+def stated_fields(weights: Weights, name: str) -> dict[str, Any]:
+    """The constructor fields of the model `name` that weights state: all those of a run of it.
+
+    Of other weights these are their number of classes, and what a run or a file beside them says
+    of fields that the model has.
+    """
+    run_name, run_fields = weights.model or (None, {})
+    if name == run_name:
+        return dict(run_fields)
+    known = model_fields(name)
+    fields = {k: v for k, v in {**weights.fields, **run_fields}.items() if k in known}
+    classes = number_of_classes(weights.arrays)
+    return fields if classes is None else {"num_classes": classes, **fields}
 
 
 def _run_of(path: Path, ema: bool | None) -> Weights | None:

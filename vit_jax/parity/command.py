@@ -12,9 +12,8 @@ import numpy as np
 from rich.console import Console
 
 from vit_jax.interop.dialects import to_timm
-from vit_jax.interop.fit import number_of_classes
 from vit_jax.interop.formats import Weights
-from vit_jax.interop.pretrained import load_weights, read_source
+from vit_jax.interop.pretrained import load_weights, read_source, stated_fields
 from vit_jax.models.base import VisionModel
 from vit_jax.models.registry import abstract_model, model_fields
 from vit_jax.parity.compare import compare
@@ -168,12 +167,8 @@ def _model(name: str, fields: Mapping[str, Any], weights: Weights, source: str) 
     It has as many classes as they have, and the fields that they state, unless `fields` says
     others.
     """
-    known = model_fields(name)
-    found = {key: value for key, value in weights.fields.items() if key in known}
-    classes = number_of_classes(weights.arrays)
-    if classes is not None:
-        found["num_classes"] = classes
-    made = {"dtype": jnp.float64, "param_dtype": jnp.float64, **found, **fields}
+    wide = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+    made = {**stated_fields(weights, name), **wide, **fields}
     model = abstract_model(name, **made)  # every array is loaded: none need be drawn
     report = load_weights(model, weights, source)
     for line in (*report.adapted, *report.left):
