@@ -14,10 +14,10 @@ from vit_jax.cli.parsing import (
     add_data,
     add_model,
     load_given_model,
+    print_notes,
     printable,
-    recipe_model_fields,
+    read_recipe,
 )
-from vit_jax.config.flags import parse_command_line
 
 if TYPE_CHECKING:
     from vit_jax.inference.evaluate import Evaluation
@@ -29,7 +29,7 @@ _WORST = 20  # of more classes, so many are told
 def run(arguments: Sequence[str]) -> int:
     """`evaluate CHECKPOINT_OR_WEIGHTS [data options | --config RECIPE --config.FIELD=VALUE]`."""
     options, rest = _parser().parse_known_args(arguments)
-    data = parse_command_line(rest, recipe_model_fields).config.data if rest else None
+    data = read_recipe(rest).config.data if rest else None
     jax_setup.set_up_jax()
     from vit_jax.inference.evaluate import evaluate
     from vit_jax.inference.labelled import open_labelled
@@ -45,8 +45,7 @@ def run(arguments: Sequence[str]) -> int:
     )
     loaded = load_given_model(options)
     found = evaluate(loaded, labelled.source, labelled.batch_size, labelled.num_workers)
-    for note in found.notes:
-        print(f"note: {printable(note)}", file=sys.stderr)
+    print_notes(found.notes)
     if options.json:
         print(json.dumps(_as_json(found)))
     else:

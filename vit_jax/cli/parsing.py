@@ -3,8 +3,10 @@
 import argparse
 import ast
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from vit_jax.config.flags import CommandLine, parse_command_line
 
 if TYPE_CHECKING:
     from vit_jax.inference.load import LoadedModel
@@ -106,11 +108,31 @@ def _field(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def recipe_model_fields(name: str) -> Mapping[str, Any]:
-    """What `parse_command_line` asks: the fields of a registered model, and their defaults."""
+def read_recipe(arguments: Sequence[str], options: Sequence[str] = ()) -> CommandLine:
+    """Reads `--config RECIPE [--config.FIELD=VALUE ...]`, and tells its notes on standard error.
+
+    Args:
+      arguments: of the command line.
+      options: names of further ones, each with a value.
+
+    Raises:
+      ValueError: any mistake of the user's, in one line.
+    """
+    line = parse_command_line(arguments, _model_fields, options)
+    print_notes(line.notes)
+    return line
+
+
+def _model_fields(name: str) -> Mapping[str, Any]:
     from vit_jax.models.registry import model_fields
 
     return model_fields(name)
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Remarks for the user, each a line of standard error."""
+    for note in notes:
+        print(f"note: {printable(note)}", file=sys.stderr)
 
 
 def printable(text: str) -> str:

@@ -1,9 +1,9 @@
 """`vit-jax plan`: compile a run for a TPU slice, without one."""
 
-import sys
 from collections.abc import Sequence
 
 from vit_jax.cli import jax_setup
+from vit_jax.cli.parsing import print_notes
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -16,8 +16,7 @@ def run(arguments: Sequence[str]) -> int:
     # Before JAX is imported, which reading a config's last checks does.
     libtpu.prepare_environment()
     line, topology, switches = command.read(arguments)
-    for note in line.notes:
-        print(f"note: {note}", file=sys.stderr)
+    print_notes(line.notes)
     command.require_libtpu()
     jax_setup.set_up_jax()
     return command.run(line, topology, **switches)

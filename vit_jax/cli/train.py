@@ -1,13 +1,12 @@
 """`vit-jax train`: train a model, or go on with a run."""
 
-import sys
 from collections.abc import Sequence
 
 from vit_jax.allocator import keep_freed_memory
 from vit_jax.cli import jax_setup
 from vit_jax.cli.errors import report
-from vit_jax.cli.parsing import recipe_model_fields
-from vit_jax.config.flags import help_text, parse_command_line
+from vit_jax.cli.parsing import read_recipe
+from vit_jax.config.flags import help_text
 
 # JAX's own names of them.
 _PROCESS_OPTIONS = ("coordinator_address", "num_processes", "process_id")
@@ -18,9 +17,7 @@ def run(arguments: Sequence[str]) -> int:
     if {"-h", "-help", "--help"} & set(arguments):
         print(help_text("vit-jax train (or python train.py)"))
         return 0
-    command = parse_command_line(arguments, recipe_model_fields, ("workdir", *_PROCESS_OPTIONS))
-    for note in command.notes:
-        print(f"note: {note}", file=sys.stderr)
+    command = read_recipe(arguments, ("workdir", *_PROCESS_OPTIONS))
     jax_setup.set_up_jax()
     import jax
 

@@ -1,23 +1,16 @@
 """`vit-jax plot augment`: a sheet of what augmentation makes of images."""
 
 import pathlib
-import sys
 from collections.abc import Sequence
 
 from vit_jax.cli import jax_setup
-from vit_jax.cli.parsing import Parser, add_out, recipe_model_fields
-from vit_jax.config.flags import parse_command_line
+from vit_jax.cli.parsing import Parser, add_out, read_recipe
 
 
 def run(arguments: Sequence[str]) -> int:
     """`plot augment --out FILE.png [--image FILE ...] [--config RECIPE [--config.FIELD=VALUE]]`."""
     options, rest = _parser().parse_known_args(arguments)
-    config = None
-    if rest:
-        line = parse_command_line(rest, recipe_model_fields)
-        for note in line.notes:
-            print(f"note: {note}", file=sys.stderr)
-        config = line.config
+    config = read_recipe(rest).config if rest else None
     jax_setup.set_up_jax()
     from vit_jax.plots.augmentations import plot_operations, plot_recipe
 
