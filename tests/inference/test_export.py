@@ -22,9 +22,9 @@ from PIL import Image
 import vit_jax
 from tests.models.families import FAMILIES
 from vit_jax import cli
-from vit_jax.data.augment import normalize
-from vit_jax.data.host_crop import resize_and_centre_crop
+from vit_jax.data.augment import make_eval_preprocess, normalize
 from vit_jax.inference import export
+from vit_jax.inference.classifier import Classifier
 from vit_jax.inference.export import export_model
 from vit_jax.inference.load import LoadedModel, load_model
 from vit_jax.models.registry import model_fields
@@ -191,22 +191,25 @@ def test_what_is_beside_the_program(exported):
     assert about["calling_convention_version"] == read_back(folder).calling_convention_version
 
 
-@pytest.mark.parametrize("size", [(16, 16), (50, 33)])
-def test_run_py_makes_images_ready_as_the_package_does(exported, tmp_path, size):
+@pytest.mark.parametrize("data_size", [None, (10, 12)])
+@pytest.mark.parametrize("size", [(16, 16), (50, 33), (12, 10)])
+def test_run_py_makes_images_ready_as_predict_does(exported, tmp_path, size, data_size):
     model, folder = exported
+    model = dataclasses.replace(model, data_size=data_size)
     noise = np.random.default_rng(0).normal(size=(5, 4, 3)) * 40 + 128
     pixels = np.asarray(
         Image.fromarray(noise.clip(0, 255).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
     )
     Image.fromarray(pixels).save(tmp_path / "image.png")
     about = json.loads((folder / "model.json").read_text())
+    assert about["data_size"] is None
+    about["data_size"] = data_size and list(data_size)
     got = script(folder).read(str(tmp_path / "image.png"), about)
     made_ready = model.model.preprocessing
     assert made_ready.crop_fraction < 1
-    cropped = resize_and_centre_crop(
-        pixels, 16, 16, made_ready.crop_fraction, made_ready.interpolation
-    )
-    want = normalize(jnp.asarray(cropped)[None], made_ready.mean, made_ready.std)
+    fitted = jnp.asarray(Classifier.of(model).fit(pixels))[None]
+    prepare = make_eval_preprocess((16, 16), mean=made_ready.mean, std=made_ready.std)
+    want = prepare(fitted)
     assert got.shape == want.shape
     assert got.dtype == want.dtype
     # Two implementations of one kernel: a few grey levels here and there.
@@ -315,6 +318,7 @@ def test_the_command(run, tmp_path, capsys, one_batch):
     said = capsys.readouterr().out
     assert "on cpu, with batches of 3, it differs from the live model by at most" in said
     assert f"wrote {out}; run it: python {out / 'run.py'} IMAGE" in said
+    assert json.loads((out / "model.json").read_text())["data_size"] == [8, 8]
     pixels = np.random.default_rng(0).integers(256, size=(2, 8, 8, 1), dtype=np.uint8)
     model = load_model(run, ema=True).model
     made_ready = model.preprocessing

@@ -8,7 +8,6 @@ import vit_jax
 from tests.data.conftest import write_png
 from tests.models.families import FAMILIES, build, images
 from vit_jax import cli
-from vit_jax.data.host_crop import resize_and_centre_crop
 from vit_jax.inference.attention import attention_maps, attention_rollout, token_attention_maps
 from vit_jax.plots.attention import Panel, attention_panels, draw_attention
 
@@ -83,7 +82,7 @@ def test_the_command(figures, tmp_path, capsys):
     start = ["plot", "attention", str(tmp_path / "w.safetensors"), str(tmp_path / "a.png"), *model]
     assert cli.main([*start, "--heads", "--out", str(tmp_path / "o.png")]) == 0
     first, *heads, _ = figures[0].subfigs[0].axes
-    seen = resize_and_centre_crop(pixels, 8, 12, 0.9, "bicubic")  # the name's preprocessing
+    seen = pixels  # of the model's size, so not cropped
     np.testing.assert_array_equal(first.images[0].get_array(), seen)
     normal = jnp.asarray((seen[None] / 255 - 0.5) / 0.5, jnp.float32)
     wanted = 7 * np.asarray(list(attention_maps(VIT, normal).values())[2])[0, :, 0, 1:]

@@ -104,6 +104,27 @@ class RandomResizedCrop:
         return (height - rows) // 2, (width - columns) // 2, rows, columns
 
 
+def evaluation_crop(
+    image: np.ndarray,
+    height: int,
+    width: int,
+    crop_fraction: float,
+    interpolation: str = "bilinear",
+) -> np.ndarray:
+    """What evaluation shows of `image`: all of one of (height, width), else its centre.
+
+    Args:
+        image: (H, W, C) uint8.
+        height: rows of the result.
+        width: columns of the result.
+        crop_fraction: see `resize_and_centre_crop`.
+        interpolation: see `resize_and_centre_crop`.
+    """
+    if image.shape[:2] == (height, width):
+        return image
+    return resize_and_centre_crop(image, height, width, crop_fraction, interpolation)
+
+
 def resize_and_centre_crop(
     image: np.ndarray,
     height: int,

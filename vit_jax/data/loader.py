@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vit_jax.data.host_crop import RandomResizedCrop, resize_and_centre_crop
+from vit_jax.data.host_crop import RandomResizedCrop, evaluation_crop
 from vit_jax.data.order import epoch_examples
 from vit_jax.data.resample import INTERPOLATIONS, resample
 from vit_jax.data.sources import ImageSource
@@ -154,7 +154,7 @@ def eval_batches(
         image_size: side, or (height, width): images of another size are resized, aspect ratio kept,
             and cropped at the centre. None leaves images alone, which then must share one size.
         crop_fraction: share of the resized image's tighter side that the crop keeps, in (0, 1].
-        interpolation: of the resize, see `resize_and_centre_crop`.
+        interpolation: of the resize, see `evaluation_crop`.
         rows: as in `train_batches`.
 
     Raises:
@@ -250,12 +250,10 @@ class _EvalBatch:
         rows = np.flatnonzero(batch["mask"]).tolist()
         examples = self.source.stream(indices[rows].tolist())
         for row, example in zip(rows, examples, strict=True):
-            image = example["image"]
-            if image.shape != self.size:
-                image = resize_and_centre_crop(
-                    image, height, width, self.crop_fraction, self.interpolation
-                )
-            batch["image"][row], batch["label"][row] = image, example["label"]
+            batch["image"][row] = evaluation_crop(
+                example["image"], height, width, self.crop_fraction, self.interpolation
+            )
+            batch["label"][row] = example["label"]
         return batch
 
 

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from vit_jax.data.augment import make_eval_preprocess
-from vit_jax.data.host_crop import resize_and_centre_crop
+from vit_jax.data.host_crop import evaluation_crop
 from vit_jax.data.loader import Batches, eval_batches
 from vit_jax.data.sources import ImageSource
 from vit_jax.inference.load import LoadedModel
@@ -92,10 +92,8 @@ class Classifier:
 
     def fit(self, image: np.ndarray) -> np.ndarray:
         """An image (H, W, C) uint8 at `host_size`: resized and cropped as in evaluation."""
-        if image.shape[:2] == self.host_size:
-            return image
         preprocessing = preprocessing_of(self.loaded)
-        return resize_and_centre_crop(
+        return evaluation_crop(
             image, *self.host_size, preprocessing.crop_fraction, preprocessing.interpolation
         )
 

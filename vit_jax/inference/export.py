@@ -288,6 +288,7 @@ def _about(
             else "pixels / 255, minus mean, divided by std",
         },
         "preprocessing": None if preprocessing is None else dataclasses.asdict(preprocessing),
+        "data_size": None if loaded.data_size is None else list(loaded.data_size),
         "output": {
             "shape": ["batch", *outputs.shape[1:]],
             "dtype": jnp.dtype(outputs.dtype).name,

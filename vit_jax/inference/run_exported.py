@@ -44,21 +44,27 @@ def read(path: str, about: dict[str, Any]) -> np.ndarray:
         return np.load(path).astype(about["input"]["dtype"])
     from PIL import Image, ImageOps
 
-    _, height, width, channels = about["input"]["shape"]
+    *_, channels = about["input"]["shape"]
     made_ready = about["preprocessing"]
     if made_ready is None or channels not in (1, 3):
         sys.exit(f"{path}: how image files become images of this model is not known; give an .npy")
     with Image.open(path) as file:
         image = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
-    # The smallest resize that covers the crop, then its centre.
-    crop_fraction = made_ready["crop_fraction"]
-    scale = max(height / crop_fraction / image.height, width / crop_fraction / image.width)
-    rows, columns = max(height, round(image.height * scale)), max(width, round(image.width * scale))
-    kernel = Image.Resampling[made_ready["interpolation"].upper()]
-    image = image.resize((columns, rows), kernel)
-    top, left = (rows - height) // 2, (columns - width) // 2
-    pixels = np.asarray(image.crop((left, top, left + width, top + height)))
-    pixels = pixels.reshape(1, height, width, channels)
+    size = tuple(about["input"]["shape"][1:3])
+    # As in training, where all images shared a size: to that first.
+    height, width = about["data_size"] or size
+    if (image.height, image.width) != (height, width):
+        # The smallest resize that covers the crop, then its centre.
+        crop_fraction = made_ready["crop_fraction"]
+        scale = max(height / crop_fraction / image.height, width / crop_fraction / image.width)
+        rows = max(height, round(image.height * scale))
+        columns = max(width, round(image.width * scale))
+        kernel = Image.Resampling[made_ready["interpolation"].upper()]
+        top, left = (rows - height) // 2, (columns - width) // 2
+        image = image.resize((columns, rows), kernel)
+        image = image.crop((left, top, left + width, top + height))
+    image = image.resize(size[::-1], Image.Resampling.BILINEAR)
+    pixels = np.asarray(image).reshape(1, *size, channels)
     if about["input"]["dtype"] == "uint8":
         return pixels
     mean, std = np.array(made_ready["mean"]), np.array(made_ready["std"])

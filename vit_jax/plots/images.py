@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.data.augment import make_eval_preprocess
-from vit_jax.data.host_crop import resize_and_centre_crop
+from vit_jax.data.host_crop import evaluation_crop
 from vit_jax.data.resize import resize_bilinear
 from vit_jax.inference.classifier import preprocessing_of
 from vit_jax.inference.images import read_image
@@ -30,7 +30,7 @@ def seen_images(
         than its shape needs.
       size: (height, width) of the result; None is the model's.
       data_size: (height, width) of the images of the model's training: an image is brought to it
-        first, and one that has it is not cropped.
+        first. One that has it (without it: `size`) is not cropped.
 
     Returns:
       (B, H, W, C) uint8.
@@ -46,8 +46,7 @@ def seen_images(
     images = []
     for path in paths:
         image = read_image(path, model.in_chans)
-        if image.shape[:2] != data_size:
-            image = resize_and_centre_crop(image, *first, crop.crop_fraction, crop.interpolation)
+        image = evaluation_crop(image, *first, crop.crop_fraction, crop.interpolation)
         images.append(np.asarray(resize_bilinear(jnp.asarray(image), size)))
     return np.stack(images)
 
