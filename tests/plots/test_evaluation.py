@@ -3,22 +3,16 @@
 import cv2
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from tests.inference.test_evaluate import made_up
-from vit_jax.plots import evaluation as module
+from vit_jax.plots.evaluation import plot_evaluation
 
 
 @pytest.mark.parametrize("classes", [7, 30, 120])
-def test_what_the_picture_shows(tmp_path, monkeypatch, classes):
-    kept: list[Figure] = []
-    save = Figure.savefig
-    monkeypatch.setattr(
-        Figure, "savefig", lambda self, *a, **b: kept.append(self) or save(self, *a, **b)
-    )
+def test_what_the_picture_shows(tmp_path, figures, classes):
     found = made_up(2000, classes)
-    module.plot_evaluation(found, tmp_path / "e.png")
-    confusion, reliability = kept[0].axes[:2]
+    plot_evaluation(found, tmp_path / "e.png")
+    confusion, reliability = figures[0].axes[:2]
     shares = confusion.images[0].get_array()
     counted = found.class_counts > 0
     assert np.asarray(shares).sum(axis=1)[counted] == pytest.approx(100)

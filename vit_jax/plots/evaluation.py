@@ -1,12 +1,11 @@
 """Pictures of an evaluation: the confusion matrix, and the reliability diagram."""
 
-import io
 import pathlib
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vit_jax.storage import write_bytes
+from vit_jax.plots.figure import COLOURS, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,7 +13,6 @@ if TYPE_CHECKING:
     from vit_jax.inference.evaluate import Evaluation
 
 _NAMED, _NUMBERED = 100, 20  # classes up to which axes have names, and cells numbers
-_BLUE, _ORANGE = "#0072B2", "#D55E00"  # told apart by the colour-blind
 _LETTERS = 24
 
 
@@ -28,13 +26,8 @@ def plot_evaluation(evaluation: "Evaluation", out: pathlib.Path) -> None:
     Raises:
       OSError: it cannot be written.
     """
-    # Here and not above: matplotlib takes long to import. No pyplot: no display, no global state.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     side = 6.0 if len(evaluation.class_names) <= _NUMBERED else 9.0
-    figure = Figure(figsize=(side + 5.5, side), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(side + 5.5, side, "constrained")
     left, right = figure.subplots(1, 2, width_ratios=(side, 4.5))
     _draw_confusion(left, evaluation)
     _draw_reliability(right, evaluation)
@@ -43,9 +36,7 @@ def plot_evaluation(evaluation: "Evaluation", out: pathlib.Path) -> None:
         f"loss {evaluation.loss:.4f}",
         parse_math=False,
     )
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=90, format="png")
-    write_bytes(out, picture.getvalue())
+    save_figure(figure, out, dpi=90)
 
 
 def _draw_confusion(axes: "Axes", evaluation: "Evaluation") -> None:
@@ -93,7 +84,7 @@ def _draw_reliability(axes: "Axes", evaluation: "Evaluation") -> None:
     axes.plot(
         calibration.confidence[some],
         calibration.accuracy[some],
-        color=_BLUE,
+        color=COLOURS[0],
         marker="o",
         label="accuracy of a bin",
     )
@@ -101,7 +92,7 @@ def _draw_reliability(axes: "Axes", evaluation: "Evaluation") -> None:
         calibration.confidence[some],
         calibration.confidence[some],
         calibration.accuracy[some],
-        color=_ORANGE,
+        color=COLOURS[1],
         linewidth=2,
         label="gap",
     )

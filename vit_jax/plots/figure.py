@@ -40,6 +40,26 @@ def save_figure(figure: "Figure", out: str | pathlib.Path, dpi: int = 110) -> No
     write_bytes(path, picture.getvalue())
 
 
+def tiled(tiles: np.ndarray, space: int, background: float) -> np.ndarray:
+    """One sheet of tiles, moved apart: quicker to draw than a picture each.
+
+    Args:
+      tiles: (rows, columns, h, w, ...).
+      space: between one and the next, in pixels.
+      background: what stands there.
+
+    Returns:
+      (H, W, ...) of the type of `tiles`.
+    """
+    rows, columns, height, width, *rest = tiles.shape
+    shape = (rows * (height + space) - space, columns * (width + space) - space, *rest)
+    sheet = np.full(shape, background, tiles.dtype)
+    for row, column in np.ndindex(rows, columns):
+        top, left = row * (height + space), column * (width + space)
+        sheet[top : top + height, left : left + width] = tiles[row, column]
+    return sheet
+
+
 def show_image(axes: "Axes", image: np.ndarray, **options: Any) -> None:
     """Draws (H, W, C) uint8, C being 1 or 3, without ticks; of other numbers the first channel."""
     is_colour = image.shape[2] == 3

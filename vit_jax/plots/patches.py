@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.layers.unfold import extract_patches
-from vit_jax.plots.figure import new_figure, save_figure, show_image
+from vit_jax.plots.figure import new_figure, save_figure, show_image, tiled
 
 _INCHES = 3.4  # of a picture
 
@@ -42,8 +42,7 @@ def draw_patches(
             "pixels",
             fontsize=10,
         )
-        for spine in axes.spines.values():
-            spine.set_visible(False)
+        axes.set_frame_on(False)
     save_figure(figure, out, dpi=100)
 
 
@@ -59,15 +58,4 @@ def apart(image: np.ndarray, patch_size: tuple[int, int]) -> np.ndarray:
     patches = np.asarray(extract_patches(jnp.asarray(image, jnp.float32)[None], patch_size)[0])
     patches = patches.reshape(rows, columns, channels, height, width).transpose(0, 1, 3, 4, 2)
     patches = patches.repeat(larger, axis=2).repeat(larger, axis=3).astype(np.uint8)
-    height, width = height * larger, width * larger
-    space = min(height, width) // 5
-    sheet = np.full(
-        (rows * (height + space) - space, columns * (width + space) - space, channels),
-        255,
-        np.uint8,
-    )
-    for row in range(rows):
-        for column in range(columns):
-            top, left = row * (height + space), column * (width + space)
-            sheet[top : top + height, left : left + width] = patches[row, column]
-    return sheet
+    return tiled(patches, min(height, width) * larger // 5, 255)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vit_jax.models.base import VisionModel
-from vit_jax.plots.figure import new_figure, save_figure
+from vit_jax.plots.figure import new_figure, save_figure, tiled
 
 
 def position_similarity(model: VisionModel) -> np.ndarray:
@@ -41,25 +41,19 @@ def draw_positions(similarity: np.ndarray, title: str, out: pathlib.Path) -> Non
       OSError: it cannot be written.
     """
     rows, columns = similarity.shape[:2]
-    # One map beside the other with a line of nothing between: quicker than a picture each.
-    sheet = np.full((rows * (rows + 1) - 1, columns * (columns + 1) - 1), np.nan)
-    for row in range(rows):
-        for column in range(columns):
-            top, left = row * (rows + 1), column * (columns + 1)
-            sheet[top : top + rows, left : left + columns] = similarity[row, column]
     others = similarity.reshape(rows * columns, -1)[~np.eye(rows * columns, dtype=bool)]
     largest = float(np.abs(others).max(initial=0.0)) or 1.0
     figure = new_figure(7.2, 6.4 * rows / columns + 0.4, "constrained")
     axes = figure.add_subplot()
     # Each patch is wholly like itself: the colours are for the others.
+    sheet = tiled(similarity, 1, np.nan)
     image = axes.imshow(sheet, cmap="RdBu_r", vmin=-largest, vmax=largest, interpolation="nearest")
     every = max(1, -(-max(rows, columns) // 16))  # labels that do not touch
     for axis, count in ((axes.xaxis, columns), (axes.yaxis, rows)):
         shown = np.arange(0, count, every)
         axis.set_ticks(shown * (count + 1) + (count - 1) / 2, [str(i + 1) for i in shown])
         axis.set_tick_params(length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.set_frame_on(False)
     axes.set_xlabel("column of the patch")
     axes.set_ylabel("row of the patch")
     axes.set_title(title, fontsize=11)

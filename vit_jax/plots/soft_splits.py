@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vit_jax.layers.tokens_to_token import GEOMETRY, token_grids
-from vit_jax.plots.figure import COLOURS, new_figure, save_figure, show_image
+from vit_jax.plots.figure import COLOURS, new_figure, save_figure, show_image, tiled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,8 +100,7 @@ def draw_soft_splits(image: np.ndarray, token_dim: int, title: str, out: pathlib
             "are the next one's too",
             fontsize=10,
         )
-        for spine in axes.spines.values():
-            spine.set_visible(False)
+        axes.set_frame_on(False)
     save_figure(figure, out, dpi=100)
 
 
@@ -142,21 +141,11 @@ def windows_apart(image: np.ndarray, split: SoftSplitWindows, count: int) -> np.
         (side - n) // 2 for side, n in zip(split.grid, (rows, columns), strict=True)
     )
     larger = -(-32 // split.covered)  # one window of few pixels still is some on paper
-    side, space = split.covered * larger, max(2, split.covered * larger // 8)
-    sheet = np.full(
-        (rows * (side + space) - space, columns * (side + space) - space, image.shape[2]),
-        255,
-        np.uint8,
-    )
     margin = split.covered
     padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)))
-    for row in range(rows):
-        for column in range(columns):
-            top, left, tall, wide = split.box(first_row + row, first_column + column)
-            window = padded[
-                top + margin : top + margin + tall, left + margin : left + margin + wide
-            ]
-            window = window.repeat(larger, axis=0).repeat(larger, axis=1)
-            at = row * (side + space), column * (side + space)
-            sheet[at[0] : at[0] + side, at[1] : at[1] + side] = window
-    return sheet
+    windows = np.empty((rows, columns, margin, margin, image.shape[2]), np.uint8)
+    for row, column in np.ndindex(rows, columns):
+        top, left, tall, wide = split.box(first_row + row, first_column + column)
+        windows[row, column] = padded[margin + top :, margin + left :][:tall, :wide]
+    windows = windows.repeat(larger, axis=2).repeat(larger, axis=3)
+    return tiled(windows, max(2, split.covered * larger // 8), 255)
