@@ -5,10 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 import vit_jax
-from vit_jax.models.registry import model_fields
+from vit_jax.interop.state_dict import torch_shapes
+from vit_jax.models.registry import abstract_model, model_fields
 
 _VIT = {"img_size": (8, 12), "patch_size": 4, "embed_dim": 8, "depth": 3, "num_heads": 2}
 _T2T = {"img_size": (8, 12), "token_dim": 4, "embed_dim": 8, "num_heads": 2, "mlp_ratio": 2.0}
@@ -59,9 +59,10 @@ def drops(family: str) -> dict[str, float]:
 
 
 def build(family: str, dtype: Any = jnp.float32, **overrides: Any) -> Any:
-    """A model of 5 classes without dropout, its weights moved off their initial values.
+    """A model of 5 classes without dropout, its weights drawn here.
 
-    (LayerScale, zero biases and tokens of 1e-6 would hide what becomes of them.)
+    (Initial LayerScale, zero biases and tokens of 1e-6 would hide what becomes of them; and to draw
+    as the models do takes a compilation for each shape.)
     """
     name, fields = FAMILIES[family]
     fields = {
@@ -71,17 +72,18 @@ def build(family: str, dtype: Any = jnp.float32, **overrides: Any) -> Any:
         "param_dtype": dtype,
         **overrides,
     }
-    model = vit_jax.create_model(name, rngs=nnx.Rngs(0), dtype=dtype, **fields)
-    generator = np.random.default_rng(0)
-    weights = vit_jax.state_dict(model)
-    vit_jax.load_state_dict(
-        model,
-        {
-            key: weights[key].astype(np.float32) + 0.2 * generator.normal(size=weights[key].shape)
-            for key in sorted(weights)
-        },
-    )
+    model = abstract_model(name, dtype=dtype, **fields)
+    vit_jax.load_state_dict(model, _weights(torch_shapes(model)))
     return model
+
+
+def _weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Random arrays; the factors of norms are around one."""
+    generator = np.random.default_rng(0)
+    return {
+        key: 0.2 * generator.normal(size=shapes[key]) + (len(shapes[key]) == 1 and "weight" in key)
+        for key in sorted(shapes)
+    }
 
 
 def images(dtype: Any = jnp.float32, batch: int = 2) -> jax.Array:

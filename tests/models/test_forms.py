@@ -1,5 +1,6 @@
 """One function, many forms: jit, vmap, remat, scanned layers, half precision."""
 
+import functools
 from typing import Any
 
 import chex
@@ -81,20 +82,30 @@ def test_blocks_with_other_parts_can_be_scanned(family: str) -> None:
 @pytest.mark.parametrize("family", DESIGNS)
 def test_jit_and_vmap_equal_the_eager_call(family: str) -> None:
     """Float32: the forms order their sums differently, by a few units in the last place."""
-    model, batch = build(family), images(batch=4)
+    model, batch = build(family), images()
     model.eval()
     eager = np.asarray(model(batch))
     tolerance = 20 * float(jnp.finfo(jnp.float32).eps) * rms(eager)
     np.testing.assert_allclose(jax.jit(model)(batch), eager, rtol=0, atol=tolerance)
-    one_by_one = jax.vmap(lambda image: model(image[None])[0])(batch)
+    one_by_one = jax.jit(jax.vmap(lambda image: model(image[None])[0]))(batch)
     np.testing.assert_allclose(one_by_one, eager, rtol=0, atol=tolerance)
-    groups = jax.vmap(model)(batch.reshape(2, 2, *batch.shape[1:]))
-    np.testing.assert_allclose(groups.reshape(eager.shape), eager, rtol=0, atol=tolerance)
+    groups = jax.jit(jax.vmap(model))(jnp.stack([batch, batch[::-1]]))
+    np.testing.assert_allclose(groups, [eager, eager[::-1]], rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@functools.cache
+def of_float32(family: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    return differentiate(build(family), images())
+
+
+def in_one_process(family: str) -> pytest.MarkDecorator:
+    """For tests that share what `of_float32` keeps."""
+    return pytest.mark.xdist_group(f"forms of {family}")
+
+
+@pytest.mark.parametrize("family", [pytest.param(f, marks=in_one_process(f)) for f in FAMILIES])
 def test_gradients_are_finite_and_none_is_lost(family: str) -> None:
-    outputs, grads = differentiate(build(family), images())
+    outputs, grads = of_float32(family)
     assert np.isfinite(outputs).all()
     for name, grad in grads.items():
         assert np.isfinite(grad).all(), name
@@ -109,7 +120,11 @@ GRADIENT_STEPS = {"t2t se": 32}
 @pytest.mark.usefixtures("promoting")
 @pytest.mark.parametrize(
     ("family", "dtype"),
-    [*((family, "bfloat16") for family in FAMILIES), *((family, "float16") for family in DESIGNS)],
+    [
+        pytest.param(family, dtype, marks=in_one_process(family))
+        for dtype, families in (("bfloat16", FAMILIES), ("float16", DESIGNS))
+        for family in families
+    ],
 )
 def test_half_precision_compute(family: str, dtype: str) -> None:
     """Float32 parameters, half the precision: outputs and gradients within a few roundings."""
@@ -117,7 +132,7 @@ def test_half_precision_compute(family: str, dtype: str) -> None:
     full = build(family)
     half = build(family, dtype, param_dtype=jnp.float32)
     chex.assert_trees_all_equal(vit_jax.state_dict(half), vit_jax.state_dict(full))
-    outputs, grads = differentiate(full, batch)
+    outputs, grads = of_float32(family)
     half_outputs, half_grads = differentiate(half, batch)
     assert half_outputs.dtype == jnp.dtype(dtype)
     step = float(jnp.finfo(dtype).eps)
