@@ -44,7 +44,7 @@ def _parser() -> Parser:
         "source",
         metavar="SRC",
         help="a .safetensors, .pth or .npz file, a Hugging Face or Orbax folder, hf:OWNER/NAME, or "
-        "a work directory",
+        "a work directory (whose run's fields the model has, unless --field says others)",
     )
     parser.add_argument("target", metavar="DST", help="a .safetensors or .pth file, or see --to")
     parser.add_argument("--model", required=True, metavar="NAME", help="a registered model")
