@@ -19,7 +19,6 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-import vit_jax
 from tests.models.families import FAMILIES
 from vit_jax import cli
 from vit_jax.data.augment import make_eval_preprocess, normalize
@@ -27,7 +26,7 @@ from vit_jax.inference import export
 from vit_jax.inference.classifier import Classifier
 from vit_jax.inference.export import export_model
 from vit_jax.inference.load import LoadedModel, load_model
-from vit_jax.models.registry import model_fields
+from vit_jax.models.registry import abstract_model, model_fields
 
 _ANY_SIZE = {"img_size": (8, 12), "patch_size": 4, "embed_dim": 8, "num_heads": 2}
 
@@ -38,7 +37,7 @@ def small(family: str, **overrides: Any) -> Any:
     known = model_fields(name)
     depth = {"depth": 1} if "depth" in known else {"block_config": (1, 1)}
     fields = {"num_classes": 5, **fields, **depth, **overrides}
-    abstract = nnx.eval_shape(lambda: vit_jax.create_model(name, rngs=nnx.Rngs(0), **fields))
+    abstract = abstract_model(name, **fields)
     graph, state = nnx.split(abstract)
     generator = np.random.default_rng(0)
     model = nnx.merge(

@@ -18,6 +18,7 @@ from vit_jax.cli import jax_setup
 from vit_jax.inference.summary import LayerRow, Summary, _kept_bytes, print_summary, summarize
 from vit_jax.layers.variables import Frozen
 from vit_jax.models.macs import count_macs
+from vit_jax.models.registry import abstract_model
 
 SEEDS: dict[str, tuple[str, dict[str, Any]]] = {
     "encoder": ("vit_encoder", {"img_size": 8, "depth": 2, "embed_dim": 16, "mlp_dim": 8}),
@@ -30,7 +31,7 @@ SEEDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def abstract(name: str, **fields: Any) -> Any:
-    return nnx.eval_shape(lambda: vit_jax.create_model(name, rngs=nnx.Rngs(0), **fields))
+    return abstract_model(name, **fields)
 
 
 def rows_of(summary: Summary) -> dict[str, LayerRow]:

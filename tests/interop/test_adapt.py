@@ -14,6 +14,7 @@ import vit_jax
 from vit_jax.interop.adapt import adapt
 from vit_jax.interop.resize import METHODS, resize_pos_embed
 from vit_jax.layers.position import sinusoid_table
+from vit_jax.models.registry import abstract_model
 
 _VIT: dict[str, Any] = {"patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
 _T2T: dict[str, Any] = {"embed_dim": 8, "depth": 1, "num_heads": 2, "token_dim": 6}
@@ -66,7 +67,7 @@ PATCHES = {
 def _split(family: str, **fields: Any) -> tuple[nnx.GraphDef, nnx.State]:
     name, own = MODELS[family]
     settings = {"img_size": 16, "num_classes": 5, **own, **fields}
-    model = nnx.eval_shape(lambda: vit_jax.create_model(name, rngs=nnx.Rngs(0), **settings))
+    model = abstract_model(name, **settings)
     model.eval()
     return nnx.split(model)
 

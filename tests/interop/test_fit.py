@@ -11,6 +11,7 @@ import vit_jax
 from tests.models.families import build
 from vit_jax.interop.fit import models_that_fit
 from vit_jax.interop.state_dict import torch_shapes
+from vit_jax.models.registry import abstract_model
 
 # Each design, and all the names whose arrays are the same.
 NAMES: dict[str, list[str]] = {
@@ -31,7 +32,7 @@ NAMES: dict[str, list[str]] = {
 
 def arrays_of(name: str, **fields: object) -> dict[str, np.ndarray]:
     """Of the shapes of a registered model, without memory of their own."""
-    model = nnx.eval_shape(lambda: vit_jax.create_model(name, rngs=nnx.Rngs(0), **fields))
+    model = abstract_model(name, **fields)
     zero = np.float32(0)
     return {key: np.broadcast_to(zero, shape) for key, shape in torch_shapes(model).items()}
 

@@ -1,5 +1,7 @@
 """Overlapping windows against torch.nn.Unfold."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +33,10 @@ def test_fixture(name: str) -> None:
     case, want = dict(CASES)[name], golden.load("prim_unfold").arrays[name]
     pixels = np.arange(1, 1 + np.prod(case["input"]), dtype=np.float32).reshape(case["input"])
     kernel, stride, padding = ((case[key],) * 2 for key in ("kernel", "stride", "padding"))
-    got = unfold(jnp.asarray(pixels.transpose(0, 2, 3, 1)), kernel, stride, padding)
+    compiled = jax.jit(
+        functools.partial(unfold, kernel_size=kernel, stride=stride, padding=padding)
+    )
+    got = compiled(pixels.transpose(0, 2, 3, 1))
     np.testing.assert_array_equal(got, want.swapaxes(1, 2))
 
 
@@ -44,14 +49,17 @@ def test_equals_torch_with_its_gradient(window, channels: int) -> None:
     images = generator.normal(size=(2, channels, *size)).astype(np.float32)
     options = {"kernel_size": kernel, "stride": stride, "padding": padding}
     want = F.unfold(torch.from_numpy(images), **options).numpy()
-    got, pull = jax.vjp(
-        lambda x: unfold(x, kernel, stride, padding), jnp.asarray(images.transpose(0, 2, 3, 1))
-    )
-    np.testing.assert_array_equal(got, want.swapaxes(1, 2))
     direction = generator.normal(size=want.shape).astype(np.float32)
+
+    @jax.jit
+    def both(x, direction):
+        tokens, pull = jax.vjp(lambda x: unfold(x, kernel, stride, padding), x)
+        return tokens, *pull(direction)
+
+    got, gradient = both(images.transpose(0, 2, 3, 1), direction.swapaxes(1, 2))
+    np.testing.assert_array_equal(got, want.swapaxes(1, 2))
     want = F.fold(torch.from_numpy(direction), size, **options).numpy()
-    (got,) = pull(jnp.asarray(direction.swapaxes(1, 2)))
-    np.testing.assert_allclose(got, want.transpose(0, 2, 3, 1), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(gradient, want.transpose(0, 2, 3, 1), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("window", WINDOWS)

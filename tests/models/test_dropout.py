@@ -8,6 +8,7 @@ import torch
 from flax import nnx
 
 from tests.models.families import FAMILIES, build, drops, images
+from tests.tiers import mostly_slow
 from vit_jax.layers.attention import Attention
 from vit_jax.layers.dropout import Dropout, drop_path, drop_path_rates
 
@@ -88,8 +89,12 @@ def test_blocks_are_dropped_by_the_linear_decay_rule() -> None:
         assert abs(untouched - both) <= 5 * np.sqrt(both * (1 - both) / n)
 
 
+RATES = [(family, field) for family in FAMILIES for field in drops(family)]
+
+
 @pytest.mark.parametrize(
-    ("family", "field"), [(family, field) for family in FAMILIES for field in drops(family)]
+    ("family", "field"),
+    mostly_slow(RATES, [rate for rate in RATES if rate[0] in ("vit", "t2t transformer")]),
 )
 def test_each_rate_is_used_in_train_mode_alone(family: str, field: str) -> None:
     model = build(family, **{field: 0.5})

@@ -12,6 +12,7 @@ from flax import nnx
 
 import vit_jax
 from tests.models.families import DESIGNS, FAMILIES, build, drops, has_field, images, rms
+from tests.tiers import mostly_slow
 
 FORMS = {
     "remat blocks": {"remat": "blocks"},
@@ -42,7 +43,7 @@ def differentiate(model: Any, batch: jax.Array) -> tuple[np.ndarray, dict[str, n
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("family", DESIGNS)
+@pytest.mark.parametrize("family", mostly_slow(DESIGNS, ["vit", "t2t performer"]))
 def test_remat_and_scan_equal_the_plain_form(family: str) -> None:
     """State dict bits, outputs with and without dropout, and gradients, in float64 to 1e-13."""
     batch = images(jnp.float64, batch=6)  # so many that no block is dropped for all of them
@@ -117,13 +118,17 @@ def test_gradients_are_finite_and_none_is_lost(family: str) -> None:
 GRADIENT_STEPS = {"t2t se": 32}
 
 
+FAST_HALVES = [("vit", "bfloat16"), ("vit", "float16"), ("t2t performer", "bfloat16")]
+
+
 @pytest.mark.usefixtures("promoting")
 @pytest.mark.parametrize(
     ("family", "dtype"),
     [
-        pytest.param(family, dtype, marks=in_one_process(family))
+        pytest.param(family, dtype, marks=[in_one_process(family), *marks])
         for dtype, families in (("bfloat16", FAMILIES), ("float16", DESIGNS))
         for family in families
+        for marks in [[] if (family, dtype) in FAST_HALVES else [pytest.mark.slow]]
     ],
 )
 def test_half_precision_compute(family: str, dtype: str) -> None:

@@ -11,7 +11,7 @@ from flax import nnx
 from vit_jax.config import OptimizerConfig
 from vit_jax.interop.state_dict import state_dict, torch_shapes
 from vit_jax.layers.variables import Frozen
-from vit_jax.models.registry import create_model
+from vit_jax.models.registry import abstract_model
 from vit_jax.training.optimizer import make_optimizer
 from vit_jax.training.param_groups import ParameterGroups, is_matrix
 from vit_jax.training.schedules import make_schedule
@@ -158,9 +158,7 @@ def test_decay_spares_what_is_no_matrix_under_every_rule(name):
 def decay_of_one_update(**settings) -> dict[str, bool]:
     """Which parameters of a model move when gradients are zero."""
     fields = {"embed_dim": 8, "depth": 2, "num_heads": 2, "num_classes": 3, "scan_layers": True}
-    model = nnx.eval_shape(
-        lambda: create_model("deit_tiny_distilled_patch16_224", rngs=nnx.Rngs(0), **fields)
-    )
+    model = abstract_model("deit_tiny_distilled_patch16_224", **fields)
     _, params, _ = nnx.split(model, nnx.Param, ...)
     params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), params)
     config = OptimizerConfig(learning_rate=1.0, weight_decay=0.5, **settings)
@@ -192,7 +190,7 @@ def test_only_matrices_decay_on_demand():
 def test_t2t_spares_what_the_release_spares(name, scan):
     """timm's rule, which the release takes: 1-D parameters, biases and `cls_token`."""
     fields = {"scan_layers": True} if scan and name != "t2t_vit_dense" else {}
-    model = nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0), **fields))
+    model = abstract_model(name, **fields)
     shapes = torch_shapes(model)
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     mask = nnx.map_state(lambda path, v: v.replace(np.full(v.shape, is_matrix(path))), params)

@@ -10,7 +10,7 @@ from flax import nnx
 from tests.models.families import FAMILIES
 from vit_jax.config import OptimizerConfig
 from vit_jax.interop.state_dict import names_by_path, torch_shapes, trained_names
-from vit_jax.models.registry import create_model
+from vit_jax.models.registry import abstract_model, create_model
 from vit_jax.training.optimizer import make_optimizer
 from vit_jax.training.param_groups import layer_ids, parameter_groups
 from vit_jax.training.state import initial_state
@@ -32,9 +32,7 @@ HEADS = {
 
 def abstract(family: str, **fields):
     name, own = FAMILIES[family]
-    return nnx.eval_shape(
-        lambda: create_model(name, rngs=nnx.Rngs(0), **{"num_classes": 5, **own, **fields})
-    )
+    return abstract_model(name, **{"num_classes": 5, **own, **fields})
 
 
 def by_name(model, values, default=1.0) -> dict[str, float]:

@@ -22,6 +22,7 @@ from vit_jax.models.base import (
 from vit_jax.models.classifier_vit import ViTClassifier
 from vit_jax.models.encoder_vit import EncoderViT
 from vit_jax.models.modular_vit import ModularViT
+from vit_jax.models.streams import Streams
 from vit_jax.models.t2t_vit import T2TViT, T2TViTGhost, T2TViTSE
 from vit_jax.models.t2t_vit_dense import T2TViTDense
 from vit_jax.models.vit import VisionTransformer
@@ -208,4 +209,4 @@ def abstract_model(name: str, **overrides: Any) -> VisionModel:
     Raises:
       ValueError: see `create_model`.
     """
-    return nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0), **overrides))
+    return nnx.eval_shape(lambda: create_model(name, rngs=Streams(0), **overrides))

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -17,6 +16,7 @@ from vit_jax.data.statistics import Statistics
 from vit_jax.layers.stack import is_layer_weight
 from vit_jax.models.base import VisionModel
 from vit_jax.models.registry import create_model
+from vit_jax.models.streams import Streams
 from vit_jax.training.distillation import make_teacher
 from vit_jax.training.mesh import AXES, check_batch, make_mesh, replicated, state_shardings
 from vit_jax.training.mixing import make_mixing
@@ -94,9 +94,7 @@ def config_mesh(config: TrainConfig, devices: Any = None) -> Mesh:
 
 def model_maker(config: TrainConfig) -> Callable[[], VisionModel]:
     """A function that makes the model with its initial weights."""
-    return lambda: create_model(
-        config.model.name, rngs=nnx.Rngs(config.seed), **config.model.kwargs
-    )
+    return lambda: create_model(config.model.name, rngs=Streams(config.seed), **config.model.kwargs)
 
 
 def image_size(config: TrainConfig, model: VisionModel) -> tuple[int, int]:
