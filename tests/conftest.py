@@ -28,6 +28,9 @@ with warnings.catch_warnings():
     import vit_jax.interop.pretrained
     import vit_jax.models.registry  # noqa: F401
 
+# Where compiling takes most of the time, and what is compiled runs once: XLA optimises little here,
+# but in tests marked "optimised", such as those that hold the fixtures of PyTorch.
+_QUICK = {"layers", "models", "parity", "interop"}
 # Where no promotion may be left to JAX. The training tests are out: optax itself relies on it.
 _STRICT = {"layers", "models", "parity", "reference", "interop"}
 
@@ -48,6 +51,15 @@ def explicit_numerics(request: pytest.FixtureRequest) -> Iterator[None]:
             stack.enter_context(mock.patch.object(jnp, "promote_types", _promote_types))
             stack.enter_context(jax.numpy_rank_promotion("raise"))
         yield
+
+
+@pytest.fixture(autouse=True)
+def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
+    optimised = request.node.get_closest_marker("optimised") is not None
+    quick = bool(_QUICK & set(request.path.parts)) and not optimised
+    jax.config.update("jax_disable_most_optimizations", quick)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 import vit_jax
+from vit_jax.models.registry import abstract_model
 from vit_jax.parity import golden_weights as weights
 
 _FOLDER = Path(__file__).parent
@@ -86,9 +86,7 @@ class Golden:
     def build(self, dtype: Any = jnp.float64, **overrides: Any) -> Any:
         """The fixture's model in eval mode with the fixture's weights, everything in `dtype`."""
         name, fields = self.registry_name_and_fields()
-        model = vit_jax.create_model(
-            name, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype, **{**fields, **overrides}
-        )
+        model = abstract_model(name, dtype=dtype, param_dtype=dtype, **{**fields, **overrides})
         vit_jax.load_state_dict(model, self.params)
         model.eval()
         return model

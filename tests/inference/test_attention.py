@@ -18,6 +18,7 @@ from vit_jax.inference.attention import (
     token_attention_maps,
 )
 from vit_jax.layers.performer import TokenPerformer, linear_attention
+from vit_jax.models.registry import abstract_model
 from vit_jax.parity.recorder import plain
 
 FIELDS = {
@@ -59,8 +60,8 @@ def test_rollout_is_pytorchs(dtype: str) -> None:
     reference = randomised(VisionTransformer(**FIELDS)).to(getattr(torch, dtype)).eval()
     pixels = np.random.default_rng(1).normal(size=(2, 8, 12, 3)).astype(dtype)
     with jax.enable_x64(dtype == "float64"):
-        types = {"dtype": dtype, "param_dtype": dtype, "rngs": nnx.Rngs(0)}
-        model = vit_jax.create_model("vit_tiny_patch16_224", **FIELDS, **types)
+        model = abstract_model("vit_tiny_patch16_224", **FIELDS, dtype=dtype, param_dtype=dtype)
+        model.train()
         vit_jax.load_state_dict(model, reference.state_dict())
         rollout = jax.jit(lambda x: attention_rollout(attention_maps(model, x)))(
             jnp.asarray(pixels)

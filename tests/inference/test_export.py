@@ -20,6 +20,7 @@ from flax import nnx
 from PIL import Image
 
 from tests.models.families import FAMILIES
+from tests.tiers import mostly_slow
 from vit_jax import cli
 from vit_jax.data.augment import make_eval_preprocess, normalize
 from vit_jax.inference import export
@@ -83,7 +84,10 @@ def script(folder: Path) -> types.ModuleType:
     return module
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "vit_encoder", "vit_modular"])
+@pytest.mark.parametrize(
+    "family",
+    mostly_slow([*FAMILIES, "vit_encoder", "vit_modular"], ["vit", "t2t performer", "t2t dense"]),
+)
 def test_every_design_is_one_program_for_all_platforms(family, tmp_path, one_batch):
     report = export_model(loaded(small(family)), tmp_path / "out")
     assert report.verified_on == "cpu"

@@ -13,6 +13,7 @@ from rich.console import Console
 
 import vit_jax
 from tests.models.families import FAMILIES
+from tests.tiers import mostly_slow
 from vit_jax import cli
 from vit_jax.cli import jax_setup
 from vit_jax.inference.summary import LayerRow, Summary, _kept_bytes, print_summary, summarize
@@ -39,7 +40,9 @@ def rows_of(summary: Summary) -> dict[str, LayerRow]:
     return {row.name: row for row in summary.rows}
 
 
-@pytest.mark.parametrize("design", [*FAMILIES, *SEEDS])
+@pytest.mark.parametrize(
+    "design", mostly_slow([*FAMILIES, *SEEDS], ["vit", "t2t performer", "classifier", *SEEDS])
+)
 def test_rows_add_up_to_the_model(design):
     name, fields = (FAMILIES | SEEDS)[design]
     model = abstract(name, **fields)

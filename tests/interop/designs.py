@@ -6,7 +6,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import torch
-from flax import nnx
 
 import vit_jax
 from tests.models.families import FAMILIES, build
@@ -15,7 +14,8 @@ from tests.reference.encoder_vit import EncoderViT
 from tests.reference.modular_vit import ModularViT
 from tests.reference.t2t_vit import T2TViT, T2TViTDense, T2TViTGhost, T2TViTSE
 from tests.reference.vit import VisionTransformer
-from vit_jax.models.registry import model_fields
+from vit_jax.interop.state_dict import torch_shapes
+from vit_jax.models.registry import abstract_model, model_fields
 
 _SEQUENCE = {"embed_dim": 12, "depth": 2, "num_heads": 3, "mlp_dim": 20, "max_tokens": 30}
 _SEEDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -41,22 +41,16 @@ def make(design: str, dtype: Any = jnp.float32, **fields: Any) -> Any:
     if design in FAMILIES:
         return build(design, dtype, **fields)
     name, own = _SEEDS[design]
-    model = vit_jax.create_model(
-        name,
-        rngs=nnx.Rngs(0),
-        dtype=dtype,
-        param_dtype=dtype,
-        **{"num_classes": 5, **own, **fields},
-    )
-    return redraw(model)
+    types = {"dtype": dtype, "param_dtype": dtype}
+    return redraw(abstract_model(name, **types, **{"num_classes": 5, **own, **fields}))
 
 
 def redraw(model: Any, seed: int = 0) -> Any:
     """Normal weights of small scale, the same for the same seed."""
     generator = np.random.default_rng(seed)
-    weights = vit_jax.state_dict(model)
+    shapes = torch_shapes(model)
     vit_jax.load_state_dict(
-        model, {key: 0.3 * generator.normal(size=weights[key].shape) for key in sorted(weights)}
+        model, {key: 0.3 * generator.normal(size=shapes[key]) for key in sorted(shapes)}
     )
     return model
 

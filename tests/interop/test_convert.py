@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flax import nnx
 from rich.console import Console
 
 import vit_jax
@@ -17,6 +16,7 @@ from tests.interop.designs import assert_same_weights, redraw
 from tests.models.families import FAMILIES, build
 from tests.training.runs import arrays, steps, tiny
 from vit_jax.interop.convert import convert, print_report
+from vit_jax.models.registry import abstract_model
 from vit_jax.training import train
 
 VIT, FIELDS = FAMILIES["vit"]
@@ -33,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def of_run(seed: int = 1) -> Any:
-    return redraw(vit_jax.create_model(VIT, rngs=nnx.Rngs(0), **RUN_FIELDS), seed)
+    return redraw(abstract_model(VIT, **RUN_FIELDS), seed)
 
 
 @pytest.mark.parametrize(("place", "step"), [("", 6), ("checkpoints/4", 4), ("checkpoints/6", 6)])

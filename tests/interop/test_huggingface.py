@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -97,7 +98,7 @@ def test_they_load_ours(hf: Any, design: str, fields: dict[str, Any], tmp_path: 
     vit_jax.save_pretrained(model, tmp_path / "f", dialect="huggingface")
     assert_close(
         their_logits(from_folder(hf, design, tmp_path / "f")),
-        np.asarray(model(jnp.asarray(batch()))),
+        np.asarray(jax.jit(model)(batch())),
     )
     other = redraw(ours(design, **fields), seed=1)
     assert vit_jax.load_pretrained(other, tmp_path / "f").dialect == "huggingface"
@@ -111,7 +112,7 @@ def test_they_load_other_fields_of_ours(hf: Any, without: dict[str, Any], tmp_pa
     images = batch()[..., : model.in_chans]
     module = from_folder(hf, "vit", tmp_path / "f")
     got = pytorch_logits(lambda x: module(x).logits, images)  # type: ignore[arg-type]
-    assert_close(got, np.asarray(model(jnp.asarray(images))))
+    assert_close(got, np.asarray(jax.jit(model)(images)))
 
 
 @pytest.mark.parametrize("design", DESIGNS)
@@ -124,7 +125,7 @@ def test_we_load_theirs(hf: Any, design: str, shards: str, tmp_path: Path) -> No
     model = ours(design)
     report = vit_jax.load_pretrained(model, tmp_path)
     assert report.dialect == "huggingface"
-    assert_close(model(jnp.asarray(batch())), their_logits(module))
+    assert_close(jax.jit(model)(batch()), their_logits(module))
 
 
 @pytest.mark.parametrize("design", DESIGNS)
@@ -134,7 +135,7 @@ def test_we_load_their_state_dict_in_memory(hf: Any, design: str, tmp_path: Path
     torch.save(module.state_dict(), tmp_path / "w.pth")
     model = ours(design)
     assert vit_jax.load_pretrained(model, tmp_path / "w.pth").dialect == "huggingface"
-    assert_close(model(jnp.asarray(batch())), their_logits(module))
+    assert_close(jax.jit(model)(batch()), their_logits(module))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import torch
 from flax import nnx
 
 import vit_jax
+from vit_jax.models.registry import abstract_model
 
 DRAWS = 4000  # copies of one image in a batch, each with masks of its own
 STANDARD_ERRORS = 5.0
@@ -24,7 +25,7 @@ def assert_drops_as(
     with torch.no_grad():
         for parameter in reference.parameters():
             parameter.copy_(torch.randn_like(parameter) / max(parameter[0].numel(), 2) ** 0.5)
-    model = vit_jax.create_model(registry_name, rngs=nnx.Rngs(0), img_size=img_size, **fields)
+    model = abstract_model(registry_name, img_size=img_size, **fields)
     vit_jax.load_state_dict(model, reference.state_dict())
     image = np.random.default_rng(0).normal(size=(1, *img_size, 3)).astype(np.float32)
     batch = np.broadcast_to(image, (DRAWS, *image.shape[1:]))

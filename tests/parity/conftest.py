@@ -1,8 +1,5 @@
 """The record of parity figures, printed at the end of a run."""
 
-from collections.abc import Iterator
-
-import jax
 import pytest
 import torch
 
@@ -10,14 +7,6 @@ from tests.parity.compare import Record
 
 # Two workers with two threads each wait for one another.
 torch.set_num_threads(1)
-
-
-@pytest.fixture
-def quick_compilation() -> Iterator[None]:
-    """XLA optimises little: for tests that compile much and run it once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

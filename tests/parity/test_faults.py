@@ -26,7 +26,6 @@ SLOW = [
 ]
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", mostly_slow(FAULTS, [name for name in FAULTS if name not in SLOW]))
 def test_a_fault_is_found_placed_and_explained(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fault = FAULTS[name]

@@ -11,6 +11,7 @@ import vit_jax
 from vit_jax.interop.dialects import to_timm
 from vit_jax.layers.encoder_layer import TransformerEncoder
 from vit_jax.layers.prenorm_layer import TransformerLayer
+from vit_jax.models.registry import abstract_model
 from vit_jax.parity import OptimizerSpec, assert_parity, compare
 
 transformers = pytest.importorskip("transformers")
@@ -56,7 +57,7 @@ def hugging_face(kind: str) -> tuple[torch.nn.Module, str]:
 
 
 def ours(name: str, module: torch.nn.Module, **fields: Any) -> Any:
-    model = vit_jax.create_model(name, rngs=nnx.Rngs(0), **{**_FIELDS, **fields})
+    model = abstract_model(name, **{**_FIELDS, **fields})
     arrays, dialect = to_timm({n: t.numpy() for n, t in module.state_dict().items()})
     assert dialect == "huggingface"
     vit_jax.load_state_dict(model, arrays)

@@ -4,13 +4,12 @@ from typing import Any
 
 import jax.numpy as jnp
 import pytest
-from flax import nnx
 
-import vit_jax
 from tests.parity import compare
 from tests.parity.live import assert_equals_pytorch
 from tests.reference.classifier_vit import ClassifierViT
 from tests.reference.vit import VisionTransformer
+from vit_jax.models.registry import abstract_model
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -57,9 +56,7 @@ def test_equals_pytorch(case: str, record: compare.Record) -> None:
         name, kind = "vit_base_patch16_224", VisionTransformer
         fields = {**VIT, **CASES[case]}
     fields.setdefault("num_classes", 7)
-    model = vit_jax.create_model(
-        name, rngs=nnx.Rngs(0), dtype=jnp.float64, param_dtype=jnp.float64, **fields
-    )
+    model = abstract_model(name, dtype=jnp.float64, param_dtype=jnp.float64, **fields)
     model.eval()
     fields.pop("patchify", None)
     shape = (*fields["img_size"], fields.get("in_chans", 3))

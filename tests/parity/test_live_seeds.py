@@ -4,13 +4,12 @@ from typing import Any
 
 import jax.numpy as jnp
 import pytest
-from flax import nnx
 
-import vit_jax
 from tests.parity import compare
 from tests.parity.live import assert_equals_pytorch
 from tests.reference.encoder_vit import EncoderViT
 from tests.reference.modular_vit import ModularViT
+from vit_jax.models.registry import abstract_model
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -41,9 +40,8 @@ def test_equals_pytorch(case: str, record: compare.Record) -> None:
     """Ours is built for another size of image than it gets."""
     name, fields, ours_alone, size = CASES[case]
     fields = {**SMALL, **fields}
-    model = vit_jax.create_model(
+    model = abstract_model(
         name,
-        rngs=nnx.Rngs(0),
         img_size=fields.get("patch_size", 4),  # of one patch
         dtype=jnp.float64,
         param_dtype=jnp.float64,
