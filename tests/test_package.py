@@ -97,9 +97,13 @@ print(sorted(heavy & set(sys.modules)))
 
 
 def test_import_is_fast() -> None:
-    """Under two seconds once the files are cached: of processor time, since tests share cores.
+    """At most half as much again as JAX and Flax alone: of processor time, since tests share cores.
 
     With all that the public names stand for, which are imported when first used.
     """
-    code = "import time; from vit_jax import *; print(time.process_time())"
-    assert min(float(run(code)) for _ in range(3)) < 2
+    both = ("import jax, flax.nnx", "from vit_jax import *")
+    times: dict[str, list[float]] = {code: [] for code in both}
+    for code in both * 3:
+        times[code].append(float(run(f"import time; {code}; print(time.process_time())")))
+    alone, ours = (min(times[code]) for code in both)
+    assert ours < 1.5 * alone
