@@ -30,7 +30,7 @@ with warnings.catch_warnings():
 
 # Where compiling takes most of the time, and what is compiled runs once: XLA optimises little here,
 # but in tests marked "optimised", such as those that hold the fixtures of PyTorch.
-_QUICK = {"layers", "models", "parity", "interop"}
+_QUICK = {"layers", "models", "parity", "interop", "inference", "cli", "plots", "docs", "examples"}
 # Where no promotion may be left to JAX. The training tests are out: optax itself relies on it.
 _STRICT = {"layers", "models", "parity", "reference", "interop"}
 
@@ -54,10 +54,14 @@ def explicit_numerics(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
+def quick_compilation(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
     optimised = request.node.get_closest_marker("optimised") is not None
     quick = bool(_QUICK & set(request.path.parts)) and not optimised
     jax.config.update("jax_disable_most_optimizations", quick)
+    if quick:
+        monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # for the test's own processes
     yield
     jax.config.update("jax_disable_most_optimizations", False)
 

@@ -103,12 +103,14 @@ def test_the_account_finds_all_of_a_step():
     assert "random numbers" in console.export_text()
 
 
+@pytest.mark.slow
 def test_compile_times():
     rows = measure_compile([_SMALL], 1, Console(quiet=True))
     assert [row["scan_layers"] for row in rows] == [False, True]
     assert all(row["seconds"] > 0.1 for row in rows)
 
 
+@pytest.mark.slow
 def test_time_to_the_first_step():
     found = measure_start(1, Console(quiet=True))
     assert found["cold"] > found["warm"] > 1

@@ -53,7 +53,7 @@ def test_float32(name: str, record: compare.Record) -> None:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize("name", mostly_slow(FULL, ["full_seed003_cifar100", "full_t2t_vit_14"]))
 def test_full_size_float64(name: str, record: compare.Record) -> None:
     fixture = golden.load(name)
     runner = Runner(fixture, fixture.build(jnp.float64), jnp.float64)

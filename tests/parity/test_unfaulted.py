@@ -1,6 +1,7 @@
 """Nothing is reported where nothing is wrong: random designs, sizes, weights and images.
 
-A dozen runs; `VIT_JAX_UNFAULTED=30` makes thirty of them, each with gradients and float32.
+A dozen runs, most of them marked slow; `VIT_JAX_UNFAULTED=30` makes thirty of them, each with
+gradients and float32.
 """
 
 import os
@@ -13,9 +14,11 @@ import vit_jax
 from tests.interop import designs
 from tests.parity.compare import Record
 from tests.parity.live import randomised
+from tests.tiers import mostly_slow
 from vit_jax.parity import OptimizerSpec, Report, compare
 
 RUNS = int(os.environ.get("VIT_JAX_UNFAULTED", "12"))
+FAST = (0, 4, 5, 8) if RUNS == 12 else range(RUNS)
 _NAMES = list(designs.ALL)
 
 
@@ -54,7 +57,11 @@ def run(number: int) -> Report:
     )
 
 
-@pytest.mark.parametrize("number", range(RUNS), ids=lambda n: f"{n} {_NAMES[n % len(_NAMES)]}")
+@pytest.mark.parametrize(
+    "number",
+    mostly_slow(range(RUNS), FAST),
+    ids=lambda n: f"{n} {_NAMES[n % len(_NAMES)]}",
+)
 def test_nothing_is_reported(number: int, record: Record) -> None:
     report = run(number)
     assert report.ok, (report.first, report.stage, report.where)

@@ -25,11 +25,13 @@ def run(workdir, cache_dir, devices: int, **overrides) -> list[dict]:
     return rows(workdir)
 
 
+@pytest.mark.slow
 def test_pmap_on_one_device_is_jit(alone, tmp_path, cache_dir):
     # Another program, so equal to rounding; dropout, augmentation and order are the same.
     check_close(run(tmp_path, cache_dir, 1, parallel="pmap"), alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "overrides",
     [{"mesh__data": 2, "mesh__fsdp": 2}, {"parallel": "pmap"}],

@@ -132,6 +132,7 @@ def layouts(teacher_file, tmp_path_factory, cache_dir) -> dict[str, Result]:
     return run_all(configs, 6, cache_dir, tmp_path_factory.mktemp("layouts") / "taught.npz")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["one 4 parts", "fsdp 2 parts", "pmap 2 parts"])
 def test_same_run_in_every_layout(layouts, name):
     loss, parameter, key_bias = differences(layouts[name], layouts["one"])
@@ -142,6 +143,7 @@ def test_same_run_in_every_layout(layouts, name):
     assert layouts[name]["devices"] == (1 if name.startswith("one") else 8)
 
 
+@pytest.mark.slow
 def test_mixing_is_felt(layouts):
     mixed, plain = (layouts[name]["loss"] for name in ("one", "one not mixed"))
     assert (np.abs(mixed / plain - 1) > 1e3 * LOSS).all()
@@ -154,6 +156,7 @@ def finished(teacher_file, tmp_path_factory) -> pathlib.Path:
     return workdir
 
 
+@pytest.mark.slow
 def test_a_mixed_and_taught_run_goes_on_bit_for_bit(
     finished, teacher_file, tmp_path, monkeypatch, capsys
 ):

@@ -99,6 +99,7 @@ def reference(tmp_path_factory, cache_dir) -> pathlib.Path:
     return workdir
 
 
+@pytest.mark.slow
 def test_a_killed_run_of_every_method_is_the_run_that_was_not(reference, tmp_path, cache_dir):
     process = run_everything(tmp_path, cache_dir)
     while process.poll() is None and not (tmp_path / "checkpoints" / "9").exists():

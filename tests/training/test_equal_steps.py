@@ -41,6 +41,7 @@ def test_200_steps_are_those_of_pytorch(x64, config):
     assert max(differences.values()) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_another_constant_is_seen(x64, config, monkeypatch):
     """Adam's epsilon, 1e-7 in place of 1e-8, moves the losses by far more than the tolerance."""
     other = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, eps=1e-7))
