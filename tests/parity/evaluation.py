@@ -1,5 +1,6 @@
 """One run of a fixture through our model: every number that the fixture holds a reference for."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -99,19 +100,23 @@ class Runner:
                 nnx.to_pure_dict(self.params),
             ),
         )
+        # optax computes its bias correction from an integer step and a Python float. Of the steps
+        # alone: to jit, a function under another promotion is another function.
+        promoting = functools.partial(jax.numpy_dtype_promotion, "standard")
         params, losses = self.params, []
-        # optax computes its bias correction from an integer step and a Python float.
-        with jax.numpy_dtype_promotion("standard"):
-            update = jax.jit(optimizer.update)
+        update = jax.jit(optimizer.update)
+        with promoting():
             opt_state = optimizer.init(nnx.to_pure_dict(params))
-            for _ in range(recipe["steps"]):
-                (loss, _), (grads, _) = self._differentiate(params, self.images, True)
-                losses.append(float(loss))
-                pure = nnx.to_pure_dict(params)
+        for _ in range(recipe["steps"]):
+            (loss, _), (grads, _) = self._differentiate(params, self.images, True)
+            losses.append(float(loss))
+            pure = nnx.to_pure_dict(params)
+            with promoting():
                 updates, opt_state = update(nnx.to_pure_dict(grads), opt_state, pure)
-                params = jax.tree.map(lambda leaf: leaf, params)  # a copy, to be filled
-                nnx.replace_by_pure_dict(params, optax.apply_updates(pure, updates))
-            (loss, _), _ = self._differentiate(params, self.images, True)
+                updated = optax.apply_updates(pure, updates)
+            params = jax.tree.map(lambda leaf: leaf, params)  # a copy, to be filled
+            nnx.replace_by_pure_dict(params, updated)
+        (loss, _), _ = self._differentiate(params, self.images, True)
         return np.asarray([*losses, float(loss)]), self.named(params)
 
 
