@@ -25,6 +25,9 @@ from vit_jax.training.distillation import Teacher, distillation_loss, make_teach
 from vit_jax.training.mixing import smooth_one_hot
 from vit_jax.training.setup import build
 
+# One process makes the runs that all of them look at.
+pytestmark = pytest.mark.xdist_group("distillation")
+
 TEACHER = "vit_tiny_patch16_224"
 TEACHER_FIELDS: dict[str, Any] = {
     "patch_size": 4,

@@ -23,6 +23,9 @@ from vit_jax.training.setup import build
 from vit_jax.training.start import load_checkpoint, load_weights
 from vit_jax.training.state import TrainState, first_average
 
+# One process makes the runs that all of them look at.
+pytestmark = pytest.mark.xdist_group("ema")
+
 LAST = 18
 
 

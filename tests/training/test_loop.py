@@ -15,6 +15,9 @@ from vit_jax.training import loop as loop_module
 from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.workdir import locked
 
+# One process makes the runs that all of them look at.
+pytestmark = pytest.mark.xdist_group("loop")
+
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> pathlib.Path:
