@@ -1,6 +1,7 @@
 """The package as a whole: which way imports point, and what importing it does."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -107,3 +108,10 @@ def test_import_is_fast() -> None:
         times[code].append(float(run(f"import time; {code}; print(time.process_time())")))
     alone, ours = (min(times[code]) for code in both)
     assert ours < 1.5 * alone
+
+
+@pytest.mark.xdist_group("a group")
+def test_groups_are_kept_together(request: pytest.FixtureRequest) -> None:
+    """Or each worker would make anew what the tests of a group share: minutes."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        assert request.node.nodeid.endswith("@a group")
