@@ -61,7 +61,6 @@ def test_rollout_is_pytorchs(dtype: str) -> None:
     pixels = np.random.default_rng(1).normal(size=(2, 8, 12, 3)).astype(dtype)
     with jax.enable_x64(dtype == "float64"):
         model = abstract_model("vit_tiny_patch16_224", **FIELDS, dtype=dtype, param_dtype=dtype)
-        model.train()
         vit_jax.load_state_dict(model, reference.state_dict())
         rollout = jax.jit(lambda x: attention_rollout(attention_maps(model, x)))(
             jnp.asarray(pixels)

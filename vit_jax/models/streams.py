@@ -12,7 +12,7 @@ class _Stream(nnx.RngStream):
 
         Flax sets the count through an index and looks at the new one's sharding. Where the count is
         traced it has none, and JAX writes an error text about all operations so far: time that
-        grows with the square of the model's depth, four fifths of it for 12 blocks.
+        grows with the square of the model's depth, three quarters of it for 12 blocks.
         """
         key = jax.random.fold_in(self.key[...], self.count[...])
         self.count.set_value(self.count[...] + 1)
