@@ -1,14 +1,10 @@
-"""What the site takes from files that are not its own, so that nothing stands written twice.
+"""Text that pages take from files outside docs/, so that it is written once.
 
-On a line of its own a page has one of
+A page asks for it with a line that holds nothing else:
 
-    <!-- from README.md -->                what stands before its first section
-    <!-- from README.md: The flagship -->  this section, without its heading
-    <!-- from CHANGELOG.md: * -->          all of it but the title
-    <!-- recipes -->                       the docstrings and files of configs/
-    <!-- examples -->                      those of examples/
-
-Links of these files are made relative to docs/.
+    <!-- from CHANGELOG.md -->  the file without its title
+    <!-- recipes -->            the docstring and source of each file in configs/
+    <!-- examples -->           the same of examples/
 """
 
 import ast
@@ -16,11 +12,8 @@ import pathlib
 import re
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
-_LINE = re.compile(
-    r"^<!-- (?:from (?P<file>\S+\.md)(?:: (?P<section>.+))?|(?P<folder>\w+)) -->$", re.M
-)
+_LINE = re.compile(r"^<!-- (?:from (?P<file>\S+\.md)|(?P<folder>recipes|examples)) -->$", re.M)
 _FOLDERS = {"recipes": "configs", "examples": "examples"}
-_PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
@@ -29,31 +22,14 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
 
 def _replacement(match: re.Match[str]) -> str:
-    if match["folder"] is None:
-        return _section(match["file"], match["section"])
-    return _sources(_ROOT / _FOLDERS[match["folder"]])
-
-
-def _section(name: str, title: str | None) -> str:
-    """A section of a Markdown file at the top of the repository."""
-    text = (_ROOT / name).read_text()
-    head, *rest = re.split(r"^## (.+)\n", text, flags=re.M)
-    sections = dict(zip(rest[::2], rest[1::2], strict=True))
-    if title == "*":
-        text = text.partition("\n")[2]
-    elif title is None:
-        text = head.partition("\n")[2]
-    elif title in sections:
-        text = sections[title]
-    else:
-        raise ValueError(f"{name} has no section {title!r}; it has {', '.join(sections)}")
-    for old, new in _PAGES.items():
-        text = text.replace(f"]({old}", f"]({new}")
-    return text.replace("](docs/", "](")
+    if match["folder"] is not None:
+        return _sources(_ROOT / _FOLDERS[match["folder"]])
+    _title, _, text = (_ROOT / match["file"]).read_text().partition("\n")
+    return text.replace("](docs/", "](")  # links become relative to docs/
 
 
 def _sources(folder: pathlib.Path) -> str:
-    """The docstring of each Python file as its text, and the file itself behind it."""
+    """A section for each Python file: its docstring, then its source, folded."""
     parts = []
     for path in sorted(folder.glob("*.py")):
         source = path.read_text()

@@ -1,4 +1,4 @@
-"""What the site's pages take from files beside them."""
+"""The text that pages of the site take from other files."""
 
 import importlib.util
 import pathlib
@@ -21,25 +21,15 @@ def hooks() -> types.ModuleType:
     return module
 
 
-def test_sections_and_their_links(hooks, tmp_path, monkeypatch):
-    text = (
-        "# Title\nhead\n\n## One\n![a](docs/images/a.png)\n### In it\n\n## Two\n[c](CHANGELOG.md)\n"
-    )
-    (tmp_path / "README.md").write_text(text)
+def test_a_file_without_its_title_and_with_links_of_docs(hooks, tmp_path, monkeypatch):
+    (tmp_path / "NEWS.md").write_text("# News\nhead\n\n## One\n[a](docs/a.md) [b](b.md)\n")
     monkeypatch.setattr(hooks, "_ROOT", tmp_path)
-    page = "x\n<!-- from README.md: One -->\ny\n<!-- from README.md: Two -->\n"
-    assert hooks.on_page_markdown(page) == (
-        "x\n![a](images/a.png)\n### In it\n\n\ny\n[c](changelog.md)\n\n"
-    )
-    assert hooks.on_page_markdown("<!-- from README.md -->") == "head\n\n"
-    whole = hooks.on_page_markdown("<!-- from README.md: * -->")
-    assert whole.startswith("head\n\n## One")
-    with pytest.raises(ValueError, match="no section 'Three'; it has One, Two"):
-        hooks.on_page_markdown("<!-- from README.md: Three -->")
+    page = "# x\n<!-- from NEWS.md -->\ny\n"
+    assert hooks.on_page_markdown(page) == "# x\nhead\n\n## One\n[a](a.md) [b](b.md)\n\ny\n"
     assert hooks.on_page_markdown("<!-- not run: x -->") == "<!-- not run: x -->"
 
 
-def test_every_recipe_and_example_stands_on_its_page(hooks):
+def test_every_recipe_and_example_has_a_section(hooks):
     recipes = hooks.on_page_markdown((ROOT / "docs" / "recipes.md").read_text())
     examples = hooks.on_page_markdown((ROOT / "docs" / "examples.md").read_text())
     assert all(f"## {name}\n" in recipes for name in recipe_names())
