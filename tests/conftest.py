@@ -1,14 +1,20 @@
-"""Checks that hold for the whole suite; the platform is settled before JAX starts."""
+"""Checks that hold for the whole suite; platform and cache are settled before JAX starts."""
 
 import contextlib
+import gc
 import os
+import resource
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
+from tests import compilation
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the tolerances are those of a CPU
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+compilation.share_cache()
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +23,8 @@ from beartype.roar import BeartypeDecorHintPep585DeprecationWarning
 from jaxtyping import install_import_hook
 
 import tests.typecheck  # noqa: F401 - the import hook finds it by name
+
+compilation.write_whole_entries()
 
 # Shape annotations are checked at run time where there are shapes: each function there is wrapped
 # when its module is imported, now or later.
@@ -28,9 +36,7 @@ with warnings.catch_warnings():
     import vit_jax.interop.pretrained
     import vit_jax.models.registry  # noqa: F401
 
-# Where compiling takes most of the time, and what is compiled runs once: XLA optimises little here,
-# but in tests marked "optimised", such as those that hold the fixtures of PyTorch.
-_QUICK = {"layers", "models", "parity", "interop", "inference", "cli", "plots", "docs", "examples"}
+_MOST_MEMORY = 2 * 2**30  # bytes
 # Where no promotion may be left to JAX. The training tests are out: optax itself relies on it.
 _STRICT = {"layers", "models", "parity", "reference", "interop"}
 
@@ -57,13 +63,24 @@ def explicit_numerics(request: pytest.FixtureRequest) -> Iterator[None]:
 def quick_compilation(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
+    """XLA optimises little, here and in child processes, but for tests marked "optimised"."""
     optimised = request.node.get_closest_marker("optimised") is not None
-    quick = bool(_QUICK & set(request.path.parts)) and not optimised
-    jax.config.update("jax_disable_most_optimizations", quick)
-    if quick:
-        monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # for the test's own processes
+    jax.config.update("jax_disable_most_optimizations", not optimised)
+    if optimised:
+        monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded_memory() -> Iterator[None]:
+    """Compiled programs are dropped where they have grown large: the disk cache has them."""
+    yield
+    with open("/proc/self/statm") as statm:
+        resident = int(statm.read().split()[1]) * resource.getpagesize()
+    if resident > _MOST_MEMORY:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
@@ -78,6 +95,11 @@ def x64() -> Iterator[None]:
     """Float64 for this test alone, so that both precisions live in one process."""
     with jax.enable_x64(True):
         yield
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # the process that starts the workers
+        compilation.empty_a_large_cache()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

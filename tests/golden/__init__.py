@@ -29,9 +29,18 @@ class Golden:
     spec: dict[str, Any]
     arrays: dict[str, np.ndarray]
 
-    @functools.cached_property
+    @property
     def params(self) -> dict[str, np.ndarray]:
-        """PyTorch's name -> float32 array in its layout; tied arrays under their first name."""
+        """PyTorch's name -> float32 array in its layout; tied arrays under their first name.
+
+        Those of a tiny model are kept; of a full one they take up to 344 MB and are made anew.
+        """
+        if self.name.startswith("full"):
+            return weights.rebuild(self.spec, self.arrays)
+        return self._kept_params
+
+    @functools.cached_property
+    def _kept_params(self) -> dict[str, np.ndarray]:
         return weights.rebuild(self.spec, self.arrays)
 
     @functools.cached_property
@@ -51,7 +60,7 @@ class Golden:
 
     @property
     def distilled(self) -> bool:
-        return "head_dist.weight" in self.params
+        return any(name == "head_dist.weight" for name, *_ in self.spec["state_dict"])
 
     def noise(self, of: str) -> float:
         """Largest difference of the reference's own float32 and float64 run."""
@@ -80,7 +89,8 @@ class Golden:
             fields["class_token_batch"] = 1
         if row["registry"] == "vit_classifier":
             fields["img_size"] = spec["input"]["shape"][2]
-            fields["class_token_batch"] = len(self.params["patch_embedding_layer.class_parameter"])
+            shapes = {name: shape for name, shape, _ in spec["state_dict"]}
+            fields["class_token_batch"] = shapes["patch_embedding_layer.class_parameter"][0]
         return row["registry"], fields
 
     def build(self, dtype: Any = jnp.float64, **overrides: Any) -> Any:

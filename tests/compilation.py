@@ -1,0 +1,48 @@
+"""One compilation cache for the whole suite: its workers, child processes and later runs."""
+
+import os
+import pathlib
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+CACHE = pathlib.Path(os.environ.get("VIT_JAX_TEST_CACHE") or ROOT / ".cache" / "jax")
+# A cache of more than this, left by many versions of the code, is emptied before a run.
+_MOST_BYTES = 2 * 2**30
+
+
+def share_cache() -> None:
+    """Sets the variables by which JAX, here and in child processes, finds the cache.
+
+    To be called before JAX is imported. Every program is kept, however small. A variable that is
+    set already stays: `JAX_COMPILATION_CACHE_DIR=` (empty) runs the suite without a cache.
+    """
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+
+
+def write_whole_entries() -> None:
+    """Makes JAX put entries in place whole: two workers, or one that is killed, may write one.
+
+    JAX writes an entry where it is read; half of one stays for good and is warned of each time.
+    """
+    from jax._src.lru_cache import LRUCache
+
+    def put(self: LRUCache, key: str, value: bytes) -> None:
+        path = self.path / f"{key}-cache"
+        if path.exists():
+            return
+        with tempfile.NamedTemporaryFile(dir=self.path, delete=False) as file:
+            file.write(value)
+        os.replace(file.name, path)
+
+    LRUCache.put = put
+
+
+def empty_a_large_cache() -> None:
+    if not CACHE.is_dir():
+        return
+    entries = [entry for entry in os.scandir(CACHE) if entry.is_file()]
+    if sum(entry.stat().st_size for entry in entries) > _MOST_BYTES:
+        for entry in entries:
+            os.unlink(entry)
