@@ -10,15 +10,18 @@ CACHE = pathlib.Path(os.environ.get("VIT_JAX_TEST_CACHE") or ROOT / ".cache" / "
 _MOST_BYTES = 2 * 2**30
 
 
-def share_cache() -> None:
-    """Sets the variables by which JAX, here and in child processes, finds the cache.
+def variables() -> dict[str, str]:
+    """The variables by which JAX, here and in child processes, finds the cache.
 
-    To be called before JAX is imported. Every program is kept, however small. A variable that is
-    set already stays: `JAX_COMPILATION_CACHE_DIR=` (empty) runs the suite without a cache.
+    To be set before JAX is imported. Every program is kept, however small. One that is set already
+    stays: `JAX_COMPILATION_CACHE_DIR=` (empty) runs the suite without a cache.
     """
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "0")
+    wanted = {
+        "JAX_COMPILATION_CACHE_DIR": str(CACHE),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    }
+    return {name: os.environ.get(name, value) for name, value in wanted.items()}
 
 
 def write_whole_entries() -> None:

@@ -81,7 +81,8 @@ def main() -> None:
     for row in rows:
         for key in (_key(row["id"], options.by), "all"):
             sums[key].update({column: row[column] for column in _COLUMNS})
-    print(f"| {options.by} |", " | ".join(_COLUMNS), "|\n|---", "|---:" * len(_COLUMNS), "|", sep="")
+    print(f"| {options.by} |", " | ".join(_COLUMNS), "|")
+    print("|---" + "|---:" * len(_COLUMNS) + "|")
     for key, costs in sorted(sums.items(), key=lambda item: -item[1]["cpu_s"]):
         print(f"| {key} |", " | ".join(f"{costs[column]:,.0f}" for column in _COLUMNS), "|")
     print(f"\npeak memory of a worker: {max(row['peak_mib'] for row in rows):,.0f} MiB")
