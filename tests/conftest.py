@@ -13,7 +13,6 @@ from unittest import mock
 from tests import compilation
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the tolerances are those of a CPU
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.update(compilation.variables())
 
 import jax
@@ -60,16 +59,13 @@ def explicit_numerics(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def quick_compilation(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
-    """XLA optimises little, here and in child processes, but for tests marked "optimised"."""
-    optimised = request.node.get_closest_marker("optimised") is not None
-    jax.config.update("jax_disable_most_optimizations", not optimised)
-    if optimised:
-        monkeypatch.delenv("JAX_DISABLE_MOST_OPTIMIZATIONS")
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
+def compiled_as_for_users(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What tests marked "optimised" ask for; all others compile quickly."""
+    if request.node.get_closest_marker("optimised") is None:
+        yield
+    else:
+        with compilation.as_for_users():
+            yield
 
 
 @pytest.fixture(autouse=True, scope="module")
