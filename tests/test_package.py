@@ -47,17 +47,20 @@ def imported_parts(source: str) -> set[str]:
     return parts
 
 
-FILES = sorted(PACKAGE.rglob("*.py"))
-
-
-@pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(PACKAGE)) for path in FILES])
-def test_imports_point_one_way(path: Path) -> None:
-    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    assert part in ALLOWED, f"{part} has no place in the layers: say what it may import"
-    wrong = imported_parts(path.read_text()) - ALLOWED[part] - {part}
-    if part == "cli":
-        wrong -= {""}
-    assert not wrong, f"{part} must not import {sorted(wrong)}"
+def test_imports_point_one_way() -> None:
+    wrong = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        file = path.relative_to(PACKAGE)
+        part = file.parts[0].removesuffix(".py")
+        if part not in ALLOWED:
+            wrong.append(f"{file}: {part} has no place in the layers: say what it may import")
+            continue
+        parts = imported_parts(path.read_text()) - ALLOWED[part] - {part}
+        if part == "cli":
+            parts -= {""}
+        if parts:
+            wrong.append(f"{file}: {part} must not import {sorted(parts)}")
+    assert not wrong, "\n".join(wrong)
 
 
 def test_the_import_test_sees_every_form() -> None:
@@ -102,12 +105,14 @@ def test_import_is_fast() -> None:
 
     With all that the public names stand for, which are imported when first used.
     """
-    both = ("import jax, flax.nnx", "from vit_jax import *")
-    times: dict[str, list[float]] = {code: [] for code in both}
-    for code in both * 3:
-        times[code].append(float(run(f"import time; {code}; print(time.process_time())")))
-    alone, ours = (min(times[code]) for code in both)
-    assert ours < 1.5 * alone
+    code = (
+        "import time, jax, flax.nnx; print(time.process_time());"
+        "from vit_jax import *; print(time.process_time())"
+    )
+    times = (
+        map(float, run(code).split()) for _ in range(3)
+    )  # a machine in use delays this or that
+    assert any(ours < 1.5 * alone for alone, ours in times)
 
 
 @pytest.mark.xdist_group("a group")

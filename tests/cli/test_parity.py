@@ -103,25 +103,6 @@ def test_a_golden_file_all_noise(folder: Path, capsys: pytest.CaptureFixture[str
     assert "float32 up to" not in words  # one precision was asked for
 
 
-def test_a_fault_is_status_1_a_page_and_json(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    changed = [field.replace("1e-5", "1e-2") for field in GOLDEN_FIELDS]
-    status = run(VIT, f"--reference={GOLDEN}", *changed, "--html=out/report.html", "--json")
-    captured = capsys.readouterr()
-    assert (status, captured.err) == (1, "")
-    held = json.loads(captured.out)
-    assert held["ok"] is False
-    assert (held["model"], held["reference"]) == (VIT, str(GOLDEN))
-    assert held["first"]["name"] == "blocks.0"  # the golden has no norm1
-    assert {row["precision"] for row in held["rows"]} == {"float64", "float32"}
-    # Gradients and training where asked for alone.
-    assert {row["section"] for row in held["rows"]} <= {"weights", "forward"}
-    page = (folder / "out" / "report.html").read_text()
-    assert "departs first at" in page
-    assert "<svg" in page
-
-
 def test_other_weights_than_the_golden_files(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,7 +136,20 @@ def test_a_golden_file_is_made_and_compared_with(
     held = json.loads(capsys.readouterr().out)
     assert held["model"] == VIT
     assert {row["section"] for row in held["rows"]} >= {"forward", "gradients", "trained"}
-    assert run("--reference=g", "--precision=float64", "--field=norm_eps=0.01") == 1
+    # A fault is status 1, a page and JSON.
+    assert run("--reference=g", "--field=norm_eps=0.01", "--html=out/report.html", "--json") == 1
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    held = json.loads(captured.out)
+    assert held["ok"] is False
+    assert (held["model"], held["reference"]) == (VIT, "g")
+    assert held["first"]["name"] == "blocks.0"  # the golden file has no norm1
+    assert {row["precision"] for row in held["rows"]} == {"float64", "float32"}
+    # Gradients and training where asked for alone.
+    assert {row["section"] for row in held["rows"]} <= {"weights", "forward"}
+    page = (folder / "out" / "report.html").read_text()
+    assert "departs first at" in page
+    assert "<svg" in page
 
 
 # ----------------------------------------------------------------------------- live modules

@@ -1,9 +1,12 @@
 """Augmentation against PIL itself, and its randomness."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.random import bernoulli
 from PIL import Image
 
 from tests.data.conftest import random_images
@@ -38,6 +41,11 @@ def image_of(height: int, width: int, channels: int = 3, seed: int = 0) -> np.nd
     return np.random.default_rng(seed).integers(1, 256, shape, dtype=np.uint8)
 
 
+@jax.jit
+def normalized(images: jax.Array) -> jax.Array:
+    return normalize(images, MEAN, STD)
+
+
 def pil_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
@@ -56,14 +64,15 @@ def pil_resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 )
 def test_resize_is_pils_bit_for_bit(start: tuple[int, int], end: tuple[int, int]) -> None:
     image = image_of(*start)
-    np.testing.assert_array_equal(resize_bilinear(jnp.asarray(image), end), pil_resize(image, *end))
+    ours = jax.jit(resize_bilinear, static_argnums=1)(image, end)
+    np.testing.assert_array_equal(ours, pil_resize(image, *end))
 
 
 def test_resize_that_changes_the_aspect_is_within_a_grey_level() -> None:
     # PIL 13 orders the two passes by size, so that the rounding between them differs.
     image = image_of(60, 30)
-    ours = np.asarray(resize_bilinear(jnp.asarray(image), (25, 61))).astype(int)
-    assert np.abs(ours - pil_resize(image, 25, 61)).max() <= 1
+    ours = np.asarray(jax.jit(resize_bilinear, static_argnums=1)(image, (25, 61)))
+    assert np.abs(ours.astype(int) - pil_resize(image, 25, 61)).max() <= 1
 
 
 @pytest.mark.parametrize("shape", [(72, 72), (31, 58)])
@@ -105,15 +114,22 @@ def test_angles_are_uniform_within_the_bound() -> None:
 
 
 def test_half_of_the_images_are_mirrored() -> None:
-    image = jnp.asarray(image_of(2, 3))
+    image = image_of(2, 3)
     keys = jax.random.split(jax.random.key(1), 2000)
-    flipped = np.asarray(jax.vmap(random_horizontal_flip, in_axes=(0, None))(keys, image))
-    mirrored = (flipped == np.asarray(image)[:, ::-1]).all((1, 2, 3))
-    untouched = (flipped == np.asarray(image)).all((1, 2, 3))
+
+    @jax.jit
+    @jax.vmap
+    def flipped(key: jax.Array) -> list[jax.Array]:
+        mirror = functools.partial(random_horizontal_flip, key, jnp.asarray(image))
+        return [mirror(), mirror(1.0), mirror(0.0)]
+
+    half, every, none = map(np.asarray, flipped(keys))
+    mirrored = (half == image[:, ::-1]).all((1, 2, 3))
+    untouched = (half == image).all((1, 2, 3))
     assert (mirrored ^ untouched).all()
     assert abs(mirrored.mean() - 0.5) < 0.045  # 4 standard errors
-    assert (random_horizontal_flip(keys[0], image, 1.0) == image[:, ::-1]).all()
-    assert (random_horizontal_flip(keys[0], image, 0.0) == image).all()
+    assert (every == image[:, ::-1]).all()
+    assert (none == image).all()
 
 
 def test_normalize_is_torchvisions() -> None:
@@ -121,39 +137,46 @@ def test_normalize_is_torchvisions() -> None:
     expected = (image.astype(np.float32) / 255 - np.array(MEAN, np.float32)) / np.array(
         STD, np.float32
     )
-    ours = normalize(jnp.asarray(image), MEAN, STD)
+    ours = normalized(image)
     assert ours.dtype == jnp.float32
     np.testing.assert_allclose(ours, expected, rtol=0, atol=5e-7)  # a rounding of values up to 2
     with pytest.raises(ValueError, match="one number for each of the 1 channels"):
-        normalize(jnp.asarray(image_of(4, 5, 1)), MEAN, STD)
+        normalize(jnp.zeros((4, 5, 1), jnp.uint8), MEAN, STD)
 
 
 def test_augment_is_resize_rotate_flip_normalize_in_order() -> None:
     augment = make_train_augment(24, rotation_degrees=7.0, flip=True, mean=MEAN, std=STD)
-    images = jnp.asarray(random_images(6))
-    keys = example_keys(jax.random.key(0), 0, jnp.arange(6, dtype=jnp.int32))
-    batch = jax.jit(augment)(keys, images)
+    images = random_images(6)
+
+    @jax.jit
+    def augmented_and_drawn(images: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        keys = example_keys(jax.random.key(0), 0, jnp.arange(6, dtype=jnp.int32))
+        rotation_keys, flip_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        angles = jax.vmap(lambda key: jax.random.uniform(key, (), jnp.float32, -7.0, 7.0))
+        return augment(keys, images), angles(rotation_keys), jax.vmap(bernoulli)(flip_keys)
+
+    batch, angles, flips = augmented_and_drawn(images)
     assert batch.shape == (6, 24, 24, 3)
     assert batch.dtype == jnp.float32
-    for key, image, result in zip(keys, images, batch, strict=True):
-        rotation_key, flip_key = jax.random.split(key)
-        angle = jax.random.uniform(rotation_key, (), jnp.float32, -7.0, 7.0)
-        picture = Image.fromarray(pil_resize(np.asarray(image), 24, 24))
+    for image, angle, flip, result in zip(images, angles, flips, batch, strict=True):
+        picture = Image.fromarray(pil_resize(image, 24, 24))
         expected = np.asarray(picture.rotate(float(angle), Image.Resampling.NEAREST))
-        if jax.random.bernoulli(flip_key):
+        if flip:
             expected = expected[:, ::-1]
-        np.testing.assert_allclose(
-            result, normalize(jnp.asarray(expected), MEAN, STD), rtol=0, atol=5e-7
-        )
+        np.testing.assert_allclose(result, normalized(expected), rtol=0, atol=5e-7)
 
 
 def test_augmentation_depends_on_seed_epoch_and_index_alone() -> None:
-    augment = jax.jit(make_train_augment(48, rotation_degrees=7.0, flip=True, mean=MEAN, std=STD))
-    images = jnp.asarray(random_images(1, 32)).repeat(8, axis=0)
+    augment = make_train_augment(48, rotation_degrees=7.0, flip=True, mean=MEAN, std=STD)
+    images = random_images(1, 32).repeat(8, axis=0)
+
+    @jax.jit
+    def augmented(seed: int, epoch: int, index: jax.Array) -> jax.Array:
+        keys = example_keys(jax.random.key(seed), epoch, index)
+        return augment(keys, jnp.asarray(images)[: len(index)])
 
     def run(seed: int, epoch: int, index: np.ndarray) -> np.ndarray:
-        keys = example_keys(jax.random.key(seed), epoch, jnp.asarray(index, jnp.int32))
-        return np.asarray(augment(keys, images[: len(index)]))
+        return np.asarray(augmented(seed, epoch, index.astype(np.int32)))
 
     whole = run(0, 2, np.arange(8))
     # Two angles that are close can give the same pixels.
@@ -168,14 +191,14 @@ def test_evaluation_preprocess_is_resize_and_normalize() -> None:
     images = random_images(2)
     ours = jax.jit(make_eval_preprocess((12, 20), mean=MEAN, std=STD))(jnp.asarray(images))
     expected = np.stack([pil_resize(image, 12, 20) for image in images])
-    np.testing.assert_allclose(ours, normalize(jnp.asarray(expected), MEAN, STD), rtol=0, atol=5e-7)
+    np.testing.assert_allclose(ours, normalized(expected), rtol=0, atol=5e-7)
 
 
 def test_without_augmentation_training_sees_what_evaluation_sees() -> None:
-    images = jnp.asarray(random_images(2))
-    keys = jax.random.split(jax.random.key(0), 2)
-    plain = make_train_augment(12, mean=MEAN, std=STD)(keys, images)
-    np.testing.assert_array_equal(plain, make_eval_preprocess(12, mean=MEAN, std=STD)(images))
+    images, keys = random_images(2), jax.random.split(jax.random.key(0), 2)
+    plain = jax.jit(make_train_augment(12, mean=MEAN, std=STD))(keys, images)
+    evaluated = jax.jit(make_eval_preprocess(12, mean=MEAN, std=STD))(images)
+    np.testing.assert_array_equal(plain, evaluated)
 
 
 def test_all_methods_follow_each_other_in_the_order_of_timm() -> None:
@@ -215,16 +238,18 @@ def test_all_methods_follow_each_other_in_the_order_of_timm() -> None:
 
 
 def test_jitter_comes_before_normalisation() -> None:
-    images = jnp.asarray(random_images(4))
-    keys = jax.random.split(jax.random.key(0), 4)
+    images, keys = random_images(4), jax.random.split(jax.random.key(0), 4)
     augment = make_train_augment(8, color_jitter=0.4, mean=MEAN, std=STD)
-    jittered = jax.vmap(
-        lambda key, image: random_color_jitter(jax.random.fold_in(key, 4), image, 0.4)
-    )(keys, images)
-    assert (np.asarray(jittered) != np.asarray(images)).mean() > 0.5
-    np.testing.assert_allclose(
-        jax.jit(augment)(keys, images), normalize(jittered, MEAN, STD), rtol=0, atol=1e-6
-    )
+
+    @jax.jit
+    @jax.vmap
+    def jittered(key: jax.Array, image: jax.Array) -> jax.Array:
+        return random_color_jitter(jax.random.fold_in(key, 4), image, 0.4)
+
+    expected = jittered(keys, images)
+    assert (np.asarray(expected) != images).mean() > 0.5
+    found = jax.jit(augment)(keys, images)
+    np.testing.assert_allclose(found, normalized(expected), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -44,11 +44,12 @@ def test_blend_is_pils_for_every_pair_of_bytes() -> None:
 
 
 def test_gray_and_smooth_are_pils() -> None:
+    grayscale, smooth = jax.jit(color.grayscale), jax.jit(color.smooth)
     for image in IMAGES.values():
-        gray = color.grayscale(jnp.asarray(image))[:, :, 0]
+        gray = np.asarray(grayscale(image))[:, :, 0]
         np.testing.assert_array_equal(gray, pil(image).convert("L"))
     for image in (noise(), noise(5, 9, 1), noise(3, 3), noise(2, 6), picture()):
-        smoothed = color.smooth(jnp.asarray(image))
+        smoothed = np.asarray(smooth(image))
         if image.shape[2] == 1:
             smoothed = smoothed[:, :, 0]
         np.testing.assert_array_equal(smoothed, pil(image).filter(ImageFilter.SMOOTH))
@@ -56,21 +57,24 @@ def test_gray_and_smooth_are_pils() -> None:
 
 def test_jitter_is_the_three_enhancements_in_random_order() -> None:
     image, strength = picture(12, 10), 0.4
-    jitter = jax.jit(lambda key: color.random_color_jitter(key, jnp.asarray(image), strength))
-    orders, all_factors = [], []
-    for key in jax.random.split(jax.random.key(0), 60):
+
+    @jax.jit
+    @jax.vmap
+    def jittered(key: jax.Array) -> tuple[jax.Array, ...]:
         order_key, factor_key = jax.random.split(key)
         order = jax.random.permutation(order_key, jnp.arange(3, dtype=jnp.int32))
         factors = jax.random.uniform(factor_key, (3,), jnp.float32, 1 - strength, 1 + strength)
+        return order, factors, color.random_color_jitter(key, jnp.asarray(image), strength)
+
+    keys = jax.random.split(jax.random.key(0), 60)
+    orders, drawn, found = map(np.asarray, jittered(keys))
+    for order, factors, ours in zip(orders, drawn, found, strict=True):
         expected = pil(image)
-        for which in np.asarray(order):
+        for which in order:
             kind = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[which]
             expected = kind(expected).enhance(float(factors[which]))
-        np.testing.assert_array_equal(jitter(key), expected)
-        orders.append(tuple(np.asarray(order)))
-        all_factors.append(np.asarray(factors))
-    assert len(set(orders)) == 6
-    drawn = np.stack(all_factors)
+        np.testing.assert_array_equal(ours, expected)
+    assert len(set(map(tuple, orders))) == 6
     assert drawn.min() < 0.63
     assert drawn.max() > 1.37
     assert np.abs(drawn.mean(0) - 1).max() < 4 * 0.8 / np.sqrt(12 * 60)  # 4 standard errors

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.data.conftest import array_source, prepare_small, random_images, write_png
+from tests.tiers import mostly_slow
 from vit_jax.data import (
     ArraySource,
     Batch,
@@ -84,7 +85,11 @@ def test_any_step_is_reached_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_workers", "worker_kind"), [(1, "thread"), (3, "thread"), (1, "process"), (3, "process")]
+    ("num_workers", "worker_kind"),
+    mostly_slow(
+        [(1, "thread"), (3, "thread"), (1, "process"), (2, "process"), (3, "process")],
+        fast=[(3, "thread"), (2, "process")],
+    ),
 )
 def test_workers_never_change_a_batch(tmp_path: Path, num_workers: int, worker_kind: str) -> None:
     prepare_small(tmp_path)
@@ -178,7 +183,7 @@ def test_without_a_crop_the_whole_image_is_resized(tmp_path: Path) -> None:
         np.testing.assert_array_equal(batch["image"][row], expected)
 
 
-@pytest.mark.parametrize(("num_workers", "worker_kind"), [(3, "thread"), (2, "process")])
+@pytest.mark.parametrize(("num_workers", "worker_kind"), [(3, "thread"), (1, "process")])
 def test_crops_and_repeats_survive_workers_resume_and_hosts(
     tmp_path: Path, num_workers: int, worker_kind: str
 ) -> None:
@@ -186,13 +191,16 @@ def test_crops_and_repeats_survive_workers_resume_and_hosts(
     whole = take(9, source, **CROPPED)
     workers: dict[str, Any] = {"num_workers": num_workers, "worker_kind": worker_kind}
     assert_equal(take(5, source, start_step=4, num_steps=5, **workers, **CROPPED), whole[4:])
-    part = take(9, source, rows=[1, 4], num_steps=9, **workers, **CROPPED)
+    part = take(9, source, rows=[1, 4], num_steps=9, num_workers=3, **CROPPED)
     for mine, all_of_it in zip(part, whole, strict=True):
         for key in mine:
             np.testing.assert_array_equal(mine[key], all_of_it[key][[1, 4]])
 
 
-@pytest.mark.parametrize(("num_workers", "worker_kind"), [(0, "thread"), (1, "process")])
+@pytest.mark.parametrize(
+    ("num_workers", "worker_kind"),
+    mostly_slow([(0, "thread"), (1, "process")], fast=[(0, "thread")]),
+)
 def test_a_damaged_image_is_named_where_crops_are_made(
     tmp_path: Path, num_workers: int, worker_kind: Any
 ) -> None:

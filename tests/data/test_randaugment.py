@@ -1,5 +1,6 @@
 """RandAugment: each operation at each magnitude against PIL, and the draws' distribution."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -118,34 +119,43 @@ def test_each_operation_is_pils_at_every_magnitude(increasing: bool) -> None:
                     assert not off.any(), message
 
 
-def test_both_forms_give_the_same_pixels() -> None:
-    images = jnp.asarray(np.stack([noise(24, 24, seed=i) for i in range(64)]))
-    keys = jax.random.split(jax.random.key(0), 64)
-    settings = RandAugment(magnitude=9, magnitude_std=0.5, increasing=True, probability=0.9)
+SETTINGS = RandAugment(magnitude=9, magnitude_std=0.5, increasing=True, probability=0.9)
+SMALL = np.stack([noise(8, 10, seed=i) for i in range(40)])
 
-    def run(one_by_one: bool) -> np.ndarray:
-        form = jax.jit(
-            lambda keys, images: rand_augment(keys, images, settings, FILL, one_by_one=one_by_one)
-        )
-        return np.asarray(form(keys, images))
 
-    drawn = jax.jit(jax.vmap(lambda key: draw(key, settings)))(keys)
+@functools.partial(jax.jit, static_argnames="one_by_one")
+def augmented(keys: jax.Array, images: jax.Array, *, one_by_one: bool) -> jax.Array:
+    return rand_augment(keys, images, SETTINGS, FILL, one_by_one=one_by_one)
+
+
+@pytest.fixture(scope="module")
+def keys_and_drawn() -> tuple[jax.Array, Drawn]:
+    """Of the images, and what they make of them."""
+    keys = jax.random.split(jax.random.key(1), len(SMALL))
+    return keys, jax.jit(jax.vmap(lambda key: draw(key, SETTINGS)))(keys)
+
+
+def test_both_forms_give_the_same_pixels(keys_and_drawn: tuple[jax.Array, Drawn]) -> None:
+    keys, drawn = keys_and_drawn
     assert len(np.unique(drawn.operation)) == len(OPERATIONS) + 1  # all occur
-    np.testing.assert_array_equal(run(True), run(False))
+    one_by_one, at_once = (augmented(keys, SMALL, one_by_one=form) for form in (True, False))
+    np.testing.assert_array_equal(one_by_one, at_once)
 
 
-def test_two_operations_follow_each_other_and_the_batch_does_not_matter() -> None:
-    settings = RandAugment(magnitude=9, magnitude_std=0.5, increasing=True, probability=1.0)
-    images = jnp.asarray(np.stack([noise(16, 16, seed=i) for i in range(12)]))
-    keys = jax.random.split(jax.random.key(5), 12)
-    run = jax.jit(lambda keys, images: rand_augment(keys, images, settings, FILL, one_by_one=True))
-    whole = np.asarray(run(keys, images))
-    np.testing.assert_array_equal(np.asarray(run(keys[::-1], images[::-1]))[::-1], whole)
-    np.testing.assert_array_equal(run(keys[4:7], images[4:7]), whole[4:7])
-    drawn = jax.jit(jax.vmap(lambda key: draw(key, settings)))(keys)
+def test_two_operations_follow_each_other_and_the_batch_does_not_matter(
+    keys_and_drawn: tuple[jax.Array, Drawn],
+) -> None:
+    keys, drawn = keys_and_drawn
+    whole = np.asarray(augmented(keys, SMALL, one_by_one=True))
+    # In another order, and beside a few others.
+    for rows in (np.arange(40)[::-1], np.arange(40) % 3 + 4):
+        found = augmented(keys[rows], SMALL[rows], one_by_one=True)
+        np.testing.assert_array_equal(found, whole[rows])
     one = jax.jit(lambda images, drawn: apply(images, drawn, True, FILL, one_by_one=True))
+    images = SMALL
     for number in (0, 1):
-        images = one(images, jax.tree.map(lambda field, n=number: field[:, n : n + 1], drawn))
+        fields = (np.asarray(field)[:, number : number + 1] for field in drawn)
+        images = one(images, Drawn(*fields))
     np.testing.assert_array_equal(images, whole)
 
 

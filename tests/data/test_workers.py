@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-# Prints the ids of the loader's processes, goes on as told, and prints "end".
+# For each loader in turn: prints the ids of its processes and waits for a line before the next.
 _SCRIPT = """
-import multiprocessing, sys, time
+import multiprocessing, sys
 import numpy as np
 from vit_jax.data import ArraySource, train_batches
 
@@ -26,20 +26,23 @@ def main():
     source = Failing(
         np.zeros((64, 2, 2, 1), np.uint8), np.zeros(64, int), class_names=["a"], name="x"
     )
-    batches = train_batches(source, batch_size=1, seed=0, num_workers=2, worker_kind="process")
-    next(batches)
-    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
-    ending = sys.argv[1]
-    if ending == "close":
-        batches.close()
-    elif ending == "error":
-        try:
-            for _ in batches:
-                pass
-        except ValueError as error:
-            assert str(error) == "this image is broken"
-    print("end", flush=True)
-    time.sleep(60)
+    for ending in sys.argv[1:]:
+        count = 2 if ending == "kill" else 1
+        batches = train_batches(
+            source, batch_size=1, seed=0, num_workers=count, worker_kind="process"
+        )
+        next(batches)
+        pids = [child.pid for child in multiprocessing.active_children()]
+        if ending == "close":
+            batches.close()
+        elif ending == "error":
+            try:
+                for _ in batches:
+                    pass
+            except ValueError as error:
+                assert str(error) == "this image is broken"
+        print(*pids, flush=True)
+        sys.stdin.readline()
 
 if __name__ == "__main__":
     main()
@@ -63,22 +66,35 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
-@pytest.mark.parametrize("ending", ["close", "error", "sigkill", "sigterm"])
-def test_no_process_is_left(tmp_path: Path, ending: str) -> None:
+@pytest.mark.parametrize(
+    ("endings", "number"),
+    [
+        (["close", "error", "kill"], signal.SIGKILL),
+        pytest.param(["kill"], signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+    ids=["sigkill", "sigterm"],
+)
+def test_no_process_is_left(tmp_path: Path, endings: list[str], number: signal.Signals) -> None:
     script = tmp_path / "script.py"
     script.write_text(_SCRIPT)
     with subprocess.Popen(
-        [sys.executable, str(script), ending], stdout=subprocess.PIPE, text=True
+        [sys.executable, str(script), *endings],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as parent:
         try:
+            assert parent.stdin is not None
             assert parent.stdout is not None
-            workers = [int(pid) for pid in parent.stdout.readline().split()]
-            assert len(workers) == 2
-            assert parent.stdout.readline() == "end\n"
-            if ending in ("sigkill", "sigterm"):
-                assert all(alive(pid) for pid in workers)
-                os.kill(parent.pid, signal.SIGKILL if ending == "sigkill" else signal.SIGTERM)
-            assert wait_until(lambda: not any(alive(pid) for pid in workers), 10)
-            assert alive(parent.pid) == (ending in ("close", "error"))
+            for ending in endings:
+                workers = [int(pid) for pid in parent.stdout.readline().split()]
+                assert len(workers) == (2 if ending == "kill" else 1)
+                if ending == "kill":
+                    assert all(alive(pid) for pid in workers)
+                    os.kill(parent.pid, number)
+                assert wait_until(lambda pids=workers: not any(alive(pid) for pid in pids), 10)
+                assert alive(parent.pid) == (ending != "kill")
+                if ending != "kill":
+                    print(file=parent.stdin, flush=True)
         finally:
             parent.kill()

@@ -97,7 +97,8 @@ class Golden:
         """The fixture's model in eval mode with the fixture's weights, everything in `dtype`."""
         name, fields = self.registry_name_and_fields()
         model = abstract_model(name, dtype=dtype, param_dtype=dtype, **{**fields, **overrides})
-        vit_jax.load_state_dict(model, self.params)
+        # Cast by NumPy: JAX would compile a cast for each shape.
+        vit_jax.load_state_dict(model, {n: array.astype(dtype) for n, array in self.params.items()})
         model.eval()
         return model
 

@@ -1,16 +1,34 @@
 """A run to look at: the tiny one on the digits."""
 
+import functools
 import pathlib
+from unittest import mock
 
+import jax
 import pytest
 
-from tests.training.runs import tiny
-from vit_jax.training import train
+from tests.training.runs import shared_programs, tiny
+from vit_jax.training import loop, train
 
 
-@pytest.fixture(scope="package")
-def run(tmp_path_factory) -> pathlib.Path:
-    """The work directory of 12 updates: images of 8x8x1, 10 classes, averaged weights beside."""
-    workdir = tmp_path_factory.mktemp("run")
-    train(tiny(ema__decay=0.9), workdir)
+def train_tiny(workdir: pathlib.Path) -> pathlib.Path:
+    """Trains the run, which is traced once in a process; no curves are drawn."""
+    undrawn = mock.patch.object(loop, "plot_curves")
+    with jax.default_matmul_precision("highest"), shared_programs(), undrawn:
+        train(tiny(ema__decay=0.9), workdir)
     return workdir
+
+
+@functools.cache
+def trained(folder: pathlib.Path) -> pathlib.Path:
+    """The run, once a process, for tests of other folders too."""
+    return train_tiny(folder / "tiny_run")
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The work directory of 12 updates: images of 8x8x1, 10 classes, averaged weights beside.
+
+    No test changes it. Those that use it are of the group "run": one worker trains.
+    """
+    return trained(tmp_path_factory.getbasetemp())

@@ -8,6 +8,7 @@ import torch
 from flax import nnx
 
 import vit_jax
+from tests.interop.designs import make
 from tests.models.families import build, images
 from tests.parity.live import randomised
 from tests.reference.vit import Attention, VisionTransformer
@@ -18,6 +19,7 @@ from vit_jax.inference.attention import (
     token_attention_maps,
 )
 from vit_jax.layers.performer import TokenPerformer, linear_attention
+from vit_jax.models.base import VisionModel
 from vit_jax.models.registry import abstract_model
 from vit_jax.parity.recorder import plain
 
@@ -62,11 +64,14 @@ def test_rollout_is_pytorchs(dtype: str) -> None:
     with jax.enable_x64(dtype == "float64"):
         model = abstract_model("vit_tiny_patch16_224", **FIELDS, dtype=dtype, param_dtype=dtype)
         vit_jax.load_state_dict(model, reference.state_dict())
-        rollout = jax.jit(lambda x: attention_rollout(attention_maps(model, x)))(
-            jnp.asarray(pixels)
-        )
+
+        @jax.jit
+        def found(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            rollout = attention_rollout(attention_maps(model, x))
+            return rollout, class_attention(rollout, model)
+
+        rollout, over_image = found(pixels)
         assert rollout.dtype == dtype
-        over_image = class_attention(rollout, model)
     want = torch_rollout(reference, pixels)
     assert want.std() > 0.03  # no uniform weights
     np.testing.assert_allclose(rollout, want, rtol=0, atol=1e-12 if dtype == "float64" else 1e-6)
@@ -99,44 +104,62 @@ def own_call(module: nnx.Module, tokens: jax.Array) -> tuple[jax.Array, jax.Arra
 @pytest.mark.parametrize("family", ATTENDING)
 def test_weights_times_values_are_the_layers_output(family: str) -> None:
     model = build(family, jnp.float64)
-    layers = [
+    layer = [
         module
         for _, module in nnx.iter_modules(model)
         if hasattr(module, "attention_weights") and not isinstance(module, TokenPerformer)
-    ][-1:]
-    for layer in layers:
-        linear = getattr(layer, "qkv", None) or getattr(layer, "in_proj", None) or layer.q
-        shape = (2, 5, linear.kernel.shape[0])
-        tokens = jnp.asarray(np.random.default_rng(2).normal(size=shape))
-        got, want = own_call(layer, tokens)
-        np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
-        weights = layer.attention_weights(tokens)
-        np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=0, atol=1e-12)
+    ][-1]
+    linear = getattr(layer, "qkv", None) or getattr(layer, "in_proj", None) or layer.q
+    tokens = np.random.default_rng(2).normal(size=(2, 5, linear.kernel.shape[0]))
+    got, want, sums = jax.jit(
+        lambda x: (*own_call(layer, x), layer.attention_weights(x).sum(axis=-1))
+    )(tokens)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(sums, 1, rtol=0, atol=1e-12)
 
 
 @pytest.mark.usefixtures("x64")
 def test_implied_weights_of_the_performer_are_what_it_does() -> None:
-    model = build("t2t performer", jnp.float64, img_size=(16, 12))
-    maps = token_attention_maps(model, jnp.asarray(images(jnp.float64).repeat(2, axis=1)))
+    model = build("t2t performer", jnp.float64, img_size=(16, 12), depth=1)
+    batch = np.asarray(images(jnp.float64)).repeat(2, axis=1)
+    maps = jax.jit(lambda x: token_attention_maps(model, x))(batch)
     assert [weights.shape for weights in maps.values()] == [(2, 1, 12, 12), (2, 1, 4, 4)]
     for weights in maps.values():
         assert (np.asarray(weights) > 0).all()
         # With weights as large as these, eps takes a part of some rows.
-        assert np.asarray(weights.sum(axis=-1)).max() <= 1 + 1e-12
-        assert np.median(weights.sum(axis=-1)) > 0.99
+        sums = np.asarray(weights).sum(axis=-1)
+        assert sums.max() <= 1 + 1e-12
+        assert np.median(sums) > 0.99
     layer = model.tokens_to_token.attention2
-    tokens = jnp.asarray(np.random.default_rng(2).normal(size=(2, 7, 36)))
-    k, q, v = layer.keys_queries_values(tokens)
-    want = linear_attention(q, k, v, layer.w[...], eps=layer.eps)
-    got = jnp.matmul(layer.attention_weights(tokens)[:, 0], v)
+
+    @jax.jit
+    def outputs(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        k, q, v = layer.keys_queries_values(tokens)
+        implied = jnp.matmul(layer.attention_weights(tokens)[:, 0], v)
+        return implied, linear_attention(q, k, v, layer.w[...], eps=layer.eps)
+
+    got, want = outputs(np.random.default_rng(2).normal(size=(2, 7, 36)))
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-14)
 
 
+def shapes_of_maps(model: VisionModel) -> dict[str, tuple[int, ...]]:
+    """In their order, which `jax.jit` would sort."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    jax.eval_shape(
+        lambda x: shapes.update({name: m.shape for name, m in attention_maps(model, x).items()}),
+        images(),
+    )
+    return shapes
+
+
 def test_maps_by_name_whatever_the_form_and_mode() -> None:
-    want = attention_maps(build("vit"), images())
-    assert list(want) == ["blocks.0.attn", "blocks.1.attn", "blocks.2.attn"]
+    plainly = build("vit")
     scanned = build("vit", scan_layers=True, remat="blocks", drop_rate=0.5)  # in train mode
-    got = attention_maps(scanned, images())
+    want, got = jax.jit(lambda x: [attention_maps(model, x) for model in (plainly, scanned)])(
+        images()
+    )
+    assert list(shapes_of_maps(plainly)) == [f"blocks.{number}.attn" for number in range(3)]
+    assert got.keys() == want.keys()
     for name, weights in want.items():
         np.testing.assert_allclose(got[name], weights, rtol=0, atol=1e-5)
     assert not scanned.deterministic
@@ -144,19 +167,12 @@ def test_maps_by_name_whatever_the_form_and_mode() -> None:
 
 
 def test_layers_that_are_shared_or_attend_across_the_batch() -> None:
-    fields = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "num_heads": 2, "depth": 2}
-    fields |= {"mlp_dim": 8, "rngs": nnx.Rngs(0)}
-    pixels = images()[:, :, :8]
-    shared = vit_jax.create_model("vit_modular", share_layers=True, **fields)
-    maps = attention_maps(shared, pixels)
+    shared = make("modular", share_layers=True)
     first = "transformer_layer.0.self_attn"
-    assert {name: m.shape for name, m in maps.items()} == {
-        first: (2, 2, 5, 5),
-        f"{first}#1": (2, 2, 5, 5),
-    }
-    across = vit_jax.create_model("vit_encoder", batch_first=False, **fields)
+    shapes = {first: (2, 3, 7, 7), f"{first}#1": (2, 3, 7, 7)}
+    assert shapes_of_maps(shared) == shapes
     with pytest.raises(ValueError, match="attends across the batch"):
-        attention_maps(across, pixels)
+        shapes_of_maps(make("encoder", batch_first=False))
 
 
 def weights_of(*layers: list) -> list[np.ndarray]:
@@ -165,23 +181,29 @@ def weights_of(*layers: list) -> list[np.ndarray]:
 
 def test_fusion_residual_and_discarding_by_hand() -> None:
     heads = [[[0.8, 0.2], [0.4, 0.6]], [[0.4, 0.6], [0.2, 0.8]]]
-    (maps,) = weights_of(heads)
-    for fusion, fused in (
-        ("mean", [[0.6, 0.4], [0.3, 0.7]]),
-        ("max", [[0.8 / 1.4, 0.6 / 1.4], [0.4 / 1.2, 0.8 / 1.2]]),
-        ("min", [[0.4 / 0.6, 0.2 / 0.6], [0.2 / 0.8, 0.6 / 0.8]]),
-    ):
-        got = attention_rollout([maps], head_fusion=fusion, residual=0)
-        np.testing.assert_allclose(got[0], fused, atol=1e-6)
-    # 0.3, the smallest of four, is gone; half of the rest and half of the identity.
-    got = attention_rollout([maps], discard_ratio=0.25)
-    np.testing.assert_allclose(got[0], [[0.8, 0.2], [0.0, 1.0]], atol=1e-6)
-    # The last block stands left.
-    first, last = weights_of([[[1.0, 0.0], [1.0, 0.0]]], [[[0.5, 0.5], [0.0, 1.0]]])
-    got = attention_rollout({"a": first, "b": last}, residual=0)
-    np.testing.assert_allclose(got[0], [[1, 0], [1, 0]], atol=1e-6)
-    got = attention_rollout([last, first], residual=0)
-    np.testing.assert_allclose(got[0], [[0.5, 0.5], [0.5, 0.5]], atol=1e-6)
+    blocks = weights_of(heads, [[[1.0, 0.0], [1.0, 0.0]]], [[[0.5, 0.5], [0.0, 1.0]]])
+
+    @jax.jit
+    def found(maps: jax.Array, first: jax.Array, last: jax.Array) -> list[jax.Array]:
+        return [
+            *(attention_rollout([maps], head_fusion=f, residual=0) for f in ("mean", "max", "min")),
+            attention_rollout([maps], discard_ratio=0.25),
+            attention_rollout({"a": first, "b": last}, residual=0),
+            attention_rollout([last, first], residual=0),
+        ]
+
+    wanted = [
+        [[0.6, 0.4], [0.3, 0.7]],
+        [[0.8 / 1.4, 0.6 / 1.4], [0.4 / 1.2, 0.8 / 1.2]],
+        [[0.4 / 0.6, 0.2 / 0.6], [0.2 / 0.8, 0.6 / 0.8]],
+        # 0.3, the smallest of four, is gone; half of the rest and half of the identity.
+        [[0.8, 0.2], [0.0, 1.0]],
+        # The last block stands left.
+        [[1, 0], [1, 0]],
+        [[0.5, 0.5], [0.5, 0.5]],
+    ]
+    for got, want in zip(found(*blocks), wanted, strict=True):
+        np.testing.assert_allclose(got[0], want, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -202,12 +224,12 @@ def test_what_cannot_be_rolled_out(layers, options, message) -> None:
 
 
 def test_whose_attention_over_the_image() -> None:
-    attention = jnp.arange(2 * 8 * 8, dtype=jnp.float32).reshape(2, 8, 8)
-    model = build("distilled")
+    attention = np.arange(2 * 8 * 8, dtype=np.float32).reshape(2, 8, 8)
+    model = build("distilled", depth=1)
     got = class_attention(attention, model, query="distillation")
-    np.testing.assert_array_equal(got, np.asarray(attention)[:, 1, 2:].reshape(2, 2, 3))
+    np.testing.assert_array_equal(got, attention[:, 1, 2:].reshape(2, 2, 3))
     got = class_attention(attention, model, query="mean")
-    want = np.asarray(attention)[:, 2:, 2:].mean(axis=1).reshape(2, 2, 3)
+    want = attention[:, 2:, 2:].mean(axis=1).reshape(2, 2, 3)
     np.testing.assert_allclose(got, want)
     with pytest.raises(ValueError, match=r"no 'register' token.*class, distillation, mean"):
         class_attention(attention, model, query="register")
@@ -219,5 +241,6 @@ def test_whose_attention_over_the_image() -> None:
 
 
 def test_a_model_whose_tokens_no_attention_makes() -> None:
+    model = build("t2t convolution")
     with pytest.raises(ValueError, match="makes its tokens without attention"):
-        token_attention_maps(build("t2t convolution"), images())
+        jax.eval_shape(lambda x: token_attention_maps(model, x), images())

@@ -16,7 +16,7 @@ from vit_jax.inference.evaluate import Evaluation, _labels_of, evaluate
 from vit_jax.inference.labelled import open_labelled
 from vit_jax.inference.load import LoadedModel, load_model
 
-pytestmark = pytest.mark.optimised  # figures are held to those of the run, bit by bit
+pytestmark = pytest.mark.xdist_group("run")
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,23 @@
 """Models from whatever holds one."""
 
 import json
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from safetensors.numpy import save_file
 
 import vit_jax
+from tests.inference.conftest import train_tiny
 from tests.models.families import build
 from tests.training.runs import tiny
 from vit_jax.inference.load import load_model
-from vit_jax.models.base import Preprocessing
+from vit_jax.interop.state_dict import torch_shapes
+from vit_jax.models.base import Preprocessing, VisionModel
 from vit_jax.models.registry import abstract_model
+
+pytestmark = pytest.mark.xdist_group("run")
 
 
 @pytest.mark.parametrize("ema", [None, True])
@@ -38,9 +42,8 @@ def test_averaged_and_raw_weights_differ(run):
     assert any((raw[name] != averaged[name]).any() for name in raw)
 
 
-def test_class_names_are_those_of_the_data_and_then_numbers(run, tmp_path, monkeypatch):
+def test_class_names_are_those_of_the_data(run, tmp_path, monkeypatch):
     from vit_jax.data.sources import ArraySource
-    from vit_jax.training import train
 
     init = ArraySource.__init__
 
@@ -48,23 +51,22 @@ def test_class_names_are_those_of_the_data_and_then_numbers(run, tmp_path, monke
         init(self, images, labels, class_names=[f"digit {c}" for c in class_names], name=name)
 
     monkeypatch.setattr(ArraySource, "__init__", named)
-    config = tiny(num_epochs=1)
-    config.model.kwargs["num_classes"] = 12
-    train(config, tmp_path)
-    names = load_model(tmp_path).class_names
-    assert names == (*(f"digit {c}" for c in range(10)), "10", "11")
+    names = load_model(train_tiny(tmp_path)).class_names
+    assert names == tuple(f"digit {c}" for c in range(10))
 
 
-def test_a_checkpoint_that_names_no_classes(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("names", [(), ("a", "b")])
+def test_a_checkpoint_that_names_fewer_classes_than_the_model_has(run, monkeypatch, names):
+    """They are followed by numbers; older ones name none."""
     from vit_jax.training import checkpoint_reading
 
     info = checkpoint_reading.CheckpointInfo
-
-    def older(**stated):
-        return info(**{**stated, "class_names": ()})
-
-    monkeypatch.setattr(checkpoint_reading, "CheckpointInfo", older)
-    assert load_model(run).class_names == tuple("0123456789")
+    monkeypatch.setattr(
+        checkpoint_reading,
+        "CheckpointInfo",
+        lambda **stated: info(**stated | {"class_names": names}),
+    )
+    assert load_model(run).class_names == (*names, *"0123456789"[len(names) :])
 
 
 def test_fields_beside_those_of_the_run(run):
@@ -73,20 +75,27 @@ def test_fields_beside_those_of_the_run(run):
         load_model(run, fields={"deepth": 2})
 
 
+def zeros(name: str, **fields: Any) -> VisionModel:
+    """A model of full size, at no cost."""
+    model = abstract_model(name, **fields)
+    arrays = {key: np.zeros(shape, np.float32) for key, shape in torch_shapes(model).items()}
+    vit_jax.load_state_dict(model, arrays)
+    return model
+
+
 def test_weights_that_fit_one_model_say_which(tmp_path):
-    model = vit_jax.create_model("vit_classifier", rngs=nnx.Rngs(0), num_classes=7)
+    model = zeros("vit_encoder", num_classes=7)
     model.preprocessing = Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.8, "bicubic")
     vit_jax.save_pretrained(model, tmp_path / "weights.safetensors")
     loaded = load_model(tmp_path / "weights.safetensors")
-    assert loaded.name == "vit_classifier"
+    assert loaded.name == "vit_encoder"
     assert loaded.class_names == tuple("0123456")
     assert loaded.model.preprocessing == model.preprocessing
-    assert loaded.image_size == (72, 72)
+    assert loaded.image_size == (32, 32)
 
 
 def test_weights_that_fit_several_models_or_none(tmp_path):
-    model = vit_jax.create_model("vit_tiny_patch16_224", rngs=nnx.Rngs(0))
-    vit_jax.save_pretrained(model, tmp_path / "tiny.safetensors")
+    vit_jax.save_pretrained(zeros("vit_tiny_patch16_224"), tmp_path / "tiny.safetensors")
     with pytest.raises(ValueError, match=r"they fit deit_tiny\w+, vit_tiny\w+\): name it"):
         load_model(tmp_path / "tiny.safetensors")
     assert load_model(tmp_path / "tiny.safetensors", name="deit_tiny_patch16_224").name

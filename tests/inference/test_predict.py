@@ -5,7 +5,6 @@ import json
 from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,6 +23,8 @@ from vit_jax.training.program import model_maker
 from vit_jax.training.setup import Setup
 from vit_jax.training.setup import build as build_run
 from vit_jax.training.workdir import CONFIG_FILE
+
+pytestmark = pytest.mark.xdist_group("run")
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +55,13 @@ def probabilities(predictions, classes: int) -> np.ndarray:
 
 def of_training(setup: Setup, model, source) -> np.ndarray:
     """The probabilities that the evaluation of a run sees."""
-    found = []
-    for batch in setup.eval_batches(source):
-        images = setup.program.settings.prepare_eval(jnp.asarray(batch["image"]))
-        found.append(np.asarray(jax.nn.softmax(model(images)))[batch["mask"]])
-    return np.concatenate(found)
+
+    @jax.jit
+    def evaluated(images: jax.Array) -> jax.Array:
+        return jax.nn.softmax(model(setup.program.settings.prepare_eval(images)))
+
+    batches = setup.eval_batches(source)
+    return np.concatenate([np.asarray(evaluated(b["image"]))[b["mask"]] for b in batches])
 
 
 def test_predictions_are_those_of_evaluation(run, loaded, files):

@@ -11,6 +11,8 @@ from vit_jax.inference import probe as probing
 from vit_jax.inference.load import load_model
 from vit_jax.inference.probe import Features, knn_classify, linear_probe, probe
 
+pytestmark = pytest.mark.xdist_group("run")
+
 GENERATOR = np.random.default_rng(0)
 LABELS = GENERATOR.integers(0, 3, 60)
 CENTRES = GENERATOR.normal(size=(3, 4))

@@ -12,6 +12,7 @@ from flax import nnx
 from rich.console import Console
 
 import vit_jax
+from tests.interop.designs import redraw
 from tests.models.families import FAMILIES
 from tests.tiers import mostly_slow
 from vit_jax import cli
@@ -31,21 +32,17 @@ SEEDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def abstract(name: str, **fields: Any) -> Any:
-    return abstract_model(name, **fields)
-
-
 def rows_of(summary: Summary) -> dict[str, LayerRow]:
     assert len({row.name for row in summary.rows}) == len(summary.rows)
     return {row.name: row for row in summary.rows}
 
 
 @pytest.mark.parametrize(
-    "design", mostly_slow([*FAMILIES, *SEEDS], ["vit", "t2t performer", "classifier", *SEEDS])
+    "design", mostly_slow([*FAMILIES, *SEEDS], ["vit", "t2t performer", "classifier", "shared"])
 )
 def test_rows_add_up_to_the_model(design):
     name, fields = (FAMILIES | SEEDS)[design]
-    model = abstract(name, **fields)
+    model = abstract_model(name, **fields | ({} if design == "t2t dense" else {"depth": 2}))
     images = jax.ShapeDtypeStruct((1, *model.img_size, 3), jnp.float32)
     whole, parts = summarize(model), summarize(model, depth=1)
     for summary in (whole, parts):
@@ -64,7 +61,7 @@ def test_rows_add_up_to_the_model(design):
 
 def test_what_the_rows_of_a_block_hold():
     """Formulas of a block of D = 8, 2 heads, N = 1 + 2 * 3 tokens."""
-    model = abstract(*FAMILIES["vit"][:1], **FAMILIES["vit"][1])
+    model = abstract_model(*FAMILIES["vit"][:1], **FAMILIES["vit"][1])
     rows = rows_of(summarize(model, batch_size=3))
     tokens, dim = 7, 8
     assert rows["pos_embed"] == LayerRow("pos_embed", "Param", 1, (1, tokens, dim), tokens * dim)
@@ -83,7 +80,8 @@ def test_what_the_rows_of_a_block_hold():
 
 
 def test_a_row_at_the_limit_holds_what_is_inside_it():
-    model = abstract(*FAMILIES["t2t performer"][:1], **FAMILIES["t2t performer"][1])
+    name, fields = FAMILIES["t2t performer"]
+    model = abstract_model(name, **fields | {"depth": 1})
     whole, parts = (summarize(model, depth=depth) for depth in (None, 1))
     inside = [row for row in whole.rows if row.name.startswith("tokens_to_token")]
     folded = rows_of(parts)["tokens_to_token"]
@@ -110,7 +108,7 @@ def test_activations_are_what_a_backward_pass_keeps():
 
 
 def test_attention_weights_are_activations():
-    summary = summarize(abstract(*FAMILIES["vit"][:1], **FAMILIES["vit"][1]))
+    summary = summarize(abstract_model(*FAMILIES["vit"][:1], **FAMILIES["vit"][1]))
     products = 4 * (2 * 7 * 7 + 3 * 7 * 8)  # bytes of softmax(q k^T) of 2 heads, of q, k and v
     rows = rows_of(summary)
     assert products <= rows["blocks.0.attn"].activation_bytes < 2 * products  # softmax keeps more
@@ -119,14 +117,14 @@ def test_attention_weights_are_activations():
 
 def test_the_form_of_a_model_does_not_matter():
     plain, scanned, remat = (
-        summarize(abstract("vit_tiny_patch16_224", img_size=32, depth=3, **form))
+        summarize(abstract_model("vit_tiny_patch16_224", img_size=32, depth=2, **form))
         for form in ({}, {"scan_layers": True}, {"remat": "blocks"})
     )
     assert plain == scanned == remat
 
 
 def test_shared_layers_count_their_parameters_once_and_their_products_each_time():
-    rows = rows_of(summarize(abstract(SEEDS["shared"][0], **SEEDS["shared"][1]), depth=1))
+    rows = rows_of(summarize(abstract_model(SEEDS["shared"][0], **SEEDS["shared"][1]), depth=1))
     layers = [row for name, row in rows.items() if name.startswith("transformer_layer")]
     first, second, third = layers
     assert second.name == f"{first.name}#1"
@@ -135,7 +133,8 @@ def test_shared_layers_count_their_parameters_once_and_their_products_each_time(
 
 
 def test_the_printed_table():
-    model = abstract(*FAMILIES["t2t performer"][:1], **FAMILIES["t2t performer"][1])
+    name, fields = FAMILIES["t2t performer"]
+    model = abstract_model(name, **fields | {"depth": 1})
     console = Console(width=80, record=True, file=io.StringIO())
     print_summary(summarize(model), console)
     text = console.export_text()
@@ -165,6 +164,7 @@ def test_the_command(as_command, capsys):
     assert "blocks.1" not in names
 
 
+@pytest.mark.xdist_group("run")
 def test_the_command_of_a_run_reads_no_weights(as_command, capsys, run, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("weights were read")
@@ -178,7 +178,7 @@ def test_the_command_of_a_run_reads_no_weights(as_command, capsys, run, monkeypa
 
 def test_the_command_of_weights(as_command, capsys, tmp_path):
     fields = {"img_size": 12, "depth": 1, "mlp_head_units": (4,)}
-    model = vit_jax.create_model("vit_classifier", rngs=nnx.Rngs(0), **fields)
+    model = redraw(abstract_model("vit_classifier", **fields))
     vit_jax.save_pretrained(model, tmp_path / "w.safetensors")
     options = [f"--field={name}={value}" for name, value in fields.items()]
     path = str(tmp_path / "w.safetensors")

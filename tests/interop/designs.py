@@ -3,9 +3,11 @@
 import inspect
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from flax import nnx
 
 import vit_jax
 from tests.models.families import FAMILIES, build
@@ -65,6 +67,12 @@ def reference(design: str, **fields: Any) -> torch.nn.Module:
     fields = {field: value for field, value in known.items() if field in takes}
     fields |= {field: 0.0 for field in fields if field.endswith("drop_rate")}
     return kind(**fields).double().eval()
+
+
+@nnx.jit
+def logits(model: Any, images: Any) -> jax.Array:
+    """What the model makes of images; models built alike share a program."""
+    return model(images)
 
 
 def pytorch_logits(module: torch.nn.Module, images: np.ndarray) -> np.ndarray:

@@ -14,29 +14,21 @@ from rich.console import Console
 import vit_jax
 from tests.interop.designs import assert_same_weights, redraw
 from tests.models.families import FAMILIES, build
-from tests.training.runs import arrays, steps, tiny
+from tests.training.runs import arrays, tiny
 from vit_jax.interop.convert import convert, print_report
 from vit_jax.models.registry import abstract_model
-from vit_jax.training import train
+
+pytestmark = pytest.mark.xdist_group("run")
 
 VIT, FIELDS = FAMILIES["vit"]
 RUN_FIELDS = tiny().model.kwargs
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 6 steps with checkpoints at 4 and 6; no test changes it."""
-    workdir = tmp_path_factory.mktemp("run")
-    train(tiny(num_epochs=1), workdir)
-    assert steps(workdir) == [4, 6]
-    return workdir
 
 
 def of_run(seed: int = 1) -> Any:
     return redraw(abstract_model(VIT, **RUN_FIELDS), seed)
 
 
-@pytest.mark.parametrize(("place", "step"), [("", 6), ("checkpoints/4", 4), ("checkpoints/6", 6)])
+@pytest.mark.parametrize(("place", "step"), [("", 12), ("checkpoints/8", 8)])
 def test_a_run_is_a_source(run: Path, place: str, step: int) -> None:
     model = of_run()
     report = vit_jax.load_pretrained(model, run / place)
@@ -74,9 +66,12 @@ def test_a_run_into_every_form(run: Path, tmp_path: Path, to: str, target: str) 
         assert other.preprocessing.std == trained.preprocessing.std
 
 
-def test_a_run_has_no_averaged_weights(run: Path) -> None:
+def test_a_run_without_averaged_weights(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "12" / "ema")
+    vit_jax.load_pretrained(of_run(), tmp_path / "run")
     with pytest.raises(ValueError, match="averages no weights"):
-        vit_jax.load_pretrained(of_run(), run, ema=True)
+        vit_jax.load_pretrained(of_run(), tmp_path / "run", ema=True)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +88,7 @@ def test_a_damaged_config_of_a_run(run: Path, tmp_path: Path, model: str) -> Non
 
 def test_a_damaged_checkpoint_of_a_run(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6" / "model")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "12" / "model")
     with pytest.raises(ValueError, match="is damaged"):
         vit_jax.load_pretrained(of_run(), tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")

@@ -1,23 +1,30 @@
 """Hugging Face's own ViT and DeiT read what we write, and we what they write; no download."""
 
+import itertools
 import json
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
 import vit_jax
-from tests.interop.designs import assert_close, assert_same_weights, pytorch_logits, redraw
+from tests.interop.designs import (
+    assert_close,
+    assert_same_weights,
+    logits,
+    pytorch_logits,
+    redraw,
+)
 from tests.models.families import build
+from tests.tiers import mostly_slow
 from vit_jax.models.base import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.xdist_group("huggingface")]
 
 SIZE = 8
 DESIGNS = {"vit": "ViT", "distilled": "DeiT"}
@@ -50,7 +57,7 @@ def hf() -> Any:
 
 
 def ours(design: str, **fields: Any) -> Any:
-    model = build(design, jnp.float64, img_size=SIZE, **fields)
+    model = build(design, jnp.float64, img_size=SIZE, depth=2, **fields)
     model.eval()
     return model
 
@@ -59,7 +66,7 @@ def theirs(hf: Any, design: str, **fields: Any) -> torch.nn.Module:
     """Of the same sizes, with random weights, tokens and positions too."""
     config = hf.configs[design](
         hidden_size=8,
-        num_hidden_layers=3,
+        num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=32,
         image_size=SIZE,
@@ -91,16 +98,20 @@ def from_folder(hf: Any, design: str, folder: Path) -> torch.nn.Module:
     return module.eval()
 
 
-@pytest.mark.parametrize("design", DESIGNS)
-@pytest.mark.parametrize("fields", [{}, {"norm_eps": 1e-3}], ids=["", "norm_eps"])
-def test_they_load_ours(hf: Any, design: str, fields: dict[str, Any], tmp_path: Path) -> None:
-    model = ours(design, **fields)
+@pytest.mark.parametrize(
+    ("design", "norm_eps"),
+    mostly_slow(
+        itertools.product(DESIGNS, (1e-6, 1e-3)), fast=[("vit", 1e-3), ("distilled", 1e-6)]
+    ),
+)
+def test_they_load_ours(hf: Any, design: str, norm_eps: float, tmp_path: Path) -> None:
+    model = ours(design, norm_eps=norm_eps)
     vit_jax.save_pretrained(model, tmp_path / "f", dialect="huggingface")
     assert_close(
         their_logits(from_folder(hf, design, tmp_path / "f")),
-        np.asarray(jax.jit(model)(batch())),
+        np.asarray(logits(model, batch())),
     )
-    other = redraw(ours(design, **fields), seed=1)
+    other = redraw(ours(design, norm_eps=norm_eps), seed=1)
     assert vit_jax.load_pretrained(other, tmp_path / "f").dialect == "huggingface"
     assert_same_weights(other, model)
 
@@ -112,7 +123,7 @@ def test_they_load_other_fields_of_ours(hf: Any, without: dict[str, Any], tmp_pa
     images = batch()[..., : model.in_chans]
     module = from_folder(hf, "vit", tmp_path / "f")
     got = pytorch_logits(lambda x: module(x).logits, images)  # type: ignore[arg-type]
-    assert_close(got, np.asarray(jax.jit(model)(images)))
+    assert_close(got, np.asarray(logits(model, images)))
 
 
 @pytest.mark.parametrize("design", DESIGNS)
@@ -125,7 +136,7 @@ def test_we_load_theirs(hf: Any, design: str, shards: str, tmp_path: Path) -> No
     model = ours(design)
     report = vit_jax.load_pretrained(model, tmp_path)
     assert report.dialect == "huggingface"
-    assert_close(jax.jit(model)(batch()), their_logits(module))
+    assert_close(logits(model, batch()), their_logits(module))
 
 
 @pytest.mark.parametrize("design", DESIGNS)
@@ -135,7 +146,7 @@ def test_we_load_their_state_dict_in_memory(hf: Any, design: str, tmp_path: Path
     torch.save(module.state_dict(), tmp_path / "w.pth")
     model = ours(design)
     assert vit_jax.load_pretrained(model, tmp_path / "w.pth").dialect == "huggingface"
-    assert_close(jax.jit(model)(batch()), their_logits(module))
+    assert_close(logits(model, batch()), their_logits(module))
 
 
 @pytest.mark.parametrize(

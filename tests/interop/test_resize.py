@@ -1,5 +1,6 @@
 """Position embeddings resized as PyTorch, timm and scipy do it."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -47,29 +48,30 @@ def _torch(table: np.ndarray, old: tuple[int, int], new: tuple[int, int], method
     return grid.permute(0, 2, 3, 1).reshape(1, new[0] * new[1], -1).numpy()
 
 
-@pytest.mark.parametrize(("old", "new"), GRIDS)
 @pytest.mark.parametrize("method", TORCH)
-def test_as_torch(method, old, new):
+def test_as_torch(method):
     """Float64 to rounding; float32 to the rounding of torch's sums (of up to 200 products).
 
     (The places of the cells, in float32, alone move it by up to 4e-6: they are torch's too.)
     """
-    for dtype, atol in ((np.float64, 1e-13), (np.float32, 1e-6)):
+    tolerances = {np.float64: 1e-13, np.float32: 1e-6}
+    for (old, new), (dtype, atol) in itertools.product(GRIDS, tolerances.items()):
         table = _table(old, dtype)
         got = resize_pos_embed(table, old, new, num_prefix_tokens=0, method=method)
         assert got.dtype == dtype
-        np.testing.assert_allclose(got, _torch(table, old, new, method), rtol=0, atol=atol)
+        want = _torch(table, old, new, method)
+        np.testing.assert_allclose(got, want, rtol=0, atol=atol, err_msg=f"{old} to {new}")
 
 
-@pytest.mark.parametrize(("old", "new"), GRIDS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_as_scipy(old, new, dtype):
-    table = _table(old, dtype)
-    zoom = (new[0] / old[0], new[1] / old[1], 1)  # google-research/vision_transformer
-    want = ndimage.zoom(table.reshape(*old, -1), zoom, order=1).reshape(1, new[0] * new[1], -1)
-    got = resize_pos_embed(table, old, new, num_prefix_tokens=0, method="google")
+def test_as_scipy(dtype):
     atol = 1e-13 if dtype == np.float64 else 2.4e-7  # one rounding of a number below 4
-    np.testing.assert_allclose(got, want, rtol=0, atol=atol)
+    for old, new in GRIDS:
+        table = _table(old, dtype)
+        zoom = (new[0] / old[0], new[1] / old[1], 1)  # google-research/vision_transformer
+        want = ndimage.zoom(table.reshape(*old, -1), zoom, order=1).reshape(1, new[0] * new[1], -1)
+        got = resize_pos_embed(table, old, new, num_prefix_tokens=0, method="google")
+        np.testing.assert_allclose(got, want, rtol=0, atol=atol, err_msg=f"{old} to {new}")
 
 
 def test_the_zeros_that_scipy_appends_are_not_repeated():

@@ -1,5 +1,6 @@
 """One layer against its fixture of stored PyTorch outputs and gradients."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,6 +19,11 @@ SETTINGS: dict[str, Any] = {"kernel_init": nnx.initializers.zeros, "rngs": nnx.R
 
 def types(dtype: Any, param_dtype: Any = None) -> dict[str, Any]:
     return {"dtype": dtype, "param_dtype": dtype if param_dtype is None else param_dtype}
+
+
+def abstract(kind: Callable[..., nnx.Module], *sizes: int, **fields: Any) -> Any:
+    """A layer without arrays, for weights to be loaded."""
+    return nnx.eval_shape(lambda: kind(*sizes, **{**SETTINGS, "rngs": nnx.Rngs(0)}, **fields))
 
 
 def load(name: str, layer: nnx.Module, dtype: Any) -> tuple[golden.Golden, jax.Array]:

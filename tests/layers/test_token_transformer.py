@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.layers.primitives import SETTINGS, assert_equals_fixture, load, types
+from tests.layers.primitives import abstract, assert_equals_fixture, load, types
 from tests.models.families import rms
 from vit_jax.layers.token_transformer import TokenTransformer
 
@@ -14,7 +15,7 @@ NAME = "prim_token_transformer"
 
 
 def layer(dtype: Any, **fields: Any) -> TokenTransformer:
-    return TokenTransformer(27, 16, drop_rate=0.0, **SETTINGS, **types(dtype), **fields)
+    return abstract(TokenTransformer, 27, 16, drop_rate=0.0, **types(dtype), **fields)
 
 
 @pytest.mark.usefixtures("x64")
@@ -40,4 +41,5 @@ def test_attention_alone() -> None:
     model = layer(jnp.float64)
     fixture, x = load(NAME, model, jnp.float64)
     want = fixture.arrays["attn_out"]
-    np.testing.assert_allclose(model.attn(model.norm1(x)), want, rtol=0, atol=1e-12 * rms(want))
+    got = jax.jit(lambda x: model.attn(model.norm1(x)))(x)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-12 * rms(want))

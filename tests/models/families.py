@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 import vit_jax
 from vit_jax.interop.state_dict import torch_shapes
@@ -58,23 +59,41 @@ def drops(family: str) -> dict[str, float]:
     return {k: v for k, v in _DROPS.items() if has_field(family, k) and k not in without}
 
 
+def shallow(family: str) -> dict[str, Any]:
+    """Two blocks: one is the first, whose stochastic depth is none, and one the last."""
+    return {"depth": 2} if has_field(family, "depth") else {"block_config": (1, 1)}
+
+
+def named(family: str, dtype: Any = jnp.float32, **overrides: Any) -> tuple[str, dict[str, Any]]:
+    """The registered name and the fields of a model of 5 classes without dropout."""
+    name, fields = FAMILIES[family]
+    without = {"num_classes": 5, **dict.fromkeys(drops(family), 0.0)}
+    return name, {**without, **fields, "dtype": dtype, "param_dtype": dtype, **overrides}
+
+
 def build(family: str, dtype: Any = jnp.float32, **overrides: Any) -> Any:
-    """A model of 5 classes without dropout, its weights drawn here.
+    """The model of `named`, with weights."""
+    name, fields = named(family, dtype, **overrides)
+    return with_weights(name, **fields)
+
+
+_BUILT: dict[str, tuple[nnx.GraphDef, nnx.State]] = {}
+
+
+def with_weights(name: str, **fields: Any) -> Any:
+    """A registered model, its weights drawn here. It is one of its own, though drawn but once.
 
     (Initial LayerScale, zero biases and tokens of 1e-6 would hide what becomes of them; and to draw
     as the models do takes a compilation for each shape.)
     """
-    name, fields = FAMILIES[family]
-    fields = {
-        "num_classes": 5,
-        **dict.fromkeys(drops(family), 0.0),
-        **fields,
-        "param_dtype": dtype,
-        **overrides,
-    }
-    model = abstract_model(name, dtype=dtype, **fields)
-    vit_jax.load_state_dict(model, _weights(torch_shapes(model)))
-    return model
+    kind = repr((name, sorted(fields.items())))
+    if kind not in _BUILT:
+        model = abstract_model(name, **fields)
+        vit_jax.load_state_dict(model, _weights(torch_shapes(model)))
+        graph, state = nnx.split(model)
+        _BUILT[kind] = graph, jax.tree.map(np.asarray, state)
+    graph, state = _BUILT[kind]
+    return nnx.merge(graph, jax.device_put(state))
 
 
 def _weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:

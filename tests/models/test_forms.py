@@ -11,10 +11,22 @@ import pytest
 from flax import nnx
 
 import vit_jax
-from tests.models.families import DESIGNS, FAMILIES, build, drops, has_field, images, rms
+from tests.models import calls
+from tests.models.families import (
+    DESIGNS,
+    FAMILIES,
+    build,
+    drops,
+    has_field,
+    images,
+    named,
+    rms,
+    shallow,
+)
 from tests.tiers import mostly_slow
+from vit_jax.models.registry import abstract_model
 
-FORMS = {
+FORMS: dict[str, dict[str, Any]] = {
     "remat blocks": {"remat": "blocks"},
     "remat dots": {"remat": "dots"},
     "scan": {"scan_layers": True},
@@ -30,8 +42,7 @@ def differentiate(model: Any, batch: jax.Array) -> tuple[np.ndarray, dict[str, n
     @jax.jit
     def run(params, batch):
         def loss(params):
-            # The default generator of random bits takes most of the time that XLA compiles.
-            rngs = nnx.Rngs(dropout=jax.random.key(3, impl="unsafe_rbg"))
+            rngs = nnx.Rngs(dropout=calls.dropout_key(3))
             outputs = nnx.merge(graph, params, rest)(batch, rngs=rngs)
             outputs = jnp.stack(jax.tree.leaves(outputs))
             return jnp.square(outputs).sum(), outputs
@@ -42,61 +53,83 @@ def differentiate(model: Any, batch: jax.Array) -> tuple[np.ndarray, dict[str, n
     return np.asarray(outputs), vit_jax.state_dict(nnx.merge(graph, grads, rest))
 
 
-@pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("family", mostly_slow(DESIGNS, ["vit", "t2t performer"]))
-def test_remat_and_scan_equal_the_plain_form(family: str) -> None:
-    """State dict bits, outputs with and without dropout, and gradients, in float64 to 1e-13."""
+@functools.cache
+def in_form(family: str, form: str) -> tuple[Any, ...]:
+    """State dict, outputs in eval and in train mode, and gradients; in float64."""
     batch = images(jnp.float64, batch=6)  # so many that no block is dropped for all of them
+    fields = {**shallow(family), **drops(family), **FORMS.get(form, {})}
+    model = build(family, jnp.float64, **fields)
+    model.eval()
+    return vit_jax.state_dict(model), calls.logits(model, batch), *differentiate(model, batch)
 
-    def everything(**form: Any):
-        size = {"depth": 2} if has_field(family, "depth") else {"block_config": (1, 1)}
-        model = build(family, jnp.float64, **size, **drops(family), **form)
-        model.eval()
-        evaluated = model(batch)
-        return vit_jax.state_dict(model), evaluated, *differentiate(model, batch)
 
-    plain = everything()
+CASES = [
+    (family, form)
+    for family in DESIGNS
+    for form, fields in FORMS.items()
+    if all(has_field(family, field) for field in fields)  # no scan over stages of many widths
+]
+# With "remat dots" the shared layers of test_modular_vit.py are differentiated too.
+FAST_CASES = [("vit", "remat blocks"), ("vit", "scan and remat")]
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.xdist_group("forms in float64")
+@pytest.mark.parametrize(("family", "form"), mostly_slow(CASES, FAST_CASES))
+def test_remat_and_scan_equal_the_plain_form(family: str, form: str) -> None:
+    """State dict bits, outputs with and without dropout, and gradients, in float64 to 1e-13."""
+    plain = in_form(family, "plain")
     assert rms(plain[1] - plain[2][0]) > 1e-3  # dropout was active
-    for form, fields in FORMS.items():
-        if not all(has_field(family, field) for field in fields):
-            continue  # dense stages are of no one width, and cannot be scanned
-        weights, evaluated, trained, grads = everything(**fields)
-        assert weights.keys() == plain[0].keys(), form
-        chex.assert_trees_all_equal(weights, plain[0])
-        chex.assert_trees_all_close(evaluated, plain[1], rtol=0, atol=1e-13 * rms(plain[1]))
-        chex.assert_trees_all_close(trained, plain[2], rtol=0, atol=1e-13 * rms(plain[2]))
-        unit = max(rms(grad) for grad in plain[3].values())
-        chex.assert_trees_all_close(grads, plain[3], rtol=0, atol=1e-13 * unit)
+    weights, evaluated, trained, grads = in_form(family, form)
+    assert weights.keys() == plain[0].keys()
+    chex.assert_trees_all_equal(weights, plain[0])
+    chex.assert_trees_all_close(evaluated, plain[1], rtol=0, atol=1e-13 * rms(plain[1]))
+    chex.assert_trees_all_close(trained, plain[2], rtol=0, atol=1e-13 * rms(plain[2]))
+    unit = max(rms(grad) for grad in plain[3].values())
+    chex.assert_trees_all_close(grads, plain[3], rtol=0, atol=1e-13 * unit)
+
+
+@pytest.mark.parametrize("family", ["vit", "classifier", "t2t convolution", "t2t dense"])
+def test_each_block_is_rematerialised(family: str) -> None:
+    name, fields = named(family, remat="blocks")
+    model = abstract_model(name, **fields)
+    jaxpr = jax.make_jaxpr(type(model).__call__)(model, images())
+    primitives = [equation.primitive.name for equation in jaxpr.jaxpr.eqns]
+    assert primitives.count("remat2") == len(model.layers) >= 3
 
 
 @pytest.mark.parametrize("family", ["t2t se", "t2t ghost"])
 def test_blocks_with_other_parts_can_be_scanned(family: str) -> None:
-    plain, scanned = build(family), build(family, scan_layers=True)
+    fields = {"depth": 2, "tokens_type": "convolution"}
+    plain, scanned = (build(family, **fields, scan_layers=scan) for scan in (False, True))
     weights = vit_jax.state_dict(plain)
     assert vit_jax.state_dict(scanned).keys() == weights.keys()
     chex.assert_trees_all_equal(vit_jax.state_dict(scanned), weights)
-    want, got = (np.asarray(jax.jit(model)(images())) for model in (plain, scanned))
+    want, got = (np.asarray(calls.logits(model, images())) for model in (plain, scanned))
     tolerance = 20 * float(jnp.finfo(jnp.float32).eps) * rms(want)
     np.testing.assert_allclose(got, want, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("family", DESIGNS)
+@pytest.mark.parametrize("family", mostly_slow(DESIGNS, ["vit"]))
 def test_jit_and_vmap_equal_the_eager_call(family: str) -> None:
     """Float32: the forms order their sums differently, by a few units in the last place."""
-    model, batch = build(family), images()
+    model, batch = build(family, **shallow(family)), images()
     model.eval()
     eager = np.asarray(model(batch))
+
+    @jax.jit
+    def forms(batch):
+        one_by_one = jax.vmap(lambda image: model(image[None])[0])(batch)
+        return model(batch), one_by_one, *jax.vmap(model)(jnp.stack([batch, batch[::-1]]))
+
     tolerance = 20 * float(jnp.finfo(jnp.float32).eps) * rms(eager)
-    np.testing.assert_allclose(jax.jit(model)(batch), eager, rtol=0, atol=tolerance)
-    one_by_one = jax.jit(jax.vmap(lambda image: model(image[None])[0]))(batch)
-    np.testing.assert_allclose(one_by_one, eager, rtol=0, atol=tolerance)
-    groups = jax.jit(jax.vmap(model))(jnp.stack([batch, batch[::-1]]))
-    np.testing.assert_allclose(groups, [eager, eager[::-1]], rtol=0, atol=tolerance)
+    for got, want in zip(forms(batch), [eager, eager, eager, eager[::-1]], strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=tolerance)
 
 
 @functools.cache
 def of_float32(family: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    return differentiate(build(family), images())
+    return differentiate(build(family, **shallow(family)), images())
 
 
 def in_one_process(family: str) -> pytest.MarkDecorator:
@@ -104,7 +137,15 @@ def in_one_process(family: str) -> pytest.MarkDecorator:
     return pytest.mark.xdist_group(f"forms of {family}")
 
 
-@pytest.mark.parametrize("family", [pytest.param(f, marks=in_one_process(f)) for f in FAMILIES])
+# Of the others the fixtures hold each gradient.
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=[in_one_process(family), *marks])
+        for family in FAMILIES
+        for marks in [[] if family in ("vit", "t2t performer") else [pytest.mark.slow]]
+    ],
+)
 def test_gradients_are_finite_and_none_is_lost(family: str) -> None:
     outputs, grads = of_float32(family)
     assert np.isfinite(outputs).all()
@@ -118,7 +159,7 @@ def test_gradients_are_finite_and_none_is_lost(family: str) -> None:
 GRADIENT_STEPS = {"t2t se": 32}
 
 
-FAST_HALVES = [("vit", "bfloat16"), ("vit", "float16"), ("t2t performer", "bfloat16")]
+FAST_HALVES = [("vit", "bfloat16"), ("t2t performer", "bfloat16")]
 
 
 @pytest.mark.usefixtures("promoting")
@@ -134,8 +175,8 @@ FAST_HALVES = [("vit", "bfloat16"), ("vit", "float16"), ("t2t performer", "bfloa
 def test_half_precision_compute(family: str, dtype: str) -> None:
     """Float32 parameters, half the precision: outputs and gradients within a few roundings."""
     batch = images()
-    full = build(family)
-    half = build(family, dtype, param_dtype=jnp.float32)
+    full = build(family, **shallow(family))
+    half = build(family, dtype, param_dtype=jnp.float32, **shallow(family))
     chex.assert_trees_all_equal(vit_jax.state_dict(half), vit_jax.state_dict(full))
     outputs, grads = of_float32(family)
     half_outputs, half_grads = differentiate(half, batch)
@@ -152,11 +193,11 @@ def test_half_precision_compute(family: str, dtype: str) -> None:
 @pytest.mark.usefixtures("promoting")
 def test_compute_dtype_is_used_inside() -> None:
     """A float16 model whose hidden layers ran in float32 would round at the end alone."""
-    model, batch = build("vit", "float16", param_dtype=jnp.float32), images()
+    model = build("vit", "float16", param_dtype=jnp.float32)
     model.eval()
-    assert model.forward_features(batch).dtype == jnp.float16
+    assert jax.eval_shape(model.forward_features, images()).dtype == jnp.float16
     graph, state = nnx.split(model)
-    jaxpr = jax.make_jaxpr(lambda state, x: nnx.merge(graph, state)(x))(state, batch)
+    jaxpr = jax.make_jaxpr(lambda state, x: nnx.merge(graph, state)(x))(state, images())
     products = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == "dot_general"]
     assert {e.invars[0].aval.dtype.name for e in products} == {"float16"}
 

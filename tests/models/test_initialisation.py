@@ -15,6 +15,7 @@ import torch
 from flax import nnx
 
 import vit_jax
+from tests.models.families import FAMILIES
 from tests.reference.classifier_vit import ClassifierViT
 from tests.reference.vit import VisionTransformer
 
@@ -42,29 +43,43 @@ def assert_same_distribution(name: str, ours: np.ndarray, theirs: np.ndarray) ->
     assert scipy.stats.ks_2samp(ours, theirs).pvalue > SMALLEST_P_VALUE, name
 
 
-def assert_initialised_as(reference: torch.nn.Module, registry_name: str, **fields: Any) -> None:
+def assert_initialised_as(
+    reference: torch.nn.Module, registry_name: str, **fields: Any
+) -> dict[str, np.ndarray]:
+    """Returns the initial values."""
     theirs = {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
     ours = vit_jax.state_dict(vit_jax.create_model(registry_name, rngs=nnx.Rngs(1), **fields))
     assert ours.keys() == theirs.keys()
     for name in theirs:
         assert_same_distribution(name, ours[name], theirs[name])
+    return ours
 
 
-SMALL = {"img_size": 64, "embed_dim": 384, "depth": 2, "num_heads": 6, "num_classes": 300}
+def assert_layers_differ(weights: dict[str, np.ndarray], first: str, second: str) -> None:
+    """Layers start independently, but for constants."""
+    drawn = [name for name in weights if first in name and np.ptp(weights[name]) > 0]
+    assert drawn
+    for name in drawn:
+        assert not np.array_equal(weights[name], weights[name.replace(first, second)]), name
+
+
+SMALL = {"img_size": 64, "embed_dim": 384, "depth": 1, "num_heads": 6, "num_classes": 300}
+NO_BLOCK = {"depth": 0}  # they are those of the first case
 
 
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
         ("vit_small_patch16_224", {"reg_tokens": 4, "qk_norm": True, "representation_size": 200}),
-        ("vit_small_patch16_224", {"global_pool": "avg"}),
-        ("deit_tiny_distilled_patch16_224", {"distilled": True}),
+        ("vit_small_patch16_224", {"global_pool": "avg", **NO_BLOCK}),
+        ("deit_tiny_distilled_patch16_224", {"distilled": True, **NO_BLOCK}),
         ("deit3_small_patch16_224", {"no_embed_class": True, "init_values": 1e-6}),
     ],
 )
 def test_timm(name: str, fields: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    assert_initialised_as(VisionTransformer(**SMALL, **fields), name, **SMALL, **fields)
+    fields = {**SMALL, **fields}
+    assert_initialised_as(VisionTransformer(**fields), name, **fields)
 
 
 def test_seed_004() -> None:
@@ -85,12 +100,14 @@ def test_seed_004() -> None:
 
 def test_classifier() -> None:
     torch.manual_seed(0)
-    fields = {"depth": 2, "embed_dim": 128, "class_token_batch": 8}
-    assert_initialised_as(ClassifierViT(**fields), "vit_classifier", **fields)
+    fields = {"depth": 2, "embed_dim": 128, "class_token_batch": 8, "mlp_head_units": (300, 200)}
+    weights = assert_initialised_as(ClassifierViT(**fields), "vit_classifier", **fields)
+    assert_layers_differ(weights, "layers.0.", "layers.1.")
 
 
 def test_new_head_is_initialised_like_the_first() -> None:
-    model = vit_jax.create_model("vit_small_patch16_224", rngs=nnx.Rngs(1), **SMALL)
+    fields = {**SMALL, **NO_BLOCK}
+    model = vit_jax.create_model("vit_small_patch16_224", rngs=nnx.Rngs(1), **fields)
     before = vit_jax.state_dict(model)
     model.reset_classifier(300, rngs=nnx.Rngs(2))
     after = vit_jax.state_dict(model)
@@ -99,20 +116,10 @@ def test_new_head_is_initialised_like_the_first() -> None:
         assert_same_distribution(name, after[name], before[name])
 
 
-def test_layers_start_independently() -> None:
-    model = vit_jax.create_model("vit_classifier", rngs=nnx.Rngs(0), depth=2)
-    weights = vit_jax.state_dict(model)
-    for name, array in weights.items():
-        if name.startswith("transformer_layers.0") and np.ptp(array) > 0:
-            other = weights[name.replace("layers.0", "layers.1")]
-            assert not np.array_equal(array, other), name
-
-
 def test_seed_decides_every_value() -> None:
     def weights(seed: int) -> dict[str, np.ndarray]:
-        return vit_jax.state_dict(
-            vit_jax.create_model("deit_tiny_distilled_patch16_224", rngs=nnx.Rngs(seed), depth=1)
-        )
+        name, fields = FAMILIES["distilled"]
+        return vit_jax.state_dict(vit_jax.create_model(name, rngs=nnx.Rngs(seed), **fields))
 
     first, again, other = weights(0), weights(0), weights(1)
     for name, array in first.items():

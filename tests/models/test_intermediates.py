@@ -11,8 +11,10 @@ import pytest
 from flax import nnx
 
 from tests import golden
-from tests.models.families import build, drops, images, rms
+from tests.models import calls
+from tests.models.families import build, drops, images, named, rms
 from tests.parity import compare
+from vit_jax.models.registry import abstract_model
 
 # One of each design; VIT_JAX_FIXTURES=all takes all that there are.
 FIXTURES = [
@@ -56,24 +58,20 @@ def test_equal_the_fixtures(name: str) -> None:
     np.testing.assert_allclose(last, features, rtol=0, atol=1e-13 * rms(features))
 
 
+def intermediates(model: nnx.Module, batch: jax.Array) -> list[jax.Array]:
+    return model.forward_intermediates(batch, [1, -3], rngs=nnx.Rngs(calls.dropout_key(3)))
+
+
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("family", ["vit"])
-def test_scanned_and_rematerialised_equal_the_plain_form(family: str) -> None:
-    """With dropout, so that the keys are the same too; and no block after the last runs."""
-    batch, found = images(jnp.float64), []
-    for form in ({}, {"scan_layers": True}, {"remat": "blocks"}):
-        model = build(family, jnp.float64, **drops(family), **form)
-        graph, state = nnx.split(model)
-
-        @jax.jit
-        def run(state, batch, graph=graph):
-            rngs = nnx.Rngs(dropout=jax.random.key(3, impl="unsafe_rbg"))
-            return nnx.merge(graph, state).forward_intermediates(batch, [1, -3], rngs=rngs)
-
-        found.append(run(state, batch))
-    for other in found[1:]:
-        chex.assert_trees_all_close(other, found[0], rtol=0, atol=1e-12)
-    assert rms(found[0][0] - found[0][1]) > 0.1
+@pytest.mark.parametrize(
+    "form", [{"scan_layers": True}, pytest.param({"remat": "blocks"}, marks=pytest.mark.slow)]
+)
+def test_scanned_and_rematerialised_equal_the_plain_form(form: dict) -> None:
+    """With dropout, so that the keys are the same too."""
+    models = [build("vit", jnp.float64, **drops("vit"), **fields) for fields in ({}, form)]
+    plain, other = (calls.compiled(intermediates, m, images(jnp.float64)) for m in models)
+    chex.assert_trees_all_close(other, plain, rtol=0, atol=1e-12)
+    assert rms(plain[0] - plain[1]) > 0.1
 
 
 def test_no_block_after_the_last_runs() -> None:
@@ -92,21 +90,27 @@ def test_no_block_after_the_last_runs() -> None:
 
 @pytest.mark.usefixtures("promoting")
 def test_half_precision_stays_half() -> None:
-    model = build("vit", "bfloat16", param_dtype=jnp.float32)
-    model.eval()
-    outputs = jax.eval_shape(lambda x: model.forward_intermediates(x, norm=True), images())
+    name, fields = named("vit", "bfloat16", param_dtype=jnp.float32)
+    outputs = jax.eval_shape(
+        lambda model, x: model.forward_intermediates(x, norm=True),
+        abstract_model(name, **fields),
+        images(),
+    )
     assert {output.dtype for output in outputs} == {jnp.dtype("bfloat16")}
 
 
 def test_which_blocks_and_in_which_layout() -> None:
     model = build("vit", reg_tokens=2)
-    model.eval()
-    batch = images()
-    every = model.forward_intermediates(batch)
+
+    @jax.jit
+    def run(batch):
+        chosen = [model.forward_intermediates(batch, which) for which in (None, 2, (-1, 0))]
+        return *chosen, model.forward_intermediates(batch, [1], layout="NHWC")
+
+    every, last, other, (grid,) = run(images())
     assert [x.shape for x in every] == [(2, 9, 8)] * 3
-    chex.assert_trees_all_equal(model.forward_intermediates(batch, 2), every[1:])
-    chex.assert_trees_all_equal(model.forward_intermediates(batch, (-1, 0)), [every[2], every[0]])
-    (grid,) = model.forward_intermediates(batch, [1], layout="NHWC")
+    chex.assert_trees_all_equal(last, every[1:])
+    chex.assert_trees_all_equal(other, [every[2], every[0]])
     assert grid.shape == (2, 2, 3, 8)
     np.testing.assert_array_equal(grid[:, 1, 2], every[1][:, 3 + 5])
     assert model.prefix_tokens == ("class", "register", "register")
@@ -130,7 +134,9 @@ def test_what_is_not_there(arguments: dict, message: str) -> None:
 
 
 def test_the_norm_of_a_dense_model_fits_its_last_block_alone() -> None:
-    model = build("t2t dense")
-    model.eval()
+    name, fields = named("t2t dense")
+    model = abstract_model(name, **fields)
     with pytest.raises(ValueError, match="the last norm is 14 wide and these tokens 12"):
-        jax.eval_shape(lambda x: model.forward_intermediates(x, [0], norm=True), images())
+        jax.eval_shape(
+            lambda model, x: model.forward_intermediates(x, [0], norm=True), model, images()
+        )

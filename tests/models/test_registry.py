@@ -12,7 +12,8 @@ from flax import nnx
 import vit_jax
 from tests.reference.classifier_vit import ClassifierViT
 from tests.reference.vit import VisionTransformer
-from vit_jax.models.registry import abstract_model
+from tests.tiers import mostly_slow
+from vit_jax.models.registry import abstract_model, model_fields
 
 TINY = {"embed_dim": 192, "depth": 12, "num_heads": 3}
 SMALL = {"embed_dim": 384, "depth": 12, "num_heads": 6}
@@ -58,11 +59,6 @@ VITS = {
 CLASSIFIER_PARAMETERS = 2_618_916
 
 
-def abstract(name: str, **fields) -> nnx.Module:
-    """The model without its arrays: shapes alone."""
-    return abstract_model(name, **fields)
-
-
 def shapes(model: nnx.Module) -> list[tuple[int, ...]]:
     return [tuple(variable.shape) for _, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))]
 
@@ -88,33 +84,51 @@ def test_list_models_globs() -> None:
     assert vit_jax.list_models("no such*") == []
 
 
-@pytest.mark.parametrize("name", VITS)
-def test_parameters_fields_and_preprocessing_are_timms(name: str) -> None:
-    """The known count, and array for array the shapes of the reference of timm's fields."""
-    count, img_size, patch_size, fields = VITS[name]
+def assert_parameters(model: nnx.Module, **fields: Any) -> None:
+    """Array for array the shapes of the reference of timm's fields, in any order."""
     with torch.device("meta"):
-        reference = VisionTransformer(img_size=img_size, patch_size=patch_size, **fields)
-    model = abstract(name)
-    assert_preprocessing(name, model)
-    assert parameters(model) == count
-    assert sum(parameter.numel() for parameter in reference.parameters()) == count
+        reference = VisionTransformer(**fields)
     assert sorted(sorted(shape) for shape in shapes(model)) == sorted(
         sorted(parameter.shape) for parameter in reference.parameters()
     )
 
 
+@pytest.mark.parametrize("name", VITS)
+def test_parameters_fields_and_preprocessing_are_timms(name: str) -> None:
+    """timm's fields, each array of the model with one block, and the known count at full depth."""
+    count, img_size, patch_size, fields = VITS[name]
+    fields = {"img_size": img_size, "patch_size": patch_size, **fields}
+    assert fields.items() <= model_fields(name).items()
+    model = abstract_model(name, depth=1)
+    assert_preprocessing(name, model)
+    assert_parameters(model, **{**fields, "depth": 1})
+    stem = parameters(abstract_model(name, depth=0))
+    assert stem + fields["depth"] * (parameters(model) - stem) == count
+
+
+WHOLE = ["vit_large_patch32_384", "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224"]
+
+
+@pytest.mark.parametrize("name", mostly_slow(VITS, WHOLE))
+def test_all_blocks_have_timms_arrays(name: str) -> None:
+    count, img_size, patch_size, fields = VITS[name]
+    model = abstract_model(name)
+    assert parameters(model) == count
+    assert_parameters(model, img_size=img_size, patch_size=patch_size, **fields)
+
+
 def test_parameters_of_the_classifier() -> None:
-    model = abstract("vit_classifier")
+    model = abstract_model("vit_classifier")
     assert parameters(model) == CLASSIFIER_PARAMETERS
     assert model.preprocessing.mean == pytest.approx((0.5071, 0.4865, 0.4409), abs=5e-4)
     assert sum(p.numel() for p in ClassifierViT().parameters()) == CLASSIFIER_PARAMETERS
     # The text's own: one class token for each of 32 batch slots.
-    assert parameters(abstract("vit_classifier", class_token_batch=32)) == 2_620_900
+    assert parameters(abstract_model("vit_classifier", class_token_batch=32)) == 2_620_900
 
 
-@pytest.mark.parametrize("name", ["vit_base_patch16_224", "deit3_base_patch16_224"])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit3_small_patch16_224"])
 def test_scanned_form_has_the_same_parameters(name: str) -> None:
-    assert parameters(abstract(name, scan_layers=True)) == VITS[name][0]
+    assert parameters(abstract_model(name, scan_layers=True)) == VITS[name][0]
 
 
 def assert_preprocessing(name: str, model: nnx.Module) -> None:
@@ -133,13 +147,10 @@ def assert_preprocessing(name: str, model: nnx.Module) -> None:
 def test_dtypes(types: dict[str, Any]) -> None:
     """Parameters follow param_dtype, results dtype; both are float32 unless said."""
     for name in ("deit3_small_patch16_224", "vit_classifier"):
-        fields = {"depth": 2, "img_size": 48, **types}
-        model = abstract(name, **fields)
+        model = abstract_model(name, depth=2, img_size=48, **types)
         stored = {v.dtype.name for _, v in nnx.to_flat_state(nnx.state(model, nnx.Param))}
         assert stored == {jnp.dtype(types.get("param_dtype", jnp.float32)).name}
-
-        def logits(name=name, fields=fields) -> jax.Array:
-            model = vit_jax.create_model(name, rngs=nnx.Rngs(0), **fields)
-            return model(jnp.zeros((1, 48, 48, 3)), rngs=nnx.Rngs(0))
-
-        assert nnx.eval_shape(logits).dtype == types.get("dtype", jnp.float32)
+        image = jax.ShapeDtypeStruct((1, 48, 48, 3), jnp.float32)
+        model.eval()
+        logits = jax.eval_shape(type(model).__call__, model, image)
+        assert logits.dtype == types.get("dtype", jnp.float32)

@@ -1,6 +1,7 @@
-"""Train mode against PyTorch's: masks differ, so the distributions of the logits are compared."""
+"""Dropouts of a call; and train mode against PyTorch's, by the distributions of the logits."""
 
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +11,39 @@ import torch
 from flax import nnx
 
 import vit_jax
+from tests.models import calls
+from vit_jax.layers.dropout import Dropout
 from vit_jax.models.registry import abstract_model
 
 DRAWS = 4000  # copies of one image in a batch, each with masks of its own
 STANDARD_ERRORS = 5.0
 SMALLEST_P_VALUE = 1e-5
+
+
+def dropped_units(model: Any, images: jax.Array) -> list[np.ndarray]:
+    """Where the outputs of the dropouts of one call are zero, in the order of the calls."""
+    call = Dropout.__call__
+
+    @jax.jit
+    def run(images):
+        masks = []
+
+        def recording(self, x, key=None):
+            out = call(self, x, key)
+            if key is not None and self.rate:
+                masks.append(out == 0)
+            return out
+
+        with mock.patch.object(Dropout, "__call__", recording):
+            model(images, rngs=nnx.Rngs(dropout=calls.dropout_key(0)))
+        return masks
+
+    return [np.asarray(mask) for mask in run(images)]
+
+
+def assert_all_differ(masks: list[np.ndarray]) -> None:
+    for index, mask in enumerate(masks):
+        assert not any(np.array_equal(mask, other) for other in masks[:index])
 
 
 def assert_drops_as(
@@ -31,13 +60,7 @@ def assert_drops_as(
     batch = np.broadcast_to(image, (DRAWS, *image.shape[1:]))
     with torch.no_grad():
         theirs = reference.train()(torch.tensor(batch.transpose(0, 3, 1, 2))).numpy()
-    graph, state = nnx.split(model)
-
-    @jax.jit
-    def logits(state, batch):
-        return nnx.merge(graph, state)(batch, rngs=nnx.Rngs(dropout=0))
-
-    ours = np.asarray(logits(state, jnp.asarray(batch)))
+    ours = np.asarray(calls.logits(model, jnp.asarray(batch), calls.dropout_key(0)))
     assert ours.std(axis=0).min() > 1e-3  # dropout was active
     for own, other in zip(ours.T, theirs.T, strict=True):
         error = STANDARD_ERRORS * np.sqrt((own.var() + other.var()) / DRAWS)

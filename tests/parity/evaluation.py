@@ -1,7 +1,8 @@
 """One run of a fixture through our model: every number that the fixture holds a reference for."""
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +26,10 @@ class Evaluation(NamedTuple):
     image_gradient: np.ndarray  # (B, C, H, W)
 
 
+# From a fixture's recipe.
+OptimizerOf = Callable[[dict[str, Any]], optax.GradientTransformation]
+
+
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
@@ -35,31 +40,30 @@ class Runner:
     def __init__(self, golden: Golden, model: nnx.Module, dtype: Any):
         if golden.class_head_only:
             model.train()  # no dropout is active: train mode returns both heads' logits
-        self.golden, self.dtype = golden, dtype
+        self.golden = golden
         self.graph, self.params, self.rest = nnx.split(model, nnx.Param, ...)
-        self.images = jnp.asarray(golden.images, dtype)
-        self.labels = jnp.asarray(golden.labels, jnp.int32)
-        self._differentiate = jax.jit(
-            jax.value_and_grad(self._loss, argnums=(0, 1), has_aux=True), static_argnums=2
-        )
+        self.images = np.asarray(golden.images, dtype)
+        self.labels = np.asarray(golden.labels, np.int32)
+        self._run = jax.jit(self._loss)
+        # One program for the evaluation and the steps.
+        self._differentiate = jax.jit(jax.value_and_grad(self._loss, argnums=(0, 1), has_aux=True))
 
-    def _loss(self, params, images, with_stages):
+    def _loss(self, params, images):
         model = nnx.merge(self.graph, params, self.rest)
-        paths = self.golden.spec["activations"] if with_stages else ()
-        with recorded(model, paths) as stages:
+        with recorded(model, self.golden.spec["activations"]) as stages:
             logits = model(images)
         if self.golden.class_head_only:
             logits = logits[0]
         return cross_entropy(logits, self.labels), (logits, stages)
 
-    def forward(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Logits and stage outputs alone, operation by operation: without jit."""
-        _, (logits, stages) = self._loss(self.params, self.images, True)
+    def forward(self, params: nnx.State | None = None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Logits and stage outputs alone, of the model's own parameters or of others."""
+        _, (logits, stages) = self._run(params or self.params, self.images)
         return np.asarray(logits), self._in_stated_layout(stages)
 
     def evaluate(self) -> Evaluation:
         (loss, (logits, stages)), (grads, image_grad) = self._differentiate(
-            self.params, self.images, True
+            self.params, self.images
         )
         return Evaluation(
             np.asarray(logits),
@@ -85,39 +89,87 @@ class Runner:
         return {name: array for name, array in named.items() if name not in frozen}
 
     def train(
-        self, make_optimizer: Callable[[dict[str, Any]], optax.GradientTransformation]
+        self, make_optimizer: OptimizerOf, frozen: Collection[str] = ()
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Losses before each AdamW update and after the last, and the trained parameters."""
+        """Losses before each AdamW update and after the last, and the trained parameters.
+
+        Args:
+          make_optimizer: from the fixture's recipe.
+          frozen: modules that are not trained, by their dotted paths.
+        """
         recipe = self.golden.spec["trajectory"]
-        without_gradient = self.golden.spec["params_without_grad"]
-        untrained = {tuple(name.split(".")[:-1]) for name in without_gradient}
-        # torch's AdamW leaves a parameter without a gradient alone, decay included; optax needs a
-        # mask, through which the gradient, here exactly zero, passes as the update.
-        optimizer = optax.masked(
-            make_optimizer(recipe),
-            jax.tree_util.tree_map_with_path(
-                lambda path, _: tuple(str(key.key) for key in path)[:-1] not in untrained,
-                nnx.to_pure_dict(self.params),
-            ),
+        parts = _Parts(self.params, self.golden.spec["params_without_grad"], frozen)
+        # torch's AdamW leaves a parameter without a gradient alone, decay included: its gradient,
+        # here exactly zero, passes as the update.
+        optimizer = optax.partition(
+            {
+                "trained": make_optimizer(recipe),
+                "without gradient": optax.identity(),
+                "frozen": optax.set_to_zero(),
+            },
+            {part: part for part in parts.names},
         )
+
+        @jax.jit
+        def update(grads, state, vectors):
+            updates, state = optimizer.update(grads, state, vectors)
+            return optax.apply_updates(vectors, updates), state
+
+        vectors, params, losses = parts.vectors(self.params), self.params, []
         # optax computes its bias correction from an integer step and a Python float. Of the steps
         # alone: to jit, a function under another promotion is another function.
         promoting = functools.partial(jax.numpy_dtype_promotion, "standard")
-        params, losses = self.params, []
-        update = jax.jit(optimizer.update)
         with promoting():
-            opt_state = optimizer.init(nnx.to_pure_dict(params))
+            state = jax.tree.map(
+                lambda leaf: np.zeros(leaf.shape, leaf.dtype),
+                jax.eval_shape(optimizer.init, vectors),
+            )
         for _ in range(recipe["steps"]):
-            (loss, _), (grads, _) = self._differentiate(params, self.images, True)
+            (loss, _), (grads, _) = self._differentiate(params, self.images)
             losses.append(float(loss))
-            pure = nnx.to_pure_dict(params)
             with promoting():
-                updates, opt_state = update(nnx.to_pure_dict(grads), opt_state, pure)
-                updated = optax.apply_updates(pure, updates)
-            params = jax.tree.map(lambda leaf: leaf, params)  # a copy, to be filled
-            nnx.replace_by_pure_dict(params, updated)
-        (loss, _), _ = self._differentiate(params, self.images, True)
+                vectors, state = update(parts.vectors(grads), state, vectors)
+            params = parts.tree(vectors)
+        (loss, _), _ = self._differentiate(params, self.images)
         return np.asarray([*losses, float(loss)]), self.named(params)
+
+
+class _Parts:
+    """Parameters as a few long vectors, which an optimizer takes as one array each.
+
+    An update of as many arrays as a model has would take as long to compile as its gradients.
+    """
+
+    names = ("trained", "without gradient", "frozen")
+
+    def __init__(self, params: nnx.State, without_gradient: list[str], frozen: Collection[str]):
+        leaves, self._structure = jax.tree_util.tree_flatten_with_path(params)
+        untrained = {name.rpartition(".")[0] for name in without_gradient}
+        self._shapes = [leaf.shape for _, leaf in leaves]
+        self._part_of_leaf = []
+        for path, _ in leaves:
+            module = ".".join(str(key.key) for key in path[:-2])
+            name = "without gradient" if module in untrained else "trained"
+            self._part_of_leaf.append("frozen" if module in frozen else name)
+
+    def vectors(self, params: nnx.State) -> dict[str, np.ndarray]:
+        flat = [np.asarray(leaf).ravel() for leaf in jax.tree.leaves(params)]
+        empty = np.zeros(0, flat[0].dtype)
+        pairs = list(zip(self._part_of_leaf, flat, strict=True))
+        return {
+            name: np.concatenate([empty, *(leaf for part, leaf in pairs if part == name)])
+            for name in self.names
+        }
+
+    def tree(self, vectors: dict[str, jax.Array]) -> nnx.State:
+        """The parameters that `vectors` made them of."""
+        left = {name: np.asarray(vector) for name, vector in vectors.items()}
+        leaves = []
+        for shape, part in zip(self._shapes, self._part_of_leaf, strict=True):
+            size = math.prod(shape)
+            leaves.append(left[part][:size].reshape(shape))
+            left[part] = left[part][size:]
+        return jax.tree.unflatten(self._structure, leaves)
 
 
 def optax_adamw(recipe: dict[str, Any]) -> optax.GradientTransformation:

@@ -11,6 +11,7 @@ import vit_jax
 from tests.parity import compare
 from tests.parity.live import assert_equals_pytorch
 from tests.reference.t2t_vit import T2TViT, T2TViTDense, T2TViTGhost, T2TViTSE
+from tests.tiers import mostly_slow
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -39,9 +40,11 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "ghost": {"img_size": (36, 52), "mlp_ratio": 3.0, "qkv_bias": True, "qk_scale": 0.4},
 }
+# The fixtures hold the other parts of the design.
+FAST = ["performer", "performer one token", "transformer", "convolution", "dense"]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", mostly_slow(CASES, FAST))
 def test_equals_pytorch(case: str, record: compare.Record) -> None:
     name, kind = MODELS.get(case.split()[0], ("t2t_vit_7", T2TViT))
     fields = {**SMALL, **CASES[case]}

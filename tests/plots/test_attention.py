@@ -1,6 +1,8 @@
 """`vit-jax plot attention`: the heat maps are the model's attention."""
 
-import jax.numpy as jnp
+from collections.abc import Callable
+
+import jax
 import numpy as np
 import pytest
 
@@ -9,36 +11,54 @@ from tests.data.conftest import write_png
 from tests.models.families import FAMILIES, build, images
 from vit_jax import cli
 from vit_jax.inference.attention import attention_maps, attention_rollout, token_attention_maps
+from vit_jax.models.base import VisionModel
 from vit_jax.plots.attention import Panel, attention_panels, draw_attention
 
-VIT = build("vit")  # 6 patches in rows of 3, 2 heads, 3 blocks
-MAPS = list(attention_maps(VIT, images()).values())
+pytestmark = pytest.mark.xdist_group("attention plots")
 
 
-def test_what_the_class_token_attends_to_in_a_block():
-    (mean,) = attention_panels(VIT, images(), "1")
-    wanted = 7 * np.asarray(MAPS[1])[:, :, 0, 1:].reshape(2, 2, 2, 3)
+@pytest.fixture(scope="module")
+def vit() -> VisionModel:
+    """6 patches in rows of 3, 2 heads, 3 blocks."""
+    return build("vit")
+
+
+@pytest.fixture(scope="module")
+def maps(vit: VisionModel) -> list[np.ndarray]:
+    return maps_of(vit, images())
+
+
+def maps_of(
+    model: VisionModel, batch: jax.Array, of: Callable = attention_maps
+) -> list[np.ndarray]:
+    """In the order of the layers, which is that of their names."""
+    return list(map(np.asarray, jax.jit(lambda x: of(model, x))(batch).values()))
+
+
+def test_what_the_class_token_attends_to_in_a_block(vit, maps):
+    (mean,) = attention_panels(vit, images(), "1")
+    wanted = 7 * maps[1][:, :, 0, 1:].reshape(2, 2, 2, 3)
     np.testing.assert_allclose(mean.weights, wanted.mean(axis=1), rtol=1e-5)
-    heads = attention_panels(VIT, images(), "1", heads=True)
+    heads = attention_panels(vit, images(), "1", heads=True)
     for number, panel in enumerate(heads):
         np.testing.assert_allclose(panel.weights, wanted[:, number], rtol=1e-5)
     assert [panel.caption for panel in heads] == ["block 1, head 0", "block 1, head 1"]
-    (last,) = attention_panels(VIT, images(), "last")
+    (last,) = attention_panels(vit, images(), "last")
     np.testing.assert_allclose(
-        last.weights.reshape(2, 6), 7 * MAPS[2][:, :, 0, 1:].mean(axis=1), rtol=1e-5
+        last.weights.reshape(2, 6), 7 * maps[2][:, :, 0, 1:].mean(axis=1), rtol=1e-5
     )
 
 
-def test_rollout():
-    (panel,) = attention_panels(VIT, images(), "rollout")
-    wanted = 7 * np.asarray(attention_rollout(MAPS))[:, 0, 1:].reshape(2, 2, 3)
+def test_rollout(vit, maps):
+    (panel,) = attention_panels(vit, images(), "rollout")
+    wanted = 7 * np.asarray(jax.jit(attention_rollout)(maps))[:, 0, 1:].reshape(2, 2, 3)
     np.testing.assert_allclose(panel.weights, wanted, rtol=1e-5)
     assert panel.caption == "rollout over 3 blocks"
 
 
 def test_the_implied_attention_of_performers():
-    model = build("t2t performer")  # 8x12 pixels: 2 x 3 tokens, then 1 x 2
-    maps = [np.asarray(m) for m in token_attention_maps(model, images()).values()]
+    model = build("t2t performer", depth=1)  # 8x12 pixels: 2 x 3 tokens, then 1 x 2
+    maps = maps_of(model, images(), token_attention_maps)
     panels = attention_panels(model, images(), "tokens")
     assert [panel.weights.shape for panel in panels] == [(2, 2, 3)] * 2 + [(2, 1, 2)] * 2
     marked = 1 * 3 + 1
@@ -73,9 +93,9 @@ def test_the_picture(figures, tmp_path):
         assert bar.get_ylabel() == "attention (1: the same for all)"
 
 
-def test_the_command(figures, tmp_path, capsys):
+def test_the_command(figures, tmp_path, capsys, vit):
     name, fields = FAMILIES["vit"]
-    vit_jax.save_pretrained(VIT, tmp_path / "w.safetensors")
+    vit_jax.save_pretrained(vit, tmp_path / "w.safetensors")
     pixels = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
     write_png(tmp_path / "a.png", pixels)
     model = ["--model", name, *(f"--field={key}={value!r}" for key, value in fields.items())]
@@ -84,12 +104,12 @@ def test_the_command(figures, tmp_path, capsys):
     first, *heads, _ = figures[0].subfigs[0].axes
     seen = pixels  # of the model's size, so not cropped
     np.testing.assert_array_equal(first.images[0].get_array(), seen)
-    normal = jnp.asarray((seen[None] / 255 - 0.5) / 0.5, jnp.float32)
-    wanted = 7 * np.asarray(list(attention_maps(VIT, normal).values())[2])[0, :, 0, 1:]
+    normal = ((seen[None] / 255 - 0.5) / 0.5).astype(np.float32)
+    wanted = 7 * maps_of(vit, normal)[2][0, :, 0, 1:]
     for axes, weights in zip(heads, wanted, strict=True):
         np.testing.assert_allclose(axes.images[1].get_array().ravel(), weights, rtol=1e-3)
-    VIT.eval()
-    assert first.get_title().startswith(f"a.png\n{int(VIT(normal).argmax())} (")
+    vit.eval()
+    assert first.get_title().startswith(f"a.png\n{int(jax.jit(vit)(normal).argmax())} (")
     for options, message in (
         (["--method", "3"], "the number of a block from 0 to 2, got '3'"),
         (["--method", "rollout", "--heads"], "'rollout' has no heads"),
@@ -104,7 +124,7 @@ def test_the_command(figures, tmp_path, capsys):
 def test_a_model_without_a_class_token():
     model = build("vit", class_token=False, global_pool="avg", depth=1)
     (panel,) = attention_panels(model, images(), "last")
-    attention = np.asarray(next(iter(attention_maps(model, images()).values())))
+    (attention,) = maps_of(model, images())
     np.testing.assert_allclose(
         panel.weights.reshape(2, 6), 6 * attention.mean(axis=(1, 2)), rtol=1e-5
     )

@@ -55,6 +55,7 @@ def test_a_recipe_with_its_own_images(figures, tmp_path):
         "--config.data.rotation_degrees=0",
         "--config.data.horizontal_flip=false",
         "--config.model.kwargs.num_classes=2",
+        "--config.model.kwargs.depth=1",
         "--config.model.kwargs.img_size=24",
         "--config.data.image_size=24",
         "--config.data.mean=(0.5,0.5,0.5)",

@@ -1,18 +1,19 @@
 """Patches, soft splits, positions, filters: what is drawn is what the model has."""
 
 import cv2
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
-from flax import nnx
 
 import vit_jax
 from tests.data.conftest import write_png
+from tests.interop.designs import redraw
 from tests.models.families import FAMILIES, build
 from vit_jax import cli
 from vit_jax.layers.tokens_to_token import GEOMETRY
 from vit_jax.layers.unfold import extract_patches, unfold
 from vit_jax.models.base import VisionModel
+from vit_jax.models.registry import abstract_model
 from vit_jax.plots.filters import as_picture, first_filters, principal_components
 from vit_jax.plots.patches import apart
 from vit_jax.plots.positions import draw_positions, position_similarity
@@ -28,7 +29,7 @@ def tiny(design: str, **fields) -> VisionModel:
     if design in FAMILIES:
         return build(design, **fields)
     small = {"img_size": (8, 12), "embed_dim": 16, "depth": 1, "mlp_dim": 8, "max_tokens": 30}
-    return vit_jax.create_model(design, rngs=nnx.Rngs(0), **{**small, **fields})
+    return redraw(abstract_model(design, **{**small, **fields}))
 
 
 def pixels(height: int, width: int) -> np.ndarray:
@@ -71,26 +72,32 @@ def test_patches_stand_apart_at_their_places():
 
 def test_what_a_token_of_each_soft_split_covers():
     size = (48, 64)
+    seen = _seen(size)
     for number, split in enumerate(soft_split_windows(size)):
         for row, column in ((0, 0), (2, 1), (split.grid[0] - 1, split.grid[1] - 1)):
             touched = np.zeros(size, bool)
             top, left, tall, wide = split.box(row, column)
             touched[max(0, top) : top + tall, max(0, left) : left + wide] = True
-            np.testing.assert_array_equal(_reach(size, number, row, column), touched)
+            reached = np.zeros(size[0] * size[1] + 1, bool)
+            reached[seen[number][row * split.grid[1] + column]] = True  # 0 is padding
+            np.testing.assert_array_equal(reached[1:].reshape(size), touched)
 
 
-def _reach(size, number, row, column) -> np.ndarray:
-    """The pixels that the unfolds, one after the other, bring into a token."""
-    index = jnp.arange(size[0] * size[1], dtype=jnp.float32).reshape(1, *size, 1) + 1
-    tokens, grid = index, size
-    for kernel, stride, padding in GEOMETRY[: number + 1]:
-        pair = ((kernel, kernel), (stride, stride), (padding, padding))
-        tokens = unfold(tokens.reshape(1, *grid, -1), *pair)
-        grid = tuple((n + 2 * padding - kernel) // stride + 1 for n in grid)
-    seen = np.asarray(tokens[0, row * grid[1] + column], int)
-    reached = np.zeros(size[0] * size[1] + 1, bool)
-    reached[seen] = True  # 0 is padding
-    return reached[1:].reshape(size)
+def _seen(size) -> list[np.ndarray]:
+    """Of each token of each split the pixels that the unfolds bring into it, counted from 1."""
+
+    @jax.jit
+    def unfolded(index: jax.Array) -> list[jax.Array]:
+        tokens, grid, found = index, size, []
+        for kernel, stride, padding in GEOMETRY:
+            pair = ((kernel, kernel), (stride, stride), (padding, padding))
+            tokens = unfold(tokens.reshape(1, *grid, -1), *pair)
+            grid = tuple((n + 2 * padding - kernel) // stride + 1 for n in grid)
+            found.append(tokens[0])
+        return found
+
+    index = np.arange(1, size[0] * size[1] + 1, dtype=np.float32).reshape(1, *size, 1)
+    return [np.asarray(tokens, int) for tokens in unfolded(index)]
 
 
 def test_soft_splits(figures, tmp_path):
@@ -123,7 +130,8 @@ def test_windows_apart_are_the_unfold_of_the_image():
     sheet = windows_apart(image, split, 99)
     side = 7 * 5  # made five times larger
     space = side // 8
-    windows = np.asarray(unfold(jnp.asarray(image, jnp.float32)[None], (7, 7), (4, 4), (2, 2))[0])
+    unfolded = jax.jit(lambda images: unfold(images, (7, 7), (4, 4), (2, 2)))
+    windows = np.asarray(unfolded(image[None].astype(np.float32))[0])
     for row, column in ((0, 0), (3, 5), (7, 7)):
         top, left = row * (side + space), column * (side + space)
         drawn = sheet[top : top + side : 5, left : left + side : 5]
@@ -184,8 +192,9 @@ def test_filters_are_what_the_first_projection_does(design):
     filters = first_filters(model)
     assert filters.shape[3] == 3
     if not design.startswith("t2t"):
-        images = jnp.asarray(np.random.default_rng(0).normal(size=(1, 8, 12, 3)), jnp.float32)
-        patches = np.asarray(extract_patches(images, filters.shape[1:3]))
+        images = np.random.default_rng(0).normal(size=(1, 8, 12, 3)).astype(np.float32)
+        cut = jax.jit(lambda images: extract_patches(images, filters.shape[1:3]))
+        patches = np.asarray(cut(images))
         ours = patches @ filters.transpose(3, 1, 2, 0).reshape(patches.shape[-1], -1)
         weights = vit_jax.state_dict(model)
         name = next(
