@@ -1,6 +1,6 @@
 """What tests cost, by test and summed by folder or file.
 
-    pytest -p tests.costs --costs DIR
+    pytest -p tests.costs --costs=DIR
     python -m tests.costs DIR [--by folder|file|test]
 
 A test's CPU seconds are those of its process and of the child processes it waited for.

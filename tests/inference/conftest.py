@@ -7,14 +7,14 @@ from unittest import mock
 import jax
 import pytest
 
-from tests.training.runs import shared_programs, tiny
+from tests.training.runs import tiny
 from vit_jax.training import loop, train
 
 
 def train_tiny(workdir: pathlib.Path) -> pathlib.Path:
-    """Trains the run, which is traced once in a process; no curves are drawn."""
+    """Trains the run; no curves are drawn."""
     undrawn = mock.patch.object(loop, "plot_curves")
-    with jax.default_matmul_precision("highest"), shared_programs(), undrawn:
+    with jax.default_matmul_precision("highest"), undrawn:
         train(tiny(ema__decay=0.9), workdir)
     return workdir
 

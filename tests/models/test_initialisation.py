@@ -63,7 +63,7 @@ def assert_layers_differ(weights: dict[str, np.ndarray], first: str, second: str
         assert not np.array_equal(weights[name], weights[name.replace(first, second)]), name
 
 
-SMALL = {"img_size": 64, "embed_dim": 384, "depth": 1, "num_heads": 6, "num_classes": 300}
+SMALL = {"img_size": 64, "embed_dim": 192, "depth": 1, "num_heads": 3, "num_classes": 300}
 NO_BLOCK = {"depth": 0}  # they are those of the first case
 
 

@@ -119,7 +119,7 @@ def test_transformer_encoder(activation: str) -> None:
         24, 4, 40, dropout=0.0, activation=activation, batch_first=True
     )
     module = redrawn(torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False))
-    model = Encoder(2, batch_first=True, **_LAYER, rngs=nnx.Rngs(0))
+    model = nnx.eval_shape(lambda: Encoder(2, batch_first=True, **_LAYER, rngs=nnx.Rngs(0)))
     vit_jax.load_state_dict(model, module.state_dict())
     tokens = np.random.default_rng(0).normal(size=(3, 7, 24))
     if activation == "relu":

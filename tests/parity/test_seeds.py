@@ -30,12 +30,11 @@ def forward(fixture: Golden, model: nnx.Module, record: compare.Record) -> None:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("patchify", ["unfold", "conv"])
-@pytest.mark.parametrize("name", ENCODER)
-def test_both_forms_of_the_patches(name: str, patchify: str, record: compare.Record) -> None:
-    """The text computes its patches in both ways: stages `naive` and `conv`."""
+@pytest.mark.parametrize("name", mostly_slow(ENCODER, ["tiny_seed000_batch_first"]))
+def test_other_form_of_the_patches(name: str, record: compare.Record) -> None:
+    """The text computes its patches in both ways; the golden test has ours unfolded."""
     fixture = golden.load(name)
-    forward(fixture, fixture.build(patchify=patchify), record)
+    forward(fixture, fixture.build(patchify="conv"), record)
 
 
 @pytest.mark.usefixtures("x64")

@@ -4,6 +4,7 @@ In the form for CPUs, and in that for all others.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import pytest
 
+from tests import compilation
 from vit_jax.config import from_dict, to_dict
 from vit_jax.config.recipes import find_recipe, load_recipe
 from vit_jax.data.statistics import Statistics
@@ -38,19 +40,20 @@ def _config(batch_size: int, **mesh: Any):
 
 def main() -> None:
     """Compiles each config that is given as JSON, in each form, and tells what it exchanges."""
-    told = []
+    told: list[list[Any]] = []
     for values in json.load(sys.stdin):
         config = from_dict(values)
         mesh, model = config_mesh(config), abstract_model(config)
         program = make_program(config, mesh, model, Statistics((0.5,), (0.5,)), 10)
         inputs = abstract_inputs(config, program, (8, 8, 1))
         parameters = jax.tree.leaves(program.template.params)
+        told.append([])
         for platform in ("cpu", "tpu"):
             settings = dataclasses.replace(program.settings, platform=platform)
             step: Any = jit_train_step(settings, mesh, program.shardings)
             text = step.lower(*inputs).compile().as_text()
             rows = totals(collectives(Program(text), mesh.size))
-            told.append(
+            told[-1].append(
                 {
                     "parameters": sum(leaf.size * leaf.dtype.itemsize for leaf in parameters),
                     "bytes": {row.kind: row.bytes for row in rows},
@@ -59,15 +62,26 @@ def main() -> None:
     json.dump(told, sys.stdout)
 
 
-def _exchanges(*configs: Any) -> list[Any]:
+_DATA_PARALLEL = {"data": 8, "fsdp": 1}
+_FSDP = {"data": 1, "fsdp": 8}
+_FSDP_IN_A_SCAN = {"data": 4, "fsdp": 2, "remat": "blocks", "scan_layers": True}
+_RUNS = [
+    (32, _DATA_PARALLEL),
+    *((batch, mesh) for mesh in (_FSDP, _FSDP_IN_A_SCAN) for batch in (32, 64)),
+]
+
+
+@functools.cache
+def _exchanges() -> list[list[Any]]:
+    """Of each run, in each form: one child process makes them all."""
     child = subprocess.run(
         [sys.executable, "-m", "tests.plan.test_exchanges"],
-        input=json.dumps(configs),
+        input=json.dumps([_config(batch, **mesh) for batch, mesh in _RUNS]),
         env={
             **os.environ,
             "JAX_PLATFORMS": "cpu",
             # The exchanges are settled before the backend, which takes most of the time.
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=8"
+            "XLA_FLAGS": f"{compilation.QUICK_XLA} --xla_force_host_platform_device_count=8"
             " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
         },
         capture_output=True,
@@ -77,29 +91,28 @@ def _exchanges(*configs: Any) -> list[Any]:
     return json.loads(child.stdout)
 
 
+def _of(mesh: dict[str, Any]) -> list[list[Any]]:
+    return [found for (_, ran), found in zip(_RUNS, _exchanges(), strict=True) if ran is mesh]
+
+
+@pytest.mark.xdist_group("exchanges")
 def test_data_parallel_moves_the_gradients_once_and_nothing_else():
-    for found in _exchanges(_config(32, data=8, fsdp=1)):
+    (forms,) = _of(_DATA_PARALLEL)
+    for found in forms:
         assert set(found["bytes"]) == {"all-reduce"}
         moved = found["bytes"]["all-reduce"]
         assert found["parameters"] <= moved < _FULL_STEP * found["parameters"]
 
 
-@pytest.mark.parametrize(
-    ("mesh", "model"),
-    [
-        ({"data": 1, "fsdp": 8}, {}),
-        ({"data": 4, "fsdp": 2}, {"remat": "blocks", "scan_layers": True}),
-    ],
-    ids=str,
-)
-def test_fsdp_moves_weights_and_no_activations(mesh, model):
+@pytest.mark.xdist_group("exchanges")
+@pytest.mark.parametrize("mesh", [_FSDP, _FSDP_IN_A_SCAN], ids=str)
+def test_fsdp_moves_weights_and_no_activations(mesh):
     """However many images there are, the same bytes; of no kind that regroups activations."""
-    found = _exchanges(*(_config(batch, **mesh, **model) for batch in (32, 64)))
-    for few, many in zip(found[:2], found[2:], strict=True):  # in each form
+    for few, many in zip(*_of(mesh), strict=True):  # in each form
         assert few["bytes"] == many["bytes"]
         assert set(few["bytes"]) <= {"all-gather", "all-reduce", "reduce-scatter"}
         # With remat once more in the backward pass; the first and last layers are not of a stack.
-        times = 2 if model else 1
+        times = 2 if "remat" in mesh else 1
         assert few["bytes"]["all-gather"] < _FULL_STEP * times * few["parameters"]
 
 

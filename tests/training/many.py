@@ -9,14 +9,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
 
-from tests.training.kills import check_none_left
-from tests.training.runs import ROOT, environment, tiny
+from tests.training.runs import ROOT, tiny
+from tests.training.test_resume import check_none_left
 from vit_jax.config import TrainConfig, to_dict
 
 PRECISE = {"dtype": "float64", "param_dtype": "float64"}
@@ -120,17 +120,21 @@ class Many:
 def start(
     config: TrainConfig,
     workdir: pathlib.Path | Sequence[pathlib.Path],
+    cache: pathlib.Path,
     *,
     processes: int = 2,
     devices: int = 1,
+    flags: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Many:
     """Starts the command `train` in several processes.
 
     Args:
       workdir: of all; or one for each. Recipe and output lie beside the first.
+      cache: a compilation cache, which they share.
       processes: how many.
       devices: of each.
+      flags: in place of those by which they find each other.
       **options: for `child.py`: see there.
     """
     workdirs = [workdir] * processes if isinstance(workdir, pathlib.Path) else list(workdir)
@@ -141,12 +145,19 @@ def start(
         "from vit_jax.config import from_dict\n\n\n"
         f"def get_config():\n    return from_dict({to_dict(config)!r})\n"
     )
-    env = environment(devices)
-    env["JAX_ENABLE_X64"] = "1" if config.model.kwargs.get("dtype") == "float64" else "0"
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_ENABLE_X64": "1" if config.model.kwargs.get("dtype") == "float64" else "0",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     found = {"coordinator_address": free_address(), "num_processes": str(processes)}
     started, logs = [], []
     for number, directory in enumerate(workdirs):
-        own = found | {"process_id": str(number)} if processes > 1 else {}
+        own = flags if flags is not None else found | {"process_id": str(number)}
+        if processes == 1 and flags is None:
+            own = {}
         command = ["train", f"--config={recipe}", f"--workdir={directory}"]
         command += [f"--{name}={value}" for name, value in own.items()]
         logs.append({name: beside / f"{number}.{name}" for name in ("out", "err")})
@@ -169,9 +180,9 @@ def start(
     return Many(started, logs)
 
 
-def run(config: TrainConfig, workdir: pathlib.Path, **how: Any) -> list[Ended]:
+def run(config: TrainConfig, workdir: pathlib.Path, cache: pathlib.Path, **how: Any) -> list[Ended]:
     """As `start`, to an end without a fault."""
-    ended = start(config, workdir, **how).end()
+    ended = start(config, workdir, cache, **how).end()
     assert [process.status for process in ended] == [0] * len(ended), ended
     return ended
 

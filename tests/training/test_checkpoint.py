@@ -1,11 +1,9 @@
 """What is written comes back, or is known to be damaged."""
 
 import dataclasses
-import gc
 import shutil
 import sys
 import types
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +22,6 @@ from vit_jax.training.checkpoint_reading import (
 )
 from vit_jax.training.mesh import make_mesh, state_shardings
 from vit_jax.training.state import TrainState, initial_state
-
-
-@pytest.fixture(autouse=True)
-def small_garbage() -> Iterator[None]:
-    """What is there before a test is not gone through each time that a damaged checkpoint is."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 class Model(nnx.Module):
