@@ -48,6 +48,14 @@ def test_contestants_run_in_turn(form):
     assert all(min(timing.seconds) > 0 for timing in timings)
 
 
+@pytest.mark.slow
+def test_plain_flax_has_no_t2t_vit():
+    work = dataclasses.replace(_SMALL, model="t2t_vit_7", fields={"depth": 1, "num_classes": 3})
+    timings, refused = compete(["plain Flax", "torch eager"], work, "forward", rounds=1)
+    assert [timing.contestant for timing in timings] == ["torch eager"]
+    assert refused == ["plain Flax: a T2T-ViT is not in the Flax documentation"]
+
+
 def test_who_fails_is_not_passed_over(monkeypatch):
     broken = dataclasses.replace(_SMALL, fields=_FIELDS | {"num_heads": 3})
     with pytest.raises(RuntimeError, match=r"vit_jax failed:[\s\S]*divisible by num_heads"):
