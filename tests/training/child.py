@@ -1,4 +1,4 @@
-"""A training process for the tests, as the command line makes one: `runs.child`, `many.start`."""
+"""What a training process of the tests does: see `runs.child` and `many.start`."""
 
 import json
 import os
@@ -11,12 +11,13 @@ from typing import Any
 
 import jax
 
+from tests import compilation
+
 
 def main(order: dict) -> None:
+    compilation.write_whole_entries()
     if "command" in order:
         sys.exit(command(order))
-    jax.config.update("jax_compilation_cache_dir", order["cache"])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     from vit_jax.config import from_dict
     from vit_jax.training import train
 

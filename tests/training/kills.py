@@ -6,6 +6,8 @@ import subprocess
 import time
 from collections.abc import Callable
 
+from tests.training.runs import Process
+
 
 def left_of(leaders: list[int]) -> list[str]:
     """Processes of these leaders' sessions that are alive; zombies only wait to be reaped."""
@@ -23,20 +25,20 @@ def check_none_left(leaders: list[int]) -> None:
     assert left_of(leaders) == []
 
 
-def wait_for(what: Callable[[], bool], process: subprocess.Popen) -> None:
+def wait_for(what: Callable[[], bool], process: Process) -> None:
     while not what() and process.poll() is None:
         time.sleep(0.002)
 
 
-def kill(process: subprocess.Popen, number: int = signal.SIGKILL) -> tuple[str, str]:
+def kill(process: Process, number: int = signal.SIGKILL) -> tuple[str, str]:
     if process.poll() is None:
         process.send_signal(number)
-    return process.communicate(timeout=60)
+    return process.end(timeout=60)
 
 
-def run_to_end(process: subprocess.Popen) -> int:
+def run_to_end(process: Process) -> int:
     """Waits until it has ended well; returns its process id."""
-    _, err = process.communicate(timeout=240)
+    _, err = process.end()
     assert process.returncode == 0, err
     return process.pid
 

@@ -1,5 +1,6 @@
 """Takes the steps of many runs in one process of 8 virtual devices: see `test_layouts.py`."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -13,12 +14,14 @@ import numpy as np
 from flax import nnx
 
 import vit_jax
+from tests import compilation
+from tests.training.runs import ROOT, environment
 from vit_jax.config import TrainConfig, from_dict, to_dict
 from vit_jax.training.setup import build
 
-ROOT = pathlib.Path(__file__).parents[2]
 DEVICES = 8
-# Of a run, by name: "loss" (steps,); after the last step "param/NAME", "ema/NAME", "sums" (loss,
+# Of a run, by name: "loss" (steps,); "redrawn", on one device, the first one with the dropout
+# of the step after; after the last step "param/NAME", "ema/NAME", "sums" (loss,
 # top1, top5, count), "dtype/FIELD" of the state, and of how it lies "devices" and "share", see
 # `_spread`.
 Result = dict[str, np.ndarray]
@@ -28,9 +31,13 @@ def take_steps(config: TrainConfig, steps: int) -> Result:
     """Makes `steps` updates, as the loop does but without logs and checkpoints."""
     setup = build(config)
     state = setup.program.init()
-    losses = []
+    losses, redrawn = [], []
     with setup.train_batches(0) as batches:
         for _, batch in zip(range(steps), setup.on_device(batches), strict=False):
+            if not losses and setup.program.mesh.size == 1:
+                # Dropout alone is keyed by the step; augmentation is by the epoch.
+                later = dataclasses.replace(setup.program.init(), step=state.step + 1)
+                redrawn.append(float(setup.program.train_step(later, batch)[1]))
             state, loss = setup.program.train_step(state, batch)
             losses.append(float(loss))
     assert len(losses) == steps, f"the epochs hold {len(losses)} updates only"
@@ -44,7 +51,14 @@ def take_steps(config: TrainConfig, steps: int) -> Result:
         found[f"dtype/{field}"] = np.array(sorted(types))
     sums = state.sums
     found["sums"] = np.array([sums.loss, sums.top1, sums.top5, sums.count], np.float64)
-    return found | _spread((state.params, state.opt_state)) | {"loss": np.array(losses)}
+    return (
+        found
+        | _spread((state.params, state.opt_state))
+        | {
+            "loss": np.array(losses),
+            "redrawn": np.array(redrawn),
+        }
+    )
 
 
 def _spread(tree: Any) -> Result:
@@ -57,31 +71,22 @@ def _spread(tree: Any) -> Result:
     }
 
 
-def run_all(
-    configs: dict[str, TrainConfig], steps: int, cache: pathlib.Path, out: pathlib.Path
-) -> dict[str, Result]:
+def run_all(configs: dict[str, TrainConfig], steps: int, out: pathlib.Path) -> dict[str, Result]:
     """`take_steps` of each config in one child process; float64 models with x64, others without.
 
     Args:
-      cache: a compilation cache: the same program is compiled once.
       out: the file for the results, .npz.
     """
     order = {
         "configs": {name: to_dict(config) for name, config in configs.items()},
         "steps": steps,
-        "cache": str(cache),
         "out": str(out),
     }
-    flags = (
-        f"--xla_force_host_platform_device_count={DEVICES}"
-        # Nearly all the time goes into compiling, and half of that into these.
-        " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    )
     child = subprocess.run(
         [sys.executable, "-m", "tests.training.layouts"],
         input=json.dumps(order),
         cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        env=os.environ | environment(DEVICES),
         capture_output=True,
         text=True,
     )
@@ -95,9 +100,7 @@ def run_all(
 
 
 def main(order: dict[str, Any]) -> None:
-    jax.config.update("jax_compilation_cache_dir", order["cache"])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_default_matmul_precision", "highest")
+    compilation.write_whole_entries()
     assert jax.device_count() == DEVICES
     arrays = {}
     for name, values in order["configs"].items():

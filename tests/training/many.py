@@ -1,22 +1,19 @@
 """Several processes as one run on the loopback address, as hosts are: see `start`."""
 
 import dataclasses
-import json
 import os
 import pathlib
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
 
-from tests.training.runs import ROOT, tiny
-from tests.training.test_resume import check_none_left
+from tests.training.kills import check_none_left
+from tests.training.runs import Process, environment, tiny
 from vit_jax.config import TrainConfig, to_dict
 
 PRECISE = {"dtype": "float64", "param_dtype": "float64"}
@@ -56,14 +53,10 @@ class Many:
 
     Args:
       processes: each in a session of its own, as on a host.
-      logs: path of each one's output, by "out" and "err".
     """
 
-    def __init__(
-        self, processes: list[subprocess.Popen], logs: list[dict[str, pathlib.Path]]
-    ) -> None:
+    def __init__(self, processes: list[Process]) -> None:
         self.processes = processes
-        self.logs = logs
 
     @property
     def alive(self) -> bool:
@@ -74,7 +67,9 @@ class Many:
         while not what() and self.alive:
             time.sleep(0.002)
         statuses = [process.poll() for process in self.processes]
-        assert statuses == [None] * len(statuses), [log["err"].read_text() for log in self.logs]
+        assert statuses == [None] * len(statuses), [
+            process.err.read_text() for process in self.processes
+        ]
 
     def send(self, number: int, *processes: int) -> float:
         """Sends a signal to these processes, by default all. Returns the time."""
@@ -102,11 +97,10 @@ class Many:
             self.kill()
         # Before what was said is read: a second process of each may have the last word.
         check_none_left([process.pid for process in self.processes])
-        said = [{name: path.read_text() for name, path in log.items()} for log in self.logs]
+        said = [process.end() for process in self.processes]
         assert not hanging, f"processes {hanging} do not end: {said}"
         return [
-            Ended(process.returncode, said[n]["out"], said[n]["err"], times[n])
-            for n, process in enumerate(self.processes)
+            Ended(process.wait(), *said[n], times[n]) for n, process in enumerate(self.processes)
         ]
 
     def kill(self) -> None:
@@ -120,21 +114,17 @@ class Many:
 def start(
     config: TrainConfig,
     workdir: pathlib.Path | Sequence[pathlib.Path],
-    cache: pathlib.Path,
     *,
     processes: int = 2,
     devices: int = 1,
-    flags: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Many:
     """Starts the command `train` in several processes.
 
     Args:
       workdir: of all; or one for each. Recipe and output lie beside the first.
-      cache: a compilation cache, which they share.
       processes: how many.
       devices: of each.
-      flags: in place of those by which they find each other.
       **options: for `child.py`: see there.
     """
     workdirs = [workdir] * processes if isinstance(workdir, pathlib.Path) else list(workdir)
@@ -145,44 +135,25 @@ def start(
         "from vit_jax.config import from_dict\n\n\n"
         f"def get_config():\n    return from_dict({to_dict(config)!r})\n"
     )
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_ENABLE_X64": "1" if config.model.kwargs.get("dtype") == "float64" else "0",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
     found = {"coordinator_address": free_address(), "num_processes": str(processes)}
-    started, logs = [], []
+    started = []
     for number, directory in enumerate(workdirs):
-        own = flags if flags is not None else found | {"process_id": str(number)}
-        if processes == 1 and flags is None:
-            own = {}
+        own = found | {"process_id": str(number)} if processes > 1 else {}
         command = ["train", f"--config={recipe}", f"--workdir={directory}"]
         command += [f"--{name}={value}" for name, value in own.items()]
-        logs.append({name: beside / f"{number}.{name}" for name in ("out", "err")})
-        with logs[-1]["out"].open("w") as out, logs[-1]["err"].open("w") as err:
-            started.append(
-                subprocess.Popen(
-                    [
-                        sys.executable,
-                        "-m",
-                        "tests.training.child",
-                        json.dumps({"command": command, **options}),
-                    ],
-                    cwd=ROOT,
-                    env=env,
-                    stdout=out,
-                    stderr=err,
-                    start_new_session=True,
-                )
+        started.append(
+            Process(
+                {"command": command, **options},
+                environment(devices, x64=config.model.kwargs.get("dtype") == "float64"),
+                beside / str(number),
             )
-    return Many(started, logs)
+        )
+    return Many(started)
 
 
-def run(config: TrainConfig, workdir: pathlib.Path, cache: pathlib.Path, **how: Any) -> list[Ended]:
+def run(config: TrainConfig, workdir: pathlib.Path, **how: Any) -> list[Ended]:
     """As `start`, to an end without a fault."""
-    ended = start(config, workdir, cache, **how).end()
+    ended = start(config, workdir, **how).end()
     assert [process.status for process in ended] == [0] * len(ended), ended
     return ended
 

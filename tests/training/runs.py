@@ -1,16 +1,21 @@
 """Tiny runs for the tests: a small ViT on the digits, in this process or as a child."""
 
+import contextlib
 import json
 import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import jax
 import orbax.checkpoint as ocp
 
-from vit_jax.config import TrainConfig, from_dict
+from vit_jax.config import TrainConfig, from_dict, to_dict
+from vit_jax.training import setup
+from vit_jax.training.program import Program, make_program
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -55,6 +60,28 @@ def tiny(**overrides: Any) -> TrainConfig:
     return from_dict(values)
 
 
+# What tells nothing of the computation.
+_INIT = {"init_from", "init_head", "init_resize", "init_weights"}
+_BESIDE = _INIT | {"evaluation", "checkpoint", "log"}
+_programs: dict[str, Program] = {}
+
+
+def _shared_program(config: TrainConfig, mesh: Any, *inputs: Any) -> Program:
+    values = {name: value for name, value in to_dict(config).items() if name not in _BESIDE}
+    values["data"] |= {"num_workers": 0, "worker_kind": ""}
+    key = json.dumps([values, mesh.shape, jax.config.jax_enable_x64], sort_keys=True, default=str)
+    if key not in _programs:
+        _programs[key] = make_program(config, mesh, *inputs)
+    return _programs[key]
+
+
+@contextlib.contextmanager
+def shared_programs() -> Iterator[None]:
+    """Runs of this process that compute the same share a program, so that it is traced once."""
+    with mock.patch.object(setup, "make_program", _shared_program):
+        yield
+
+
 def rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """metrics.jsonl without what time decides."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
@@ -88,25 +115,51 @@ def arrays(workdir: pathlib.Path, step: int) -> dict[str, bytes]:
     return found
 
 
-def child(
-    config: TrainConfig, workdir: pathlib.Path, cache: pathlib.Path, **options: Any
-) -> subprocess.Popen[str]:
-    """Starts a training process in a session of its own.
+class Process(subprocess.Popen[str]):
+    """A training process, `child.py`, in a session of its own.
 
     Args:
-      cache: a compilation cache.
+      order: what it is to do.
+      env: variables that differ from those of this process.
+      output: what it writes goes to this path with ".out" and ".err".
+    """
+
+    def __init__(self, order: dict[str, Any], env: dict[str, str], output: pathlib.Path) -> None:
+        self.out, self.err = (output.with_name(output.name + end) for end in (".out", ".err"))
+        with self.out.open("w") as out, self.err.open("w") as err:
+            super().__init__(
+                [sys.executable, "-m", "tests.training.child", json.dumps(order)],
+                cwd=ROOT,
+                env=os.environ | env,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                text=True,
+                start_new_session=True,
+            )
+
+    def end(self, timeout: float = 240) -> tuple[str, str]:
+        """Waits for it. Returns what it wrote to standard output and to standard error."""
+        self.wait(timeout)
+        return self.out.read_text(), self.err.read_text()
+
+
+def child(config: TrainConfig, workdir: pathlib.Path, **options: Any) -> Process:
+    """Starts a training process. What it writes goes beside `workdir`.
+
+    Args:
       **options: for the child: `file_size_limit` in bytes, `devices`.
     """
-    from vit_jax.config import to_dict
+    order = {"config": to_dict(config), "workdir": str(workdir), **options}
+    return Process(order, environment(options.get("devices", 1)), workdir)
 
-    flags = f"--xla_force_host_platform_device_count={options.get('devices', 1)}"
-    order = {"config": to_dict(config), "workdir": str(workdir), "cache": str(cache), **options}
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.training.child", json.dumps(order)],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+
+def environment(devices: int, x64: bool = False) -> dict[str, str]:
+    """Variables of a child process with so many devices, which else computes as the tests do."""
+    own = {"JAX_PLATFORMS": "cpu", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+    if devices > 1:  # else the programs are those of this process
+        flags = os.environ["XLA_FLAGS"]
+        own["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={devices}"
+    if x64:
+        own["JAX_ENABLE_X64"] = "1"
+    return own

@@ -13,22 +13,22 @@ SHARED = {
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory, cache_dir) -> list[dict]:
+def alone(tmp_path_factory) -> list[dict]:
     """jit on one device."""
-    return run(tmp_path_factory.mktemp("alone"), cache_dir, 1)
+    return run(tmp_path_factory.mktemp("alone"), 1)
 
 
-def run(workdir, cache_dir, devices: int, **overrides) -> list[dict]:
-    process = child(tiny(**SHARED, **overrides), workdir, cache_dir, devices=devices)
-    _, err = process.communicate(timeout=300)
+def run(workdir, devices: int, **overrides) -> list[dict]:
+    process = child(tiny(**SHARED, **overrides), workdir, devices=devices)
+    _, err = process.end(timeout=300)
     assert process.returncode == 0, err
     return rows(workdir)
 
 
 @pytest.mark.slow
-def test_pmap_on_one_device_is_jit(alone, tmp_path, cache_dir):
+def test_pmap_on_one_device_is_jit(alone, tmp_path):
     # Another program, so equal to rounding; dropout, augmentation and order are the same.
-    check_close(run(tmp_path, cache_dir, 1, parallel="pmap"), alone)
+    check_close(run(tmp_path, 1, parallel="pmap"), alone)
 
 
 @pytest.mark.slow
@@ -37,8 +37,8 @@ def test_pmap_on_one_device_is_jit(alone, tmp_path, cache_dir):
     [{"mesh__data": 2, "mesh__fsdp": 2}, {"parallel": "pmap"}],
     ids=["data_and_fsdp", "pmap"],
 )
-def test_four_devices_are_one(alone, tmp_path, cache_dir, overrides):
-    check_close(run(tmp_path, cache_dir, 4, **overrides), alone)
+def test_four_devices_are_one(alone, tmp_path, overrides):
+    check_close(run(tmp_path, 4, **overrides), alone)
 
 
 def check_close(found: list[dict], wanted: list[dict]) -> None:
@@ -49,9 +49,10 @@ def check_close(found: list[dict], wanted: list[dict]) -> None:
         assert ours["top1"] == pytest.approx(theirs["top1"], abs=1 / 180)
 
 
-def test_batch_that_four_devices_cannot_share(tmp_path, cache_dir):
-    process = child(tiny(data__batch_size=30), tmp_path, cache_dir, devices=4)
-    _, err = process.communicate(timeout=120)
+@pytest.mark.slow
+def test_batch_that_four_devices_cannot_share(tmp_path):
+    process = child(tiny(data__batch_size=30), tmp_path, devices=4)
+    _, err = process.end(timeout=120)
     assert process.returncode == 2
     assert "error: config.data.batch_size = 30 is not divisible by the 4 devices" in err
     assert "Traceback" not in err

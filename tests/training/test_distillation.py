@@ -1,8 +1,8 @@
 """The loss of distillation against PyTorch's; runs that are mixed and taught, in every layout."""
 
-import os
+import dataclasses
+import math
 import pathlib
-import signal
 from typing import Any
 
 import jax
@@ -13,20 +13,21 @@ import torch
 from flax import nnx
 
 from tests.training.layouts import Result, run_all
-from tests.training.runs import arrays, rows, tiny
+from tests.training.runs import arrays, tiny
 from tests.training.test_layouts import BATCH, KEY_BIAS, LAYOUTS, LOSS, PARAMETER, differences
-from tests.training.test_loop import stop_at
 from vit_jax.config import DistillationConfig, TrainConfig
 from vit_jax.interop.pretrained import load_pretrained, save_pretrained
+from vit_jax.interop.state_dict import torch_shapes
+from vit_jax.layers.target import tracing_for
+from vit_jax.models.registry import abstract_model as abstract_registered
 from vit_jax.models.registry import create_model
 from vit_jax.plan.compile import abstract_model, compile_step
-from vit_jax.training import Interrupted, train
+from vit_jax.training import train
 from vit_jax.training.distillation import Teacher, distillation_loss, make_teacher
 from vit_jax.training.mixing import smooth_one_hot
 from vit_jax.training.setup import build
 
-# One process makes the runs that all of them look at.
-pytestmark = pytest.mark.xdist_group("distillation")
+pytestmark = pytest.mark.xdist_group("runs")
 
 TEACHER = "vit_tiny_patch16_224"
 TEACHER_FIELDS: dict[str, Any] = {
@@ -124,7 +125,7 @@ def of_layout(teacher: pathlib.Path, layout: str, **overrides: Any) -> TrainConf
 
 
 @pytest.fixture(scope="module")
-def layouts(teacher_file, tmp_path_factory, cache_dir) -> dict[str, Result]:
+def layouts(teacher_file, tmp_path_factory) -> dict[str, Result]:
     configs = {
         "one": of_layout(teacher_file, "one"),
         "one 4 parts": of_layout(teacher_file, "one", accumulation_steps=4),
@@ -132,7 +133,7 @@ def layouts(teacher_file, tmp_path_factory, cache_dir) -> dict[str, Result]:
         "pmap 2 parts": of_layout(teacher_file, "pmap", accumulation_steps=2),
         "one not mixed": of_layout(teacher_file, "one", mix={}),
     }
-    return run_all(configs, 6, cache_dir, tmp_path_factory.mktemp("layouts") / "taught.npz")
+    return run_all(configs, 6, tmp_path_factory.mktemp("layouts") / "taught.npz")
 
 
 @pytest.mark.slow
@@ -152,33 +153,16 @@ def test_mixing_is_felt(layouts):
     assert (np.abs(mixed / plain - 1) > 1e3 * LOSS).all()
 
 
-@pytest.fixture(scope="module")
-def finished(teacher_file, tmp_path_factory) -> pathlib.Path:
-    workdir = tmp_path_factory.mktemp("finished")
-    train(taught(teacher_file), workdir)
-    return workdir
+def test_the_teacher_is_said(every_method, first_state):
+    log = dataclasses.replace(every_method.log, progress="plain")
+    _, said = first_state(dataclasses.replace(every_method, log=log))
+    assert f"taught by weights of {every_method.distillation.teacher}" in said
 
 
-@pytest.mark.slow
-def test_a_mixed_and_taught_run_goes_on_bit_for_bit(
-    finished, teacher_file, tmp_path, monkeypatch, capsys
-):
-    stop_at(monkeypatch, 7, lambda run: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(Interrupted):
-        train(taught(teacher_file), tmp_path)
-    monkeypatch.undo()
-    train(taught(teacher_file, log__progress="plain"), tmp_path)
-    assert f"taught by weights of {teacher_file}" in capsys.readouterr().out
-    assert rows(tmp_path) == rows(finished)
-    assert arrays(tmp_path, 12) == arrays(finished, 12)
-
-
-def test_the_teacher_is_in_no_checkpoint(finished):
-    untaught = create_model(
-        TEACHER, rngs=nnx.Rngs(0), **(tiny().model.kwargs | {"distilled": True})
-    )
-    own = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(nnx.state(untaught)))
-    stored = {k: v for k, v in arrays(finished, 12).items() if k.startswith("model/")}
+def test_the_teacher_is_in_no_checkpoint(every_method, every_method_finished):
+    shapes = torch_shapes(abstract_model(every_method))
+    stored = {k: v for k, v in arrays(every_method_finished, 24).items() if k.startswith("model/")}
+    own = sum(4 * math.prod(shape) for shape in shapes.values())
     assert sum(map(len, stored.values())) == own + 4 * (len(stored) - 1)  # and the fingerprints
 
 
@@ -201,23 +185,27 @@ def test_the_second_head_alone_learns_from_the_teacher(teacher_file):
     assert np.abs(state.params["head_dist"]["kernel"] - start["head_dist"]["kernel"]).max() > 1e-3
 
 
-def teacher_of(config: TrainConfig) -> Teacher:
-    found = make_teacher(config, abstract_model(config), (8, 8))
+def teacher_of(config: TrainConfig, size: int = 8) -> Teacher:
+    found = make_teacher(config, abstract_model(config), (size, size))
     assert found is not None
     return found
 
 
-def test_a_work_directory_knows_its_model(finished):
+def test_a_work_directory_knows_its_model(every_method, every_method_finished):
     """Also as a teacher that has two heads itself."""
-    config = taught(finished, distillation={"kind": "soft", "teacher": str(finished)})
-    teacher = teacher_of(config)
-    images = jnp.asarray(np.random.default_rng(0).normal(size=(3, 8, 8, 1)), jnp.float32)
+    distillation = DistillationConfig(kind="soft", teacher=str(every_method_finished))
+    teacher = teacher_of(dataclasses.replace(every_method, distillation=distillation), 16)
+    images = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
     state, said = teacher.weights
-    assert said == f"weights of {finished}, step 12"
-    model = create_model(TEACHER, rngs=nnx.Rngs(0), **config.model.kwargs)
-    load_pretrained(model, finished)
+    assert said == f"weights of {every_method_finished}, step 24"
+    model = abstract_registered(TEACHER, **every_method.model.kwargs)
+    load_pretrained(model, every_method_finished)
     model.eval()
-    np.testing.assert_array_equal(teacher.logits(state, images, "cpu"), model(images))
+    graph, wanted = nnx.split(model)
+    found = jax.jit(lambda state, images: teacher.logits(state, images, "cpu"))(state, images)
+    with tracing_for("cpu"):
+        wanted = jax.jit(lambda state, images: nnx.merge(graph, state)(images))(wanted, images)
+    np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize(
@@ -251,9 +239,9 @@ def test_no_teacher_there(teacher_file, tmp_path):
 
 
 def test_the_plan_reads_no_teacher(teacher_file):
-    config = taught(teacher_file)
+    config = taught(teacher_file, mix={})
     config.distillation.teacher = "nowhere.safetensors"
     compiled = compile_step(config, jax.devices()[:1])
     assert compiled.fits
-    plain = compile_step(taught(teacher_file, distillation={}), jax.devices()[:1])
+    plain = compile_step(taught(teacher_file, mix={}, distillation={}), jax.devices()[:1])
     assert compiled.step_flops > plain.step_flops

@@ -1,9 +1,7 @@
 """The average of the weights: its numbers, its rows, its checkpoints, and runs that are killed."""
 
+import dataclasses
 import json
-import pathlib
-import subprocess
-import time
 
 import jax
 import jax.numpy as jnp
@@ -12,46 +10,19 @@ import pytest
 from flax import nnx
 
 import vit_jax
-from tests.training.kills import run_to_end
+from tests.training.kills import kill, run_to_end, wait_for
 from tests.training.runs import arrays, child, rows, steps, tiny
-from vit_jax.config import EmaConfig
-from vit_jax.data.augment import make_eval_preprocess
-from vit_jax.training import train
+from vit_jax.config import EmaConfig, TrainConfig
+from vit_jax.models.base import VisionModel
 from vit_jax.training.ema import averaged, update_average
 from vit_jax.training.losses import classification_loss
 from vit_jax.training.setup import build
 from vit_jax.training.start import load_checkpoint, load_weights
 from vit_jax.training.state import TrainState, first_average
 
-# One process makes the runs that all of them look at.
-pytestmark = pytest.mark.xdist_group("ema")
+pytestmark = pytest.mark.xdist_group("runs")
 
-LAST = 18
-
-
-# Each method of the optimizer's, by pmap and in parts: what has to survive a kill.
-EVERYTHING = {
-    "num_epochs": 3,
-    "checkpoint__every_steps": 3,
-    "parallel": "pmap",
-    "accumulation_steps": 2,
-    "ema__decay": 0.99,
-    "ema__warmup": True,
-    "optimizer__name": "lamb",
-    "optimizer__schedule": "cosine",
-    "optimizer__schedule_unit": "epoch",
-    "optimizer__warmup_epochs": 1.0,
-    "optimizer__warmup_learning_rate": 1e-4,
-    "optimizer__learning_rate": 1e-2,
-    "optimizer__layer_decay": 0.8,
-    "optimizer__backbone_factor": 0.5,
-    "optimizer__frozen": ["pos_embed"],
-    "optimizer__gradient_clip_norm": 1.0,
-}
-
-
-def run_everything(workdir: pathlib.Path, cache: pathlib.Path) -> subprocess.Popen:
-    return child(tiny(**EVERYTHING), workdir, cache, devices=2)
+LAST = 24
 
 
 def test_the_average_is_kept_in_float32_and_evaluated_in_the_parameters_type():
@@ -76,9 +47,8 @@ def test_parameters_that_rest_are_the_average_in_the_end():
     np.testing.assert_array_equal(found["w"], params["w"])
 
 
-def test_the_steps_average_is_that_of_the_parameters_after_each_update():
-    config = tiny(ema__decay=0.7, optimizer__learning_rate=1e-2)
-    setup = build(config)
+def test_the_steps_average_is_that_of_the_parameters_after_each_update(every_method):
+    setup = build(every_method)
     state = setup.program.init()
 
     def copy(tree):
@@ -86,126 +56,133 @@ def test_the_steps_average_is_that_of_the_parameters_after_each_update():
 
     average = copy(state.params)
     with setup.train_batches(0) as batches:
-        for _, batch in zip(range(5), setup.on_device(batches), strict=False):
+        for number, batch in zip(range(1, 6), setup.on_device(batches), strict=False):
             state, _ = setup.program.train_step(state, batch)
             pairs = zip(average, copy(state.params), strict=True)
-            average = [0.7 * mean + 0.3 * param for mean, param in pairs]
+            decay = min(0.9, (1 + number) / (10 + number))
+            average = [decay * mean + (1 - decay) * param for mean, param in pairs]
     for ours, wanted in zip(copy(state.ema), average, strict=True):
         np.testing.assert_allclose(ours, wanted, atol=1e-6)
     assert max(np.abs(a - p).max() for a, p in zip(average, copy(state.params), strict=True)) > 1e-3
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory, cache_dir) -> pathlib.Path:
-    workdir = tmp_path_factory.mktemp("ema")
-    run_to_end(run_everything(workdir, cache_dir))
-    return workdir
-
-
 @pytest.mark.slow
-def test_a_killed_run_of_every_method_is_the_run_that_was_not(reference, tmp_path, cache_dir):
-    process = run_everything(tmp_path, cache_dir)
-    while process.poll() is None and not (tmp_path / "checkpoints" / "9").exists():
-        time.sleep(0.005)
+def test_a_killed_run_of_two_devices_by_pmap_is_the_run_that_was_not(tmp_path):
+    config = tiny(
+        num_epochs=3,
+        checkpoint__every_steps=3,
+        parallel="pmap",
+        accumulation_steps=2,
+        ema__decay=0.99,
+        ema__warmup=True,
+        optimizer__name="lamb",
+        optimizer__schedule="cosine",
+        optimizer__schedule_unit="epoch",
+        optimizer__warmup_epochs=1.0,
+        optimizer__warmup_learning_rate=1e-4,
+        optimizer__learning_rate=1e-2,
+        optimizer__layer_decay=0.8,
+        optimizer__backbone_factor=0.5,
+        optimizer__frozen=["pos_embed"],
+        optimizer__gradient_clip_norm=1.0,
+    )
+    run_to_end(child(config, tmp_path / "reference", devices=2))
+    process = child(config, tmp_path / "killed", devices=2)
+    wait_for((tmp_path / "killed" / "checkpoints" / "9").exists, process)
     assert process.poll() is None, "it ended before it could be killed"
-    process.kill()
-    process.communicate(timeout=60)
-    assert steps(tmp_path)[-1] < LAST
-    run_to_end(run_everything(tmp_path, cache_dir))
-    assert rows(tmp_path) == rows(reference)
-    assert arrays(tmp_path, LAST) == arrays(reference, LAST)
+    kill(process)
+    assert steps(tmp_path / "killed")[-1] < 18
+    run_to_end(child(config, tmp_path / "killed", devices=2))
+    assert rows(tmp_path / "killed") == rows(tmp_path / "reference")
+    assert arrays(tmp_path / "killed", 18) == arrays(tmp_path / "reference", 18)
 
 
-def test_rows_tell_both_and_the_best_is_that_of_the_average(reference):
-    found = rows(reference)
+def test_rows_tell_both_and_the_best_is_that_of_the_average(every_method_finished):
+    found = rows(every_method_finished)
     for row in found:
         assert ("ema_top1" in row) == ("ema_loss" in row) == (row["split"] != "train")
     validations = [row for row in found if row["split"] == "validation"]
     assert any(row["ema_loss"] != row["loss"] for row in validations)
-    info = json.loads((reference / "checkpoints" / str(LAST) / "info" / "metadata").read_text())
+    last = every_method_finished / "checkpoints" / str(LAST)
+    info = json.loads((last / "info" / "metadata").read_text())
     best = max(validations, key=lambda row: (row["ema_top1"], -row["step"]))
     assert (info["best_step"], info["best_top1"]) == (best["step"], best["ema_top1"])
 
 
-def test_what_is_frozen_stays_and_is_in_no_average(reference):
-    setup = build(tiny(optimizer__frozen=["pos_embed"]))
-    first = setup.program.init()
-    stored = arrays(reference, LAST)
+def test_what_is_frozen_stays_and_is_in_no_average(every_method, every_method_finished):
+    first = build(every_method).program.init()
+    stored = arrays(every_method_finished, LAST)
     assert stored["model/pos_embed"] == np.asarray(first.frozen["pos_embed"][...]).tobytes()
     assert stored["model/cls_token"] != np.asarray(first.params["cls_token"][...]).tobytes()
     names = {name for name in stored if "pos_embed" in name}
     assert names == {"model/pos_embed"}
 
 
-def model_of_the_run():
-    return vit_jax.create_model("vit_tiny_patch16_224", rngs=nnx.Rngs(9), **tiny().model.kwargs)
+def untrained(config: TrainConfig) -> VisionModel:
+    return vit_jax.create_model(config.model.name, rngs=nnx.Rngs(9), **config.model.kwargs)
 
 
-def test_the_average_can_be_loaded_and_is_what_was_evaluated(reference, tmp_path):
-    model = model_of_the_run()
-    report = vit_jax.load_pretrained(model, reference, ema=True)
+def test_the_average_can_be_loaded_and_is_what_was_evaluated(every_method, every_method_finished):
+    model, raw = untrained(every_method), untrained(every_method)
+    report = vit_jax.load_pretrained(model, every_method_finished, ema=True)
     assert report.left == (f"averaged over step {LAST} of a run of vit_tiny_patch16_224",)
-    mean, raw = vit_jax.state_dict(model), model_of_the_run()
-    vit_jax.load_pretrained(raw, reference)
-    raw = vit_jax.state_dict(raw)
+    vit_jax.load_pretrained(raw, every_method_finished)
+    mean, raw = vit_jax.state_dict(model), vit_jax.state_dict(raw)
     assert (mean["head.weight"] != raw["head.weight"]).any()
     np.testing.assert_array_equal(mean["pos_embed"], raw["pos_embed"])
 
-    setup = build(tiny())
-    assert setup.splits.test is not None
-    statistics = setup.preprocessing
-    prepare = make_eval_preprocess(
-        (8, 8), mean=statistics["mean"], std=statistics["std"], dtype=jnp.float32
-    )
-    with setup.eval_batches(setup.splits.test) as batches:
+    setup = build(every_method)
+    assert setup.splits.validation is not None
+    with setup.eval_batches(setup.splits.validation) as batches:
         batch = [dict(batch) for batch in batches]
     images, labels, mask = (
         np.concatenate([part[name] for part in batch]) for name in ("image", "label", "mask")
     )
     model.eval()
-    losses, logits = classification_loss(model(prepare(jnp.asarray(images))), jnp.asarray(labels))
-    right = np.asarray(logits.argmax(-1) == labels)
-    row = rows(reference)[-1]
-    assert row["ema_loss"] == pytest.approx(float(losses[mask].mean()), rel=1e-5)
-    assert row["ema_top1"] == pytest.approx(float(right[mask].mean()))
 
-    for path in (reference, reference / "checkpoints" / str(LAST)):
-        again = model_of_the_run()
+    @jax.jit
+    def evaluate(images: np.ndarray, labels: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        prepared = setup.program.settings.prepare_eval(images)
+        return classification_loss(model(prepared), labels)
+
+    losses, logits = map(np.asarray, evaluate(images, labels))
+    row = rows(every_method_finished)[-1]
+    assert row["split"] == "validation"
+    assert row["ema_loss"] == pytest.approx(float(losses[mask].mean()), rel=1e-5)
+    assert row["ema_top1"] == pytest.approx(float((logits.argmax(-1) == labels)[mask].mean()))
+
+    for path in (every_method_finished, every_method_finished / "checkpoints" / str(LAST)):
+        again = untrained(every_method)
         assert "averaged weights of" in load_weights(again, str(path), True)
         for name, array in vit_jax.state_dict(again).items():
             np.testing.assert_array_equal(array, mean[name])
 
 
-def test_a_run_starts_from_the_average_and_its_own_begins_there(reference, tmp_path):
-    config = tiny(
-        init_from=str(reference),
-        init_weights="ema",
-        ema__decay=0.9,
-        optimizer__learning_rate=1e-12,
-        optimizer__weight_decay=0.0,
-        num_epochs=1,
-    )
-    train(config, tmp_path)
-    wanted, raw, average = (model_of_the_run() for _ in range(3))
-    load_checkpoint(wanted, reference, ema=True)
-    load_checkpoint(raw, tmp_path)
-    load_checkpoint(average, tmp_path, ema=True)
-    for found in (raw, average):
-        for name, array in vit_jax.state_dict(wanted).items():
-            np.testing.assert_allclose(vit_jax.state_dict(found)[name], array, atol=1e-7)
+def test_a_run_starts_from_the_average_and_its_own_begins_there(
+    every_method, every_method_finished, first_state
+):
+    model = untrained(every_method)
+    load_checkpoint(model, every_method_finished, ema=True)
+    init = {"init_from": str(every_method_finished), "init_weights": "ema"}
+    found, _ = first_state(dataclasses.replace(every_method, **init))
+    wanted = vit_jax.state_dict(model)
+    assert found.keys() == wanted.keys() | {f"ema/{name}" for name in wanted}
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(found[name], array)
+        np.testing.assert_array_equal(found[f"ema/{name}"], array)
 
 
-def test_without_an_average_there_is_none_to_load(tmp_path):
-    train(tiny(num_epochs=1), tmp_path)
-    assert all("ema_top1" not in row for row in rows(tmp_path))
-    assert not (tmp_path / "checkpoints" / "6" / "ema").exists()
+def test_without_an_average_there_is_none_to_load(finished):
+    assert all("ema_top1" not in row for row in rows(finished))
+    assert not (finished / "checkpoints" / "12" / "ema").exists()
     with pytest.raises(ValueError, match="averages no weights"):
-        load_checkpoint(model_of_the_run(), tmp_path, ema=True)
+        load_checkpoint(untrained(tiny()), finished, ema=True)
     # What checkpoints of such runs have always held: those of before can be resumed.
-    fields = {name.split(".")[0] for name in arrays(tmp_path, 6) if name.startswith("training/")}
+    stored = arrays(finished, 12)
+    fields = {name.split(".")[0] for name in stored if name.startswith("training/")}
     assert fields == {
         f"training/{field}"
         for field in ("step", "opt_state", "sums", "nonfinite_step", "fingerprint")
     }
-    moments = {name for name in arrays(tmp_path, 6) if "opt_state" in name and "head.bias" in name}
+    moments = {name for name in stored if "opt_state" in name and "head.bias" in name}
     assert moments == {f"training/opt_state.0.{moment}.head.bias" for moment in ("mu", "nu")}

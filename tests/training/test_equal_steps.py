@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 
 import matplotlib.image
 import numpy as np
 import pytest
+import torch
 
 from tests.parity.equal_steps import run_both, save, without_chance
 from vit_jax.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
@@ -14,6 +16,15 @@ from vit_jax.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 # On CIFAR-10 at full size 200 steps differ by 1.2e-14 in a loss (`equal_steps`); Adam's epsilon at
 # 1e-7 shows at 1000 times the tolerance within 20 steps.
 TOLERANCE = 1e-9
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """PyTorch's threads wait for each other in a loop, which takes ten times the work's time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -4,7 +4,9 @@ import json
 import os
 import pathlib
 import signal
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,18 +15,10 @@ from vit_jax.data.statistics import STATISTICS
 from vit_jax.training import Interrupted, train
 from vit_jax.training import loop as loop_module
 from vit_jax.training.checkpoint import Checkpoints
+from vit_jax.training.setup import build
 from vit_jax.training.workdir import locked
 
-# One process makes the runs that all of them look at.
-pytestmark = pytest.mark.xdist_group("loop")
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> pathlib.Path:
-    """A run of 12 steps, uninterrupted; no test changes it."""
-    workdir = tmp_path_factory.mktemp("finished")
-    train(tiny(), workdir)
-    return workdir
+pytestmark = pytest.mark.xdist_group("runs")
 
 
 def stop_at(monkeypatch, step: int, what) -> None:
@@ -82,7 +76,9 @@ def test_finished_run_returns_at_once(finished, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["TERM", "INT"]
+    ("number", "status"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)],
+    ids=["TERM", "INT", "HUP"],
 )
 def test_signal_saves_and_resume_gives_the_same_run(
     number, status, finished, tmp_path, monkeypatch
@@ -165,15 +161,13 @@ def test_second_run_in_a_work_directory_is_refused(tmp_path):
 
 def test_loss_that_becomes_nan_names_the_step_and_keeps_the_checkpoint(tmp_path, monkeypatch):
     def poison(run) -> None:
-        import jax
-
         leaves, structure = jax.tree.flatten(run.state.params)
         leaves[0] = leaves[0] * np.float32("nan")
         params = jax.tree.unflatten(structure, leaves)
         run.state = loop_module.dataclasses.replace(run.state, params=params)
 
     stop_at(monkeypatch, 6, poison)
-    with pytest.raises(ValueError, match="no longer finite at step 7 "):
+    with pytest.raises(ValueError, match=r"no longer finite at step 7 .*learning_rate"):
         train(tiny(checkpoint__every_steps=2, log__every_steps=100), tmp_path)
     assert steps(tmp_path)[-1] == 6
     monkeypatch.undo()
@@ -181,6 +175,7 @@ def test_loss_that_becomes_nan_names_the_step_and_keeps_the_checkpoint(tmp_path,
     assert rows(tmp_path)[-1]["split"] == "test"
 
 
+@pytest.mark.slow
 def test_diverging_run_stops(tmp_path):
     with pytest.raises(ValueError, match=r"no longer finite at step \d+ .*learning_rate"):
         train(tiny(optimizer__learning_rate=1e30), tmp_path)
@@ -246,28 +241,28 @@ def test_all_checkpoints_damaged_is_an_error(tmp_path, monkeypatch):
         train(tiny(), tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        ({"model__kwargs__num_classes": 9}, r"10 classes .*head.*num_classes=10"),
-        ({"model__kwargs__in_chans": 3}, r"1 channels and the model takes 3.*in_chans=1"),
-        ({"mesh__data": 64}, r"mesh\.data = 64 .*do not fit \d+ devices"),
-        ({"data__mean": (0.5, 0.5), "data__std": (0.5, 0.5)}, "each of the 1 channels"),
-        ({"data__batch_size": 201}, "batch_size 201 is larger than .* 200 images"),
-        ({"data__image_size": 12}, "12x12 pixels"),
-        ({"init_from": "nowhere.safetensors"}, "nowhere"),
-        ({"init_from": "nowhere"}, "nowhere"),
-        ({"data__train_split": "trian"}, "there is no split 'trian'"),
-        ({"model__name": "vit_tinny"}, "unknown model 'vit_tinny'"),
-        ({"model__kwargs__global_pool": ""}, r"output has shape \(32, 5, 10\).*global_pool"),
-    ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
-)
-def test_what_does_not_fit_is_one_error_and_nothing_is_trained(overrides, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        train(tiny(**overrides), tmp_path)
-    assert not (tmp_path / "metrics.jsonl").exists() or not rows(tmp_path)
-    train(tiny(num_epochs=1), tmp_path)  # the mistake mended, in the same work directory
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"model__kwargs__num_classes": 9}, r"10 classes .*head.*num_classes=10"),
+    ({"model__kwargs__in_chans": 3}, r"1 channels and the model takes 3.*in_chans=1"),
+    ({"mesh__data": 64}, r"mesh\.data = 64 .*do not fit \d+ devices"),
+    ({"data__mean": (0.5, 0.5), "data__std": (0.5, 0.5)}, "each of the 1 channels"),
+    ({"data__batch_size": 201}, "batch_size 201 is larger than .* 200 images"),
+    ({"data__image_size": 12}, "12x12 pixels"),
+    ({"init_from": "nowhere.safetensors"}, "nowhere"),
+    ({"init_from": "nowhere"}, "nowhere"),
+    ({"data__train_split": "trian"}, "there is no split 'trian'"),
+    ({"model__name": "vit_tinny"}, "unknown model 'vit_tinny'"),
+    ({"model__kwargs__global_pool": ""}, r"output has shape \(32, 5, 10\).*global_pool"),
+]
+
+
+def test_what_does_not_fit_is_one_error_and_nothing_is_trained(finished, tmp_path):
+    for overrides, message in MISTAKES:
+        with pytest.raises(ValueError, match=message):
+            train(tiny(**overrides), tmp_path)
+        assert not (tmp_path / "metrics.jsonl").exists() or not rows(tmp_path), overrides
+    train(tiny(), tmp_path)  # the mistakes mended, in the same work directory
+    assert same(tmp_path, finished)
 
 
 def test_init_from_a_work_directory_takes_its_latest_weights(finished, tmp_path, monkeypatch):
@@ -295,6 +290,20 @@ def test_init_from_a_work_directory_takes_its_latest_weights(finished, tmp_path,
 def test_init_from_another_model_names_what_differs(finished, tmp_path):
     with pytest.raises(ValueError, match=r"another model: .*head\.kernel has shape \(16, 10\)"):
         train(tiny(model__kwargs__num_classes=11, init_from=str(finished)), tmp_path)
+
+
+def test_a_step_in_bfloat16_keeps_what_it_learns_in_float32():
+    losses = []
+    for dtype in ("float32", "bfloat16"):
+        setup = build(tiny(model__kwargs__dtype=dtype))
+        state = setup.program.init()
+        with setup.train_batches(0) as batches:
+            batch = next(iter(setup.on_device(batches)))
+            state, loss = setup.program.train_step(state, batch)
+        losses.append(float(loss))
+    assert 1e-6 < abs(losses[1] / losses[0] - 1) < 1e-2
+    kept = (state.params, state.opt_state, state.sums)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(kept)} == {"float32", "int32"}
 
 
 def test_checkpoints_know_the_preprocessing(finished, tmp_path):

@@ -36,6 +36,9 @@ def batch() -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(size=(6, 8, 11, 3)).astype(np.float32), np.array([3, 1, 4, 1, 5, 9], np.int32)
 
 
+mixed_batch = jax.jit(mix_batch, static_argnums=3)
+
+
 def keys(count: int) -> jax.Array:
     return jax.random.split(jax.random.key(7), count)
 
@@ -51,9 +54,12 @@ def distance(shares: np.ndarray, alpha: float) -> float:
     return float(np.abs(found - wanted).max() * np.sqrt(len(shares)))
 
 
+betas = jax.jit(jax.vmap(symmetric_beta, (0, None)), static_argnums=1)
+
+
 @pytest.mark.parametrize("alpha", [0.1, 0.8, 1.0, 4.0])
 def test_shares_have_the_law_of_beta(alpha):
-    shares = np.asarray(jax.vmap(lambda key: symmetric_beta(key, alpha))(keys(MANY)), np.float64)
+    shares = np.asarray(betas(keys(MANY), alpha), np.float64)
     assert shares.min() >= 0
     assert shares.max() <= 1
     assert distance(shares, alpha) < 1.95
@@ -63,7 +69,7 @@ def test_shares_have_the_law_of_beta(alpha):
 
 def test_extreme_alphas_stay_finite():
     for alpha in (1e-3, 1e3):
-        shares = np.asarray(jax.vmap(lambda key, a=alpha: symmetric_beta(key, a))(keys(1000)))
+        shares = np.asarray(betas(keys(MANY), alpha))
         assert np.isfinite(shares).all()
         assert ((shares >= 0) & (shares <= 1)).all()
     assert shares.std() < 0.02  # 1 / (2 sqrt(2 alpha))
@@ -129,8 +135,11 @@ def test_one_method_alone():
     assert is_left.mean() < 0.01
 
 
+_draw = jax.jit(draw, static_argnums=(1, 2, 3))
+
+
 def drawn_with(key: jax.Array, mixing: Mixing, images: np.ndarray) -> tuple[float, np.ndarray]:
-    found: Draw = draw(key, mixing, *images.shape[1:3])
+    found: Draw = _draw(key, mixing, *images.shape[1:3])
     return float(found.share), np.asarray(found.weights)
 
 
@@ -141,7 +150,7 @@ def test_images_and_targets_are_those_of_the_formula(batch, mixing):
     smooth[np.arange(6), labels] = 1 - 0.1 + 0.1 / 10
     for key in keys(6):
         share, weights = drawn_with(key, mixing, images)
-        mixed, targets = mix_batch(key, jnp.asarray(images), jnp.asarray(labels), mixing)
+        mixed, targets = mixed_batch(key, images, labels, mixing)
         for row in range(6):
             partner = 5 - row
             wanted = weights[..., None] * images[row] + (1 - weights[..., None]) * images[partner]
@@ -196,7 +205,7 @@ def test_same_draws_give_what_timm_gives(batch, mixing, monkeypatch):
 
 def test_an_odd_batch_leaves_its_middle_image_alone(batch):
     images, labels = jnp.asarray(batch[0][:5]), jnp.asarray(batch[1][:5])
-    mixed, targets = mix_batch(jax.random.key(1), images, labels, MIXUP)
+    mixed, targets = mixed_batch(jax.random.key(1), images, labels, MIXUP)
     np.testing.assert_allclose(mixed[2], images[2], rtol=0, atol=1e-6)
     wanted = smooth_one_hot(labels, 10, 0.1, targets.dtype)[2]
     np.testing.assert_allclose(targets[2], wanted, rtol=0, atol=1e-7)
@@ -206,7 +215,7 @@ def test_an_odd_batch_leaves_its_middle_image_alone(batch):
 def test_what_is_not_mixed_keeps_every_bit(batch):
     images, labels = jnp.asarray(batch[0]), jnp.asarray(batch[1])
     never = Mixing(0.8, 1.0, 0.0, 0.5, num_classes=10, label_smoothing=0.0)
-    mixed, targets = mix_batch(jax.random.key(1), images, labels, never)
+    mixed, targets = mixed_batch(jax.random.key(1), images, labels, never)
     np.testing.assert_array_equal(mixed, images)
     np.testing.assert_array_equal(targets, np.eye(10)[labels])
 
@@ -214,9 +223,9 @@ def test_what_is_not_mixed_keeps_every_bit(batch):
 def test_float64_images_have_the_same_draw(batch, x64):
     images, labels = batch
     key = jax.random.key(3)
-    mixed, targets = mix_batch(key, jnp.asarray(images, jnp.float64), jnp.asarray(labels), BOTH)
+    mixed, targets = mixed_batch(key, images.astype(np.float64), labels, BOTH)
     assert mixed.dtype == targets.dtype == jnp.float64
-    narrow, _ = mix_batch(key, jnp.asarray(images), jnp.asarray(labels), BOTH)
+    narrow, _ = mixed_batch(key, images, labels, BOTH)
     np.testing.assert_allclose(mixed, narrow, rtol=0, atol=1e-6)
     np.testing.assert_allclose(targets.sum(-1), 1, rtol=0, atol=1e-15)
 

@@ -10,13 +10,16 @@ import shutil
 import signal
 import time
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
 
+from tests import commands
+from tests.training.conftest import uninterrupted
+from tests.training.kills import row_count
 from tests.training.many import Ended, Many, exact, run, start, values
 from tests.training.runs import rows, steps
-from tests.training.test_resume import row_count
 from vit_jax import create_model, save_pretrained
 from vit_jax.data.splits import open_splits
 from vit_jax.training.processes import join
@@ -38,7 +41,6 @@ def config(**overrides):
     own = {
         "num_epochs": LAST // EPOCH,
         "data__num_train_examples": EXAMPLES,
-        "data__rotation_degrees": 7.0,
         "data__horizontal_flip": True,
         "checkpoint__every_steps": 3,
     }
@@ -46,17 +48,10 @@ def config(**overrides):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> pathlib.Path:
-    """Not that of the other tests: JAX warns of an entry that a kill left half written."""
-    return tmp_path_factory.mktemp("cache_of_processes")
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory, cache) -> pathlib.Path:
-    """The run of one process with one device."""
-    workdir = tmp_path_factory.mktemp("alone") / "run"
-    run(config(), workdir, cache, processes=1)
-    return workdir
+def alone(tmp_path_factory) -> pathlib.Path:
+    """The run of one process with one device: of this one."""
+    with jax.enable_x64(True):
+        return uninterrupted(config(), tmp_path_factory.mktemp("alone") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +60,20 @@ def indices(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory, cache, indices) -> pathlib.Path:
-    """The run of two processes."""
+def stopped(tmp_path_factory, indices) -> tuple[pathlib.Path, list[Ended], float]:
+    """The run of two processes of which one receives SIGTERM, how they end, and when it did."""
+    workdir = tmp_path_factory.mktemp("stopped") / "run"
+    many = begin(workdir, indices=str(indices))
+    since = many.send(signal.SIGTERM, 1)
+    return workdir, many.end(), since
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, stopped, indices) -> pathlib.Path:
+    """The run of two processes, stopped and repeated."""
     workdir = tmp_path_factory.mktemp("two") / "run"
-    run(config(), workdir, cache, indices=str(indices))
+    shutil.copytree(stopped[0], workdir)
+    run(config(), workdir, indices=str(indices))
     return workdir
 
 
@@ -101,6 +106,11 @@ def check_same(found: pathlib.Path, wanted: pathlib.Path) -> None:
     assert {n: a.tobytes() for n, a in ours.items()} == {n: a.tobytes() for n, a in theirs.items()}
 
 
+def test_a_signal_to_one_stops_all(stopped):
+    workdir, ended, since = stopped
+    check_stopped(ended, workdir, since)
+
+
 def test_two_processes_are_one(two, alone):
     check_close(two, alone)
 
@@ -121,10 +131,10 @@ LAYOUTS = {
 
 @stress
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_layouts_are_one(layout, alone, tmp_path, cache):
+def test_layouts_are_one(layout, alone, tmp_path):
     how = {name: layout[name] for name in layout if name in ("processes", "devices")}
     overrides = {name: layout[name] for name in layout if name not in how}
-    run(config(**overrides), tmp_path / "run", cache, **how)
+    run(config(**overrides), tmp_path / "run", **how)
     check_close(tmp_path / "run", alone)
 
 
@@ -157,17 +167,18 @@ def test_every_example_is_seen_once(two, indices):
     )
     sizes = [len(splits.validation)] * (LAST // EPOCH) + [len(splits.test)]  # pyright: ignore
     made = seen("eval_batches")
-    for size in sizes:
+    for size in reversed(sizes):  # the first validation may be the one that the signal ended
         batches = -(-size // 64)
-        check_once([process[:batches] for process in made], size)
-        made = [process[batches:] for process in made]
-    assert made == [[], []]
+        check_once([process[-batches:] for process in made], size)
+        made = [process[:-batches] for process in made]
+    assert max(map(len, made)) <= batches
 
 
-def begin(workdir: pathlib.Path, cache: pathlib.Path, processes=2, devices=1, **overrides) -> Many:
+def begin(workdir: pathlib.Path, processes=2, devices=1, indices=None, **overrides) -> Many:
     """Starts or goes on with the run, and waits until it has come further."""
     begun = row_count(workdir)
-    many = start(config(**overrides), workdir, cache, processes=processes, devices=devices)
+    watched = {} if indices is None else {"indices": indices}
+    many = start(config(**overrides), workdir, processes=processes, devices=devices, **watched)
     many.wait_for(lambda: row_count(workdir) >= begun + 4)
     return many
 
@@ -200,23 +211,35 @@ def check_stopped(
     assert steps(workdir)[-1] == rows(workdir)[-1]["step"] < LAST
 
 
-def test_killed_stopped_and_repeated_is_the_run_that_was_not(two, tmp_path, cache):
+def check_unreadable(ended: list[Ended], process: int) -> None:
+    """All end soon with the one that cannot read an image, and say so."""
+    times = [one.time for one in ended]
+    print(f"ended {max(times) - min(times):.1f} s after each other")
+    assert max(times) - min(times) < SOON
+    for number, one in enumerate(ended):
+        assert one.status == 2, one.err
+        assert "Traceback" not in one.err
+        assert one.err.count("error: ") == 1
+        assert "image 7 of the test is not a readable image" in one.last_error
+        if number != process:
+            assert f"process {number} of 2 ends, for process {process} ended" in one.last_error
+
+
+def test_whatever_ends_it_it_is_the_run_that_was_repeated_once(two, tmp_path):
     workdir = tmp_path / "run"
+    check_unreadable(start(config(), workdir, unreadable=[1, 4]).end(), 1)
+
     for lost in (1, 0):
-        many = begin(workdir, cache)
+        many = begin(workdir)
         since = many.send(signal.SIGKILL, lost)
         check_lost(many.end(), [lost], since)
 
-    many = begin(workdir, cache)
-    since = many.send(signal.SIGTERM, 1)
-    check_stopped(many.end(), workdir, since)
-
     # Within a validation: all hear of it before the last of their questions is answered.
     began = time.monotonic()
-    ended = start(config(), workdir, cache, terminated=["eval_batches", 1, 0]).end()
+    ended = start(config(), workdir, terminated=["eval_batches", 1, 0]).end()
     check_stopped(ended, workdir, began, within=240)
 
-    run(config(), workdir, cache)
+    run(config(), workdir)
     check_same(workdir, two)
 
 
@@ -231,12 +254,12 @@ KILLS = {
 
 @stress
 @pytest.mark.parametrize(("processes", "hosts", "lost"), KILLS.values(), ids=KILLS)
-def test_killed(processes, hosts, lost, tmp_path, cache, request):
+def test_killed(processes, hosts, lost, tmp_path, request):
     workdir = tmp_path / "run"
-    many = begin(workdir, cache, processes=processes)
+    many = begin(workdir, processes=processes)
     since = (many.send_hosts if hosts else many.send)(signal.SIGKILL, *lost)
     check_lost(many.end(), list(lost), since)
-    run(config(), workdir, cache, processes=processes)
+    run(config(), workdir, processes=processes)
     if processes == 2:
         check_same(workdir, request.getfixturevalue("two"))
     else:
@@ -253,12 +276,12 @@ STOPS = {
 @stress
 @pytest.mark.parametrize("hosts", [False, True], ids=["process", "host"])
 @pytest.mark.parametrize(("processes", "told"), STOPS.values(), ids=STOPS)
-def test_stopped(processes, told, hosts, tmp_path, cache, request):
+def test_stopped(processes, told, hosts, tmp_path, request):
     workdir = tmp_path / "run"
-    many = begin(workdir, cache, processes=processes)
+    many = begin(workdir, processes=processes)
     since = (many.send_hosts if hosts else many.send)(signal.SIGTERM, *told)
     check_stopped(many.end(), workdir, since)
-    run(config(), workdir, cache, processes=processes)
+    run(config(), workdir, processes=processes)
     if processes == 2:
         check_same(workdir, request.getfixturevalue("two"))
     else:
@@ -267,74 +290,72 @@ def test_stopped(processes, told, hosts, tmp_path, cache, request):
 
 @stress
 @pytest.mark.parametrize("silent", [1, 0])
-def test_host_that_answers_no_more(silent, two, tmp_path, cache):
+def test_host_that_answers_no_more(silent, two, tmp_path):
     """As one that lost its network: nothing is closed, and only heartbeats are missing."""
     workdir = tmp_path / "run"
-    many = begin(workdir, cache)
+    many = begin(workdir)
     since = many.send(signal.SIGSTOP, silent)
     many.processes[1 - silent].wait(timeout=300)
     print(f"ended after {time.monotonic() - since:.0f} s")
     many.send(signal.SIGKILL, silent)
     last = many.end()[1 - silent].err.rstrip().splitlines()[-1]
     assert last.startswith(f"error: process {1 - silent} of 2 ")
-    run(config(), workdir, cache)
+    run(config(), workdir)
     check_same(workdir, two)
 
 
-@pytest.mark.parametrize("process", [1, pytest.param(0, marks=stress)])
-def test_image_that_one_process_cannot_read(process, tmp_path, cache):
-    ended = start(config(), tmp_path / "run", cache, unreadable=[process, 4]).end()
-    times = [one.time for one in ended]
-    print(f"ended {max(times) - min(times):.1f} s after each other")
-    assert max(times) - min(times) < SOON
-    for number, one in enumerate(ended):
-        assert one.status == 2, one.err
-        assert "Traceback" not in one.err
-        assert one.err.count("error: ") == 1
-        assert "image 7 of the test is not a readable image" in one.last_error
-        if number != process:
-            assert f"process {number} of 2 ends, for process {process} ended" in one.last_error
+@stress
+def test_image_that_process_0_cannot_read(tmp_path):
+    check_unreadable(start(config(), tmp_path / "run", unreadable=[0, 4]).end(), 0)
 
 
-def test_checkpoint_of_eight_devices_goes_on_on_fewer(alone, tmp_path, cache):
-    goes_on_elsewhere(alone, tmp_path, cache, {"processes": 2}, {"processes": 1, "devices": 2})
+def test_checkpoint_of_two_processes_goes_on_on_four_devices_of_one(stopped, alone, tmp_path):
+    go_on_elsewhere(stopped[0], alone, tmp_path, {"processes": 1, "devices": 4})
+
+
+@pytest.mark.slow
+def test_checkpoint_of_eight_devices_goes_on_on_fewer(alone, tmp_path):
+    workdir = eight_devices(tmp_path, processes=1, devices=8)
+    places = {"processes": 2}, {"processes": 1, "devices": 2}
+    go_on_elsewhere(workdir, alone, tmp_path, *places)
 
 
 @stress
-def test_checkpoint_of_eight_devices_with_fsdp_goes_on_on_fewer(alone, tmp_path, cache):
-    goes_on_elsewhere(
-        alone,
-        tmp_path,
-        cache,
+def test_checkpoint_of_eight_devices_with_fsdp_goes_on_on_fewer(alone, tmp_path):
+    workdir = eight_devices(tmp_path, processes=2, devices=4, mesh__fsdp=2)
+    places = [
         {"processes": 1, "devices": 2, "mesh__fsdp": 2},
         {"processes": 2, "mesh__fsdp": 2},
         {"processes": 4},
         {"processes": 1},
-        processes=2,
-        devices=4,
-        mesh__fsdp=2,
-    )
+    ]
+    go_on_elsewhere(workdir, alone, tmp_path, *places)
 
 
-def goes_on_elsewhere(alone, tmp_path, cache, *places, processes=1, devices=8, **layout):
-    first = tmp_path / "first"
-    many = begin(first, cache, processes=processes, devices=devices, **layout)
+def eight_devices(tmp_path, **how) -> pathlib.Path:
+    """The work directory of a run on eight devices that was stopped."""
+    workdir = tmp_path / "first"
+    many = begin(workdir, **how)
     since = many.send(signal.SIGTERM)
-    check_stopped(many.end(), first, since)
+    check_stopped(many.end(), workdir, since)
+    return workdir
+
+
+def go_on_elsewhere(first: pathlib.Path, alone, tmp_path, *places) -> None:
     stopped = rows(first)
     for number, place in enumerate(places):
         workdir = tmp_path / str(number)
         shutil.copytree(first, workdir)
         how = {name: place[name] for name in ("processes", "devices") if name in place}
         overrides = {name: place[name] for name in place if name not in how}
-        run(config(**overrides), workdir, cache, **how)
+        run(config(**overrides), workdir, **how)
         assert rows(workdir)[: len(stopped)] == stopped, "it began anew"
         check_close(workdir, alone)
 
 
 @stress
 @pytest.mark.parametrize("form", ["weights", "workdir"])
-def test_weights_from_elsewhere(form, alone, tmp_path, cache):
+def test_weights_from_elsewhere(form, alone, tmp_path):
     init_from = alone
     if form == "weights":
         fields = {n: v for n, v in config().model.kwargs.items() if "dtype" not in n}
@@ -342,8 +363,8 @@ def test_weights_from_elsewhere(form, alone, tmp_path, cache):
         init_from = tmp_path / "weights.safetensors"
         save_pretrained(model, init_from)
     theirs = config(init_from=str(init_from))
-    run(theirs, tmp_path / "one", cache, processes=1)
-    run(theirs, tmp_path / "two", cache)
+    run(theirs, tmp_path / "one", processes=1)
+    run(theirs, tmp_path / "two")
     assert rows(tmp_path / "one")[0]["loss"] != rows(alone)[0]["loss"]
     check_close(tmp_path / "two", tmp_path / "one")
 
@@ -375,10 +396,10 @@ def test_wrong_options(given, told):
         join(**options)
 
 
-def test_wrong_option_is_one_line(tmp_path, cache):
-    (ended,) = start(
-        config(), tmp_path / "run", cache, processes=1, flags=JOINED | {"process_id": "2"}
-    ).end()
+def test_wrong_option_is_one_line(tmp_path):
+    options = JOINED | {"config": "configs/cifar10_vit.py", "workdir": str(tmp_path / "run")}
+    flags = [f"--{name}={value}" for name, value in (options | {"process_id": "2"}).items()]
+    ended = commands.run("train", *flags)
     assert ended.status == 2
     assert ended.err == (
         "error: --process_id: wanted 0 to 1, one less than --num_processes, got 2\n"
@@ -386,8 +407,8 @@ def test_wrong_option_is_one_line(tmp_path, cache):
     assert not (tmp_path / "run").exists()
 
 
-def test_work_directory_that_is_not_shared(tmp_path, cache):
-    first, second = start(config(), [tmp_path / "0", tmp_path / "1"], cache).end()
+def test_work_directory_that_is_not_shared(tmp_path):
+    first, second = start(config(), [tmp_path / "0", tmp_path / "1"]).end()
     assert (first.status, second.status) == (2, 2)
     assert "process 1 of 2 does not see in" in second.last_error
     assert "wanted a --workdir on storage that all hosts share" in second.last_error

@@ -60,7 +60,8 @@ def test_under_jit_and_scan():
 )
 def test_numbers_of_bits_past_32_bits(first, rows, stride, per_row):
     """The counters of a draw far into a sequence, which no test could make in full."""
-    high, low = _bit_numbers(jnp.uint32(first), rows, stride, rows * per_row)
+    bit_numbers = jax.jit(_bit_numbers, static_argnums=(1, 2, 3))
+    high, low = bit_numbers(jnp.uint32(first), rows, stride, rows * per_row)
     found = (np.asarray(high).astype(np.uint64) << np.uint64(32)) | np.asarray(low)
     at = first + stride * np.arange(rows, dtype=np.uint64)
     wanted = at[:, None] * np.uint64(per_row) + np.arange(per_row, dtype=np.uint64)

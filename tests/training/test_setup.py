@@ -100,6 +100,8 @@ def test_images_of_one_size_are_cropped_by_the_step() -> None:
     assert (batches[0]["image"] == batches[1]["image"]).all()
     keys = jax.random.split(jax.random.key(0), 4)
     images = jnp.asarray(batches[0]["image"][:4])
-    whole, part = (setup.program.settings.prepare_train(keys, images) for setup in (plain, cropped))
+    whole, part = (
+        jax.jit(setup.program.settings.prepare_train)(keys, images) for setup in (plain, cropped)
+    )
     assert whole.shape == part.shape
     assert (whole != part).any((1, 2, 3)).all()

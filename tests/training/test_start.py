@@ -1,6 +1,5 @@
 """Runs that start from the weights of another model: another head, another image size."""
 
-import pathlib
 import shutil
 from typing import Any
 
@@ -19,10 +18,11 @@ from vit_jax.interop.pretrained import save_pretrained
 from vit_jax.interop.resize import resize_pos_embed
 from vit_jax.models.base import VisionModel
 from vit_jax.models.registry import create_model
-from vit_jax.training import loop as loop_module
 from vit_jax.training import train
 from vit_jax.training.setup import build
 from vit_jax.training.start import load_weights
+
+pytestmark = pytest.mark.xdist_group("runs")
 
 HEAD = ("head.weight", "head.bias")
 
@@ -31,34 +31,6 @@ def model(seed: int) -> VisionModel:
     """That of the tiny run."""
     config = tiny().model
     return create_model(config.name, rngs=nnx.Rngs(seed), **config.kwargs)
-
-
-@pytest.fixture(scope="module")
-def first_run(tmp_path_factory) -> pathlib.Path:
-    """A run of 12 updates, the one of `test_loop.py`: images of 8x8, a grid of 2x2, 10 classes."""
-    workdir = tmp_path_factory.mktemp("first")
-    train(tiny(), workdir)
-    return workdir
-
-
-@pytest.fixture
-def first_state(monkeypatch, capsys, tmp_path):
-    """A function: config to (the state dict that a run begins with, what it said)."""
-
-    def look(config: TrainConfig) -> tuple[dict[str, np.ndarray], str]:
-        seen = {}
-
-        def stop(self: Any) -> None:
-            graph = self.setup.program.settings.graphs.train
-            seen.update(vit_jax.state_dict(nnx.merge(graph, self.state.params, self.state.frozen)))
-            raise SystemExit
-
-        monkeypatch.setattr(loop_module._Run, "train", stop)
-        with pytest.raises(SystemExit):
-            train(config, tmp_path / "new")
-        return seen, capsys.readouterr().out
-
-    return look
 
 
 def other(init_from: Any, **overrides: Any) -> TrainConfig:
@@ -80,12 +52,12 @@ def fresh(config: TrainConfig) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("form", ["workdir", "checkpoint", "weights"])
-def test_another_head_and_another_size(form, first_run, first_state, tmp_path):
+def test_another_head_and_another_size(form, finished, first_state, tmp_path):
     trained = model(1)
-    vit_jax.load_pretrained(trained, first_run)
+    vit_jax.load_pretrained(trained, finished)
     source = {
-        "workdir": first_run,
-        "checkpoint": first_run / "checkpoints" / "12",
+        "workdir": finished,
+        "checkpoint": finished / "checkpoints" / "12",
         "weights": tmp_path / "weights.safetensors",
     }[form]
     if form == "weights":
@@ -108,17 +80,16 @@ def test_another_head_and_another_size(form, first_run, first_state, tmp_path):
     assert "head: dropped the state dict's (10 classes), the model keeps its own of 12" in line
 
 
-def test_a_fine_tuning_run_trains(first_run, tmp_path):
+def test_a_fine_tuning_run_trains(finished, tmp_path):
     quick = {"num_epochs": 1, "data__validation_split": None, "data__test_split": None}
-    metrics = train(other(first_run, **quick), tmp_path)
+    metrics = train(other(finished, **quick), tmp_path)
     assert np.isfinite(metrics["train_loss"])
 
 
 def test_averaged_weights_of_a_training_checkpoint(first_state, tmp_path):
-    models = [
-        create_model(tiny().model.name, rngs=nnx.Rngs(n), **tiny().model.kwargs) for n in (1, 2)
-    ]
-    raw, averaged = ({k: torch.tensor(v) for k, v in vit_jax.state_dict(m).items()} for m in models)
+    raw, averaged = (
+        {k: torch.tensor(v) for k, v in vit_jax.state_dict(model(seed)).items()} for seed in (1, 2)
+    )
     path = tmp_path / "training.pth"
     torch.save({"state_dict": raw, "state_dict_ema": averaged, "epoch": 3}, path)
     found, said = first_state(tiny(init_from=str(path), init_weights="ema", log__progress="plain"))
@@ -136,9 +107,9 @@ def test_averaged_weights_of_a_training_checkpoint(first_state, tmp_path):
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_is_not_asked_for_is_not_adapted(overrides, message, first_run, tmp_path):
+def test_what_is_not_asked_for_is_not_adapted(overrides, message, finished, tmp_path):
     with pytest.raises(ValueError, match=message):
-        train(other(first_run, **overrides), tmp_path)
+        train(other(finished, **overrides), tmp_path)
 
 
 @pytest.mark.parametrize("path", ["init_head", "init_resize", "init_weights"])
@@ -153,8 +124,8 @@ def test_all_ways_to_resize_can_be_chosen():
     assert set(info.limits.choices) == {"none", *RESIZE}
 
 
-def test_weights_as_they_are_come_straight_from_the_checkpoint(first_run, tmp_path):
+def test_weights_as_they_are_come_straight_from_the_checkpoint(finished, tmp_path):
     """Without a config.json beside it."""
     lone = tmp_path / "lone"
-    shutil.copytree(first_run / "checkpoints", lone / "checkpoints")
+    shutil.copytree(finished / "checkpoints", lone / "checkpoints")
     assert load_weights(model(1), str(lone)) == f"weights of {lone}, step 12"

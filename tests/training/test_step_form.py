@@ -12,9 +12,9 @@ from vit_jax.training.program import config_mesh, make_program
 from vit_jax.training.step import jit_train_step
 
 
-@pytest.mark.parametrize("remat", ["none", "blocks"])
+@pytest.mark.parametrize("remat", ["none", pytest.param("blocks", marks=pytest.mark.slow)])
 def test_the_train_step_is_traced_and_compiled_for_its_devices(remat):
-    config = tiny(model__kwargs__depth=3, model__kwargs__remat=remat)
+    config = tiny(model__kwargs__depth=2, model__kwargs__remat=remat)
     mesh = config_mesh(config)
     program = make_program(config, mesh, abstract_model(config), Statistics((0.5,), (0.5,)), 10)
     inputs = abstract_inputs(config, program, (8, 8, 1))
@@ -26,5 +26,5 @@ def test_the_train_step_is_traced_and_compiled_for_its_devices(remat):
 
     assert program.settings.platform == "cpu"
     # One a layer, forward and backward.
-    assert barriers("cpu") >= 6
+    assert barriers("cpu") >= 4
     assert barriers("tpu") == 0
