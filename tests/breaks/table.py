@@ -303,7 +303,7 @@ _FORMATS = [
         "vit_jax/interop/state_dict.py",
         "np.moveaxis(array, (-1, -2), (0, 1))",
         "np.moveaxis(array, (-2, -1), (0, 1))",
-        ("tests/parity/test_golden.py::test_state_dict_gives_back_every_bit",),
+        _golden("tiny_timm_vit"),
         "state_dict has the arrays in PyTorch's layout",
     ),
     Break(
