@@ -28,10 +28,9 @@ def variables() -> dict[str, str]:
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_XLA}".strip()
-    return {name: os.environ.get(name, value) for name, value in wanted.items()} | {
-        "XLA_FLAGS": flags
-    }
+    flags = os.environ.get("XLA_FLAGS", "").replace(QUICK_XLA, "")  # of a process that started us
+    wanted |= {name: os.environ[name] for name in wanted if name in os.environ}
+    return wanted | {"XLA_FLAGS": f"{flags} {QUICK_XLA}".strip()}
 
 
 @contextlib.contextmanager

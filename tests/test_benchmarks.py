@@ -19,6 +19,7 @@ _SMALL = Workload("vit_tiny_patch16_224", 32, 2, _FIELDS)
 _NAMES = ("vit_jax", "plain Flax", "torch eager")
 
 
+@pytest.mark.slow
 def test_a_race_its_file_and_its_picture(tmp_path, monkeypatch, capsys):
     """Of three, one of whom cannot compute it: it says so, and the others go on."""
     work = dataclasses.replace(_SMALL, fields=_FIELDS | {"qkv_bias": False})

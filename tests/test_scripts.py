@@ -421,7 +421,7 @@ def test_queue_clears_away_what_was_preempted(cloud: Cloud, remains: dict[str, l
     assert order == ["delete", "create"]
 
 
-@pytest.mark.parametrize("answer", ["FAILED", "BROKEN"])
+@pytest.mark.parametrize("answer", ["FAILED", pytest.param("BROKEN", marks=pytest.mark.slow)])
 def test_queue_gives_up(cloud: Cloud, answer: str) -> None:
     cloud.states(queue=[answer])
     result = cloud.run("queue")
@@ -479,6 +479,7 @@ def test_install_mounts_once(cloud: Cloud) -> None:
     assert [(home / name).read_text() for name in ("sudo_calls", "gcsfuse_calls")] == called
 
 
+@pytest.mark.slow
 def test_run_starts_watches_and_stops_all(cloud: Cloud) -> None:
     assert "scripts/tpu.sh install comes first" in _install_then_run_too_early(cloud)
     cloud.plan("wait 3", "wait 3")
@@ -518,6 +519,7 @@ def test_status_of_a_machine_that_was_started_anew(cloud: Cloud) -> None:
     cloud.wait_for("lost", "ended 3")
 
 
+@pytest.mark.slow
 def test_keep_goes_on_after_a_preemption(cloud: Cloud) -> None:
     cloud.plan("wait 0", "wait 0")
     cloud.states(
@@ -547,7 +549,7 @@ def test_keep_goes_on_after_a_preemption(cloud: Cloud) -> None:
         # A process was killed, the others ended because of it.
         (("137 0", "2 0"), 2, 0, "failed"),
         # One does not end although the other has: it is killed.
-        (("1 0", "hang 0"), 2, 0, "failed"),
+        pytest.param(("1 0", "hang 0"), 2, 0, "failed", marks=pytest.mark.slow),
         pytest.param(
             ("1 1 1 0", "0 1 1 0"), 3, 1, "3 times in a row: no more", marks=pytest.mark.slow
         ),
@@ -565,6 +567,7 @@ def test_keep_repeats_what_may_help(
     assert len(cloud.calls("queued-resources delete")) == 1
 
 
+@pytest.mark.slow
 def test_keep_leaves_what_it_is_told_to(cloud: Cloud) -> None:
     cloud.plan("0 wait", "0 wait")
     assert cloud.run("keep", "--config", "x", LEAVE="1").returncode == 0

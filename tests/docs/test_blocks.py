@@ -15,7 +15,10 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 _DOCS = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md"))
 PAGES = ["README.md", "CONTRIBUTING.md", *_DOCS]
 # What they show, the others show too, or it is tests/inference and tests/plots that run it small.
-SLOW = {f"docs/{name}.md" for name in ("checkpoints", "concepts", "export", "features", "pictures")}
+SLOW = {
+    f"docs/{name}.md"
+    for name in ("checkpoints", "concepts", "export", "features", "models", "parity", "pictures")
+}
 
 
 @pytest.fixture

@@ -39,11 +39,14 @@ def command(order: dict) -> int:
     Args:
       order: `command`, its arguments; `indices`, a folder for what each process's loader made;
         `unreadable`, [process, batch] at which an image cannot be read; `terminated`, [loader,
-        process, batch] at which it receives SIGTERM.
+        process, batch] at which it receives SIGTERM; `shared_within`, seconds in which a shared
+        work directory shows what another process wrote.
     """
     from vit_jax import cli
+    from vit_jax.training import workdir
     from vit_jax.training.setup import Setup
 
+    workdir._SHARED_WITHIN = order.get("shared_within", workdir._SHARED_WITHIN)
     for name in ("train_batches", "eval_batches"):
         setattr(Setup, name, _watched(name, getattr(Setup, name), order))
     return cli.main(order["command"])

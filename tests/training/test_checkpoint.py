@@ -1,9 +1,11 @@
 """What is written comes back, or is known to be damaged."""
 
 import dataclasses
+import gc
 import shutil
 import sys
 import types
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,15 @@ from vit_jax.training.checkpoint_reading import (
 )
 from vit_jax.training.mesh import make_mesh, state_shardings
 from vit_jax.training.state import TrainState, initial_state
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_heap() -> Iterator[None]:
+    """The garbage is collected for each damaged checkpoint: not that of all tests before."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 class Model(nnx.Module):

@@ -129,9 +129,7 @@ GROUPS = {
 RUNS = [(group, name) for group, runs in GROUPS.items() for name in runs]
 FAST = [
     ("vit", "dropout one"),
-    ("vit", "dropout fsdp"),
     ("vit", "dropout fsdp scan blocks 2 parts"),
-    ("vit", "dropout pmap"),
     ("vit", "dropout pmap 2 parts"),
 ]
 

@@ -229,18 +229,22 @@ def test_whatever_ends_it_it_is_the_run_that_was_repeated_once(two, tmp_path):
     workdir = tmp_path / "run"
     check_unreadable(start(config(), workdir, unreadable=[1, 4]).end(), 1)
 
-    for lost in (1, 0):
-        many = begin(workdir)
-        since = many.send(signal.SIGKILL, lost)
-        check_lost(many.end(), [lost], since)
-
-    # Within a validation: all hear of it before the last of their questions is answered.
-    began = time.monotonic()
-    ended = start(config(), workdir, terminated=["eval_batches", 1, 0]).end()
-    check_stopped(ended, workdir, began, within=240)
+    many = begin(workdir)
+    since = many.send(signal.SIGKILL, 0)  # the one that the other asks where all are
+    check_lost(many.end(), [0], since)
 
     run(config(), workdir)
     check_same(workdir, two)
+
+
+@pytest.mark.slow
+def test_a_signal_within_a_validation_stops_all(two, tmp_path):
+    """They hear of it before the last of their questions is answered."""
+    began = time.monotonic()
+    ended = start(config(), tmp_path / "run", terminated=["eval_batches", 1, 0]).end()
+    check_stopped(ended, tmp_path / "run", began, within=240)
+    run(config(), tmp_path / "run")
+    check_same(tmp_path / "run", two)
 
 
 KILLS = {
@@ -408,7 +412,8 @@ def test_wrong_option_is_one_line(tmp_path):
 
 
 def test_work_directory_that_is_not_shared(tmp_path):
-    first, second = start(config(), [tmp_path / "0", tmp_path / "1"]).end()
+    workdirs = [tmp_path / "0", tmp_path / "1"]
+    first, second = start(config(), workdirs, shared_within=1.0).end()
     assert (first.status, second.status) == (2, 2)
     assert "process 1 of 2 does not see in" in second.last_error
     assert "wanted a --workdir on storage that all hosts share" in second.last_error
