@@ -185,6 +185,7 @@ print(len(source), len(source.unreadable), before, peak())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_folder_of_them_takes_less_than_a_gibibyte(tmp_path, record_property):
     """In a process of its own, four threads reading; all are counted, and the folder is no file."""

@@ -433,12 +433,10 @@ for path in sys.argv[1:]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="its memory limit is Linux's")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names",
-    [
-        [name for name in FULL_SIZE if name != "lists"],
-        pytest.param(["lists"], marks=pytest.mark.slow),
-    ],
+    [[name for name in FULL_SIZE if name != "lists"], ["lists"]],
     ids=["all others", "lists"],
 )
 def test_bombs_at_full_size(names: list[str], tmp_path: Path) -> None:

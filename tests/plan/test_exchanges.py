@@ -15,6 +15,7 @@ import jax
 import pytest
 
 from tests import compilation
+from tests.tiers import mostly_slow
 from vit_jax.config import from_dict, to_dict
 from vit_jax.config.recipes import find_recipe, load_recipe
 from vit_jax.data.statistics import Statistics
@@ -65,18 +66,17 @@ def main() -> None:
 _DATA_PARALLEL = {"data": 8, "fsdp": 1}
 _FSDP = {"data": 1, "fsdp": 8}
 _FSDP_IN_A_SCAN = {"data": 4, "fsdp": 2, "remat": "blocks", "scan_layers": True}
-_RUNS = [
-    (32, _DATA_PARALLEL),
-    *((batch, mesh) for mesh in (_FSDP, _FSDP_IN_A_SCAN) for batch in (32, 64)),
-]
+_RUNS = [(32, _DATA_PARALLEL), (32, _FSDP_IN_A_SCAN), (64, _FSDP_IN_A_SCAN)]
+_SLOW_RUNS = [(32, _FSDP), (64, _FSDP)]
 
 
 @functools.cache
-def _exchanges() -> list[list[Any]]:
-    """Of each run, in each form: one child process makes them all."""
+def _exchanges(slow: bool) -> list[list[Any]]:
+    """Of each run, in each form: one child process makes those of a tier."""
+    runs = _SLOW_RUNS if slow else _RUNS
     child = subprocess.run(
         [sys.executable, "-m", "tests.plan.test_exchanges"],
-        input=json.dumps([_config(batch, **mesh) for batch, mesh in _RUNS]),
+        input=json.dumps([_config(batch, **mesh) for batch, mesh in runs]),
         env={
             **os.environ,
             "JAX_PLATFORMS": "cpu",
@@ -92,7 +92,9 @@ def _exchanges() -> list[list[Any]]:
 
 
 def _of(mesh: dict[str, Any]) -> list[list[Any]]:
-    return [found for (_, ran), found in zip(_RUNS, _exchanges(), strict=True) if ran is mesh]
+    runs = _SLOW_RUNS if mesh is _FSDP else _RUNS
+    found = _exchanges(runs is _SLOW_RUNS)
+    return [forms for (_, ran), forms in zip(runs, found, strict=True) if ran is mesh]
 
 
 @pytest.mark.xdist_group("exchanges")
@@ -105,7 +107,7 @@ def test_data_parallel_moves_the_gradients_once_and_nothing_else():
 
 
 @pytest.mark.xdist_group("exchanges")
-@pytest.mark.parametrize("mesh", [_FSDP, _FSDP_IN_A_SCAN], ids=str)
+@pytest.mark.parametrize("mesh", mostly_slow([_FSDP, _FSDP_IN_A_SCAN], [_FSDP_IN_A_SCAN]), ids=str)
 def test_fsdp_moves_weights_and_no_activations(mesh):
     """However many images there are, the same bytes; of no kind that regroups activations."""
     for few, many in zip(*_of(mesh), strict=True):  # in each form

@@ -225,10 +225,8 @@ def check_unreadable(ended: list[Ended], process: int) -> None:
             assert f"process {number} of 2 ends, for process {process} ended" in one.last_error
 
 
-def test_whatever_ends_it_it_is_the_run_that_was_repeated_once(two, tmp_path):
+def test_killed_and_repeated_it_is_the_run_that_was_repeated_once(two, tmp_path):
     workdir = tmp_path / "run"
-    check_unreadable(start(config(), workdir, unreadable=[1, 4]).end(), 1)
-
     many = begin(workdir)
     since = many.send(signal.SIGKILL, 0)  # the one that the other asks where all are
     check_lost(many.end(), [0], since)
@@ -308,9 +306,10 @@ def test_host_that_answers_no_more(silent, two, tmp_path):
     check_same(workdir, two)
 
 
-@stress
-def test_image_that_process_0_cannot_read(tmp_path):
-    check_unreadable(start(config(), tmp_path / "run", unreadable=[0, 4]).end(), 0)
+@pytest.mark.slow
+@pytest.mark.parametrize("process", [0, 1])
+def test_an_image_that_one_cannot_read_ends_both(process, tmp_path):
+    check_unreadable(start(config(), tmp_path / "run", unreadable=[process, 4]).end(), process)
 
 
 def test_checkpoint_of_two_processes_goes_on_on_four_devices_of_one(stopped, alone, tmp_path):
