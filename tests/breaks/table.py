@@ -584,7 +584,7 @@ _TRAINING = [
         "vit_jax/training/step.py",
         "key_of_rows(dropout_key, first + number, rows, parts)",
         "key_of_rows(dropout_key, first, rows, parts)",
-        (f"{_LAYOUTS}[t2t-dropout-pmap-2-parts]",),
+        (f"{_LAYOUTS}[vit-dropout-pmap-2-parts]",),
         "accumulation_steps does not change the run but for rounding",
     ),
     Break(
@@ -600,7 +600,7 @@ _TRAINING = [
         "vit_jax/training/step.py",
         "rows * jax.lax.axis_index(axis)",
         "jax.lax.axis_index(axis)",
-        (f"{_LAYOUTS}[t2t-dropout-pmap-2-parts]",),
+        (f"{_LAYOUTS}[vit-dropout-pmap-2-parts]",),
         "parallel='pmap' is the run of 'jit'",
     ),
     Break(
@@ -797,7 +797,7 @@ _PLAN = [
         "vit_jax/plan/flops.py",
         "return 2 * dot.shapes[0].size",
         "return dot.shapes[0].size",
-        ("tests/plan/test_counts.py::test_matmuls_in_a_loop_count_each_time",),
+        ("tests/plan/test_counts.py::test_a_compiled_model_computes_what_is_counted_by_shapes",),
         "`vit-jax plan` counts a multiplication and its addition as two operations",
     ),
     Break(

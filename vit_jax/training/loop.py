@@ -73,7 +73,8 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
     """
     validate(config)
     workdir = run_path(workdir)
-    with StopSignals() as signals, companions(workdir), held(workdir), quiet_orbax():
+    # Quiet longer than with companions: where one is lost, Orbax's threads find out late.
+    with StopSignals() as signals, quiet_orbax(), companions(workdir), held(workdir):
         records = _records(config, workdir)
         if records.find("test"):
             _finish(records, workdir, config.log.progress != "none")
