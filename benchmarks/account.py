@@ -30,7 +30,7 @@ from benchmarks.contestants import Workload
 from benchmarks.contestants.vit_jax_ import TrainedStep, set_up
 from benchmarks.run import CPU
 from vit_jax.plan.flops import flops_of
-from vit_jax.plan.hlo import Computation, Instruction, Program
+from vit_jax.plan.hlo import Computation, HloProgram, Instruction
 from vit_jax.plan.traffic import bytes_of
 
 _CONTAINERS = ("while", "call", "conditional")
@@ -114,7 +114,7 @@ def _fastest(call: Callable[[], jax.Array]) -> float:
 
 
 def _inside(
-    program: Program, instruction: Instruction
+    program: HloProgram, instruction: Instruction
 ) -> Iterator[tuple[Computation, Instruction]]:
     """What a fusion is made of, with what is inside of its calls."""
     called = instruction.attribute("calls" if instruction.opcode == "fusion" else "to_apply")
@@ -125,7 +125,7 @@ def _inside(
             yield from _inside(program, part)
 
 
-def kind_of(program: Program, instruction: Instruction) -> str:
+def kind_of(program: HloProgram, instruction: Instruction) -> str:
     """What an instruction of a compiled step is for, by what is inside of it."""
     parts = [instruction]
     if instruction.opcode == "fusion":
@@ -143,7 +143,7 @@ def account(text: str, times: list[dict[str, float]]) -> dict[str, Share]:
     Returns:
       The shares of the fastest run, the largest first.
     """
-    program = Program(text)
+    program = HloProgram(text)
     seconds = min(times, key=lambda one: sum(one.values()))
     found: dict[str, Share] = collections.defaultdict(Share)
     for computation, instruction, runs in program.instructions():
@@ -172,11 +172,11 @@ def profiled(step: TrainedStep, repeats: int) -> tuple[str, list[dict[str, float
         with tempfile.TemporaryDirectory() as directory:
             with jax.profiler.trace(directory):
                 step()
-            times.append(_instruction_seconds(directory, Program(text)))
+            times.append(_instruction_seconds(directory, HloProgram(text)))
     return text, times, min(alone)
 
 
-def _instruction_seconds(directory: str, program: Program) -> dict[str, float]:
+def _instruction_seconds(directory: str, program: HloProgram) -> dict[str, float]:
     (path,) = pathlib.Path(directory).glob("**/*.xplane.pb")
     opcodes = {i.name: i.opcode for _, i, _ in program.instructions()}
     seconds: dict[str, float] = collections.defaultdict(float)

@@ -56,8 +56,10 @@ def cases() -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """(section, slice, (recipe, flags...)) of every line."""
     from vit_jax.config.recipes import recipe_names
 
-    for recipe in recipe_names():
-        yield "recipes", "v5e:4x4", (recipe, *_flags(recipe))
+    for name in recipe_names():
+        sized = [f"{name}_{size}" for size in ("14", "19", "24", "7", "t_14")]
+        for recipe in sized if name == "imagenet_t2t_vit" else [name]:
+            yield "recipes", "v5e:4x4", (recipe, *_flags(recipe))
     for recipe in RECIPES:
         for slice_name in SLICES:
             yield "slices", slice_name, (recipe, *_flags(recipe))
@@ -68,13 +70,13 @@ def cases() -> Iterator[tuple[str, str, tuple[str, ...]]]:
 
 def measure(slice_name: str, arguments: tuple[str, ...]) -> dict[str, Any]:
     """One plan, as `vit-jax plan --json` prints it."""
-    from vit_jax.plan.command import read_config
+    from vit_jax.cli.parsing import read_recipe
     from vit_jax.plan.plan import as_json, make_plan
     from vit_jax.plan.topology import parse_topology
 
     recipe, *flags = arguments
     topology = parse_topology(slice_name)
-    command = read_config([f"--config={recipe}", *flags])
+    command = read_recipe([f"--config={recipe}", *flags])
     return as_json(make_plan(command.config, topology, devices_of(topology)), recipe)
 
 

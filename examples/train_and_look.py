@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 
 from vit_jax.config import TrainConfig, find_recipe, load_recipe
 from vit_jax.data import make_eval_preprocess, open_splits
-from vit_jax.inference.attention import attention_maps, attention_rollout, class_attention
-from vit_jax.inference.load import LoadedModel, load_model
 from vit_jax.inference.predict import Prediction, predict
+from vit_jax.inspect.attention import attention_maps, attention_rollout, class_attention
 from vit_jax.training import train
+from vit_jax.weights.load import LoadedModel, load_model
 
 COUNT = 8
 

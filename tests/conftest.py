@@ -27,20 +27,20 @@ import tests.typecheck  # noqa: F401 - the import hook finds it by name
 compilation.write_whole_entries()
 
 # Each annotated function of these is wrapped when its module is imported, now or later.
-_CHECKED = [f"vit_jax.{package}" for package in ("layers", "models", "interop", "data")]
+_CHECKED = [f"vit_jax.{package}" for package in ("layers", "models", "weights", "data")]
 jaxtyping.install_import_hook(_CHECKED, "tests.typecheck.checked")
 with warnings.catch_warnings():
     # flax's nnx.List is a typing.MutableSequence, which beartype calls deprecated.
     warnings.simplefilter("ignore", BeartypeDecorHintPep585DeprecationWarning)
-    import vit_jax.interop.pretrained
-    import vit_jax.models.registry  # noqa: F401
+    import vit_jax.models.registry
+    import vit_jax.weights.pretrained  # noqa: F401
 
 _MOST_MEMORY, _GROWTH = 3 * 2**29, 2**28  # bytes
 _limit = _MOST_MEMORY
 # Where shape annotations are checked: each check takes a fifth of a model's time to trace.
 _SHAPES = {"layers", "models", "data"}
 # Where no promotion may be left to JAX. The training tests are out: optax itself relies on it.
-_STRICT = {"layers", "models", "parity", "reference", "interop"}
+_STRICT = {"layers", "models", "parity", "reference", "weights"}
 
 
 def _promote_types(a: Any, b: Any, of: Callable = jnp.promote_types) -> Any:

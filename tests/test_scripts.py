@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from vit_jax.config.flags import help_text
+from vit_jax.config.overrides import help_text
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the workers are Linux machines")
 

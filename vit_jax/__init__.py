@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vit_jax import parity
-    from vit_jax.interop.pretrained import load_pretrained, save_pretrained
-    from vit_jax.interop.state_dict import load_state_dict, state_dict
     from vit_jax.models.registry import create_model, list_models
+    from vit_jax.weights.pretrained import load_pretrained, save_pretrained
+    from vit_jax.weights.state_dict import load_state_dict, state_dict
 
 __all__ = [
     "create_model",
@@ -23,11 +23,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "create_model": "vit_jax.models.registry",
     "list_models": "vit_jax.models.registry",
-    "load_pretrained": "vit_jax.interop.pretrained",
-    "load_state_dict": "vit_jax.interop.state_dict",
+    "load_pretrained": "vit_jax.weights.pretrained",
+    "load_state_dict": "vit_jax.weights.state_dict",
     "parity": "vit_jax.parity",
-    "save_pretrained": "vit_jax.interop.pretrained",
-    "state_dict": "vit_jax.interop.state_dict",
+    "save_pretrained": "vit_jax.weights.pretrained",
+    "state_dict": "vit_jax.weights.state_dict",
 }
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from vit_jax import cli
 from vit_jax.cli import jax_setup
+from vit_jax.cli.parsing import read_recipe
 from vit_jax.config.recipes import recipe_names
 from vit_jax.plan import command
 from vit_jax.plan.libtpu import prepare_environment
@@ -32,7 +33,7 @@ def environment(monkeypatch):
         (["--config"], "--config"),
         (["--config=nowhere", _SLICE], "no recipe of that name"),
         (["--config=digits_vit"], "wanted --topology GENERATION:SIZE, such as v4:"),
-        (["--config=digits_vit", "--topology"], "Missing value for flag --topology"),
+        (["--config=digits_vit", "--topology"], "--topology: wanted a value"),
         (["--config=digits_vit", "--topology=v9:4x4"], "generations and examples: v4:4x4x4"),
         (["--config=digits_vit", "--topology=v5p:4x4"], "3 axes"),
         (["--config=digits_vit", _SLICE, "--workdir=x"], "workdir"),
@@ -61,10 +62,12 @@ def test_help_names_the_slices(capsys):
 @pytest.mark.parametrize("recipe", recipe_names())
 def test_every_recipe_can_be_planned(recipe):
     for given in ([f"--config={recipe}"], ["--config", recipe]):
-        line, topology, switches = command.read([*given, "--topology", "v5e:4x4", "--json"])
+        line = read_recipe(
+            [*given, "--topology", "v5e:4x4", "--json"], ("topology",), ("json", "search")
+        )
         assert line.config.num_epochs > 0
-        assert topology.name == "v5e:4x4"
-        assert switches == {"json": True, "search": False}
+        assert command.topology_of(line).name == "v5e:4x4"
+        assert line.switches == {"json"}
 
 
 def test_the_compiler_is_loaded_without_asking_for_a_tpu():

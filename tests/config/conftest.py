@@ -18,6 +18,7 @@ FIELDS = {
         "global_pool": "token",
         "head_units": (8, 4),
         "dtype": float,
+        "remat": "none",
     },
     "vit_b": {"num_classes": 1000, "width": 3},
 }

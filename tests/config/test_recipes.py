@@ -1,9 +1,11 @@
 """Finding and loading recipes; the recipes that come along."""
 
 import pathlib
+import sys
 
 import pytest
 
+from tests.config.conftest import RECIPE
 from vit_jax.config import (
     TrainConfig,
     check_model_kwargs,
@@ -13,6 +15,7 @@ from vit_jax.config import (
     recipes,
     validate,
 )
+from vit_jax.config.recipes import recipe_name
 from vit_jax.models.registry import model_fields
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -30,6 +33,7 @@ def test_a_recipe_is_valid_and_says_how_it_went(name):
     check_model_kwargs(config.model.name, config.model.kwargs, model_fields(config.model.name))
     text = path.read_text().split('"""')[1]
     assert f"python train.py --config configs/{name}.py" in text
+    assert recipe_name(path) == name
     assert "Hardware, time and" in text
 
 
@@ -76,7 +80,12 @@ def test_cifar100_is_seed_003s_to_the_letter():
     ],
 )
 def test_imagenet_t2t_has_the_numbers_of_the_release(name, learning_rate, weight_decay):
-    config = load_recipe(find_recipe(f"imagenet_{name}"))
+    path = find_recipe(f"imagenet_{name}")
+    assert path == find_recipe(f"imagenet_t2t_vit:{name.removeprefix('t2t_vit_')}")
+    assert recipe_name(path) == f"imagenet_{name}"
+    config = load_recipe(path)
+    validate(config)
+    check_model_kwargs(name, config.model.kwargs, model_fields(name))
     optimizer = config.optimizer
     assert config.model.name == name
     assert config.model.kwargs["drop_path_rate"] == 0.1
@@ -98,6 +107,30 @@ def test_imagenet_t2t_has_the_numbers_of_the_release(name, learning_rate, weight
     assert (mix.mixup_alpha, mix.cutmix_alpha) == (0.8, 1.0)
     assert (mix.probability, mix.switch_probability) == (1.0, 0.5)
     assert (config.ema.decay, config.ema.warmup) == (0.99996, False)
+
+
+def test_arguments_of_recipes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = ROOT / "configs" / "imagenet_t2t_vit.py"
+    for name in ("imagenet_t2t_vit:t_14", "configs/imagenet_t2t_vit.py:t_14", f"{file}:t_14"):
+        assert load_recipe(find_recipe(name)).model.name == "t2t_vit_t_14", name
+    assert load_recipe(find_recipe("imagenet_t2t_vit")).model.name == "t2t_vit_14"
+    with pytest.raises(ValueError, match=r"wanted a size of 7, .*, got '13'"):
+        load_recipe(find_recipe("imagenet_t2t_vit:13"))
+    with pytest.raises(ValueError, match="no recipe of that name"):
+        find_recipe("digits_vit_13")  # it takes none
+
+
+def test_a_recipe_imports_modules_of_its_folder_and_leaves_nothing(tmp_path):
+    (tmp_path / "beside_it.py").write_text("from vit_jax.config import TrainConfig\nEPOCHS = 7\n")
+    path = tmp_path / "own.py"
+    text = "from beside_it import EPOCHS\n" + RECIPE.replace("num_epochs=2", "num_epochs=EPOCHS")
+    path.write_text(text)
+    before, searched = set(sys.modules), list(sys.path)
+    assert load_recipe(path).num_epochs == 7
+    assert "beside_it" not in set(sys.modules) - before
+    assert sys.path == searched
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["beside_it.py", "own.py"]
 
 
 def test_cifar10_differs_from_cifar100_only_in_the_set():

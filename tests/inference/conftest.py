@@ -2,19 +2,16 @@
 
 import functools
 import pathlib
-from unittest import mock
 
 import jax
 import pytest
 
 from tests.training.runs import tiny
-from vit_jax.training import loop, train
+from vit_jax.training import train
 
 
 def train_tiny(workdir: pathlib.Path) -> pathlib.Path:
-    """Trains the run; no curves are drawn."""
-    undrawn = mock.patch.object(loop, "plot_curves")
-    with jax.default_matmul_precision("highest"), undrawn:
+    with jax.default_matmul_precision("highest"):
         train(tiny(ema__decay=0.9), workdir)
     return workdir
 

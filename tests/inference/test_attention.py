@@ -8,20 +8,20 @@ import torch
 from flax import nnx
 
 import vit_jax
-from tests.interop.designs import make
 from tests.models.families import build, images
 from tests.parity.live import randomised
 from tests.reference.vit import Attention, VisionTransformer
-from vit_jax.inference.attention import (
+from tests.weights.designs import make
+from vit_jax.inspect.attention import (
     attention_maps,
     attention_rollout,
     class_attention,
     token_attention_maps,
 )
+from vit_jax.inspect.recorder import plain
 from vit_jax.layers.performer import TokenPerformer, linear_attention
 from vit_jax.models.base import VisionModel
 from vit_jax.models.registry import abstract_model
-from vit_jax.parity.recorder import plain
 
 FIELDS = {
     "img_size": (8, 12),

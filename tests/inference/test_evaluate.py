@@ -14,7 +14,7 @@ from vit_jax.config import DataConfig
 from vit_jax.data.sources import ArraySource
 from vit_jax.inference.evaluate import Evaluation, _labels_of, evaluate
 from vit_jax.inference.labelled import open_labelled
-from vit_jax.inference.load import LoadedModel, load_model
+from vit_jax.weights.load import LoadedModel, load_model
 
 pytestmark = pytest.mark.xdist_group("run")
 

@@ -24,8 +24,8 @@ from vit_jax.data.augment import make_eval_preprocess, normalize
 from vit_jax.inference import export
 from vit_jax.inference.classifier import Classifier
 from vit_jax.inference.export import export_model
-from vit_jax.inference.load import LoadedModel, load_model
 from vit_jax.models.registry import abstract_model, model_fields
+from vit_jax.weights.load import LoadedModel, load_model
 
 pytestmark = pytest.mark.xdist_group("run")
 

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from tests.models.families import build, images
-from vit_jax.inference.features import layer_outputs
+from vit_jax.inspect.features import layer_outputs
 
 
 def test_by_pytorchs_names_and_by_those_of_the_attributes() -> None:

@@ -12,10 +12,10 @@ import vit_jax
 from tests.inference.conftest import train_tiny
 from tests.models.families import build
 from tests.training.runs import tiny
-from vit_jax.inference.load import load_model
-from vit_jax.interop.state_dict import torch_shapes
 from vit_jax.models.base import Preprocessing, VisionModel
 from vit_jax.models.registry import abstract_model
+from vit_jax.weights.load import load_model
+from vit_jax.weights.state_dict import torch_shapes
 
 pytestmark = pytest.mark.xdist_group("run")
 
@@ -58,7 +58,7 @@ def test_class_names_are_those_of_the_data(run, tmp_path, monkeypatch):
 @pytest.mark.parametrize("names", [(), ("a", "b")])
 def test_a_checkpoint_that_names_fewer_classes_than_the_model_has(run, monkeypatch, names):
     """They are followed by numbers; older ones name none."""
-    from vit_jax.training import checkpoint_reading
+    from vit_jax.weights import checkpoint_reading
 
     info = checkpoint_reading.CheckpointInfo
     monkeypatch.setattr(

@@ -16,13 +16,13 @@ from vit_jax import cli
 from vit_jax.config import load_config
 from vit_jax.data.folder import FolderSource
 from vit_jax.data.splits import open_splits
-from vit_jax.inference.load import LoadedModel, load_model
 from vit_jax.inference.predict import predict
-from vit_jax.interop.formats import check_preprocessing
 from vit_jax.training.program import model_maker
 from vit_jax.training.setup import Setup
 from vit_jax.training.setup import build as build_run
-from vit_jax.training.workdir import CONFIG_FILE
+from vit_jax.weights.formats import check_preprocessing
+from vit_jax.weights.load import LoadedModel, load_model
+from vit_jax.weights.run_folder import CONFIG_FILE
 
 pytestmark = pytest.mark.xdist_group("run")
 

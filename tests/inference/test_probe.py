@@ -8,8 +8,8 @@ from sklearn.linear_model import LogisticRegression
 
 from vit_jax.cli import main
 from vit_jax.inference import probe as probing
-from vit_jax.inference.load import load_model
 from vit_jax.inference.probe import Features, knn_classify, linear_probe, probe
+from vit_jax.weights.load import load_model
 
 pytestmark = pytest.mark.xdist_group("run")
 

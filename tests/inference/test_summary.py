@@ -12,12 +12,12 @@ from flax import nnx
 from rich.console import Console
 
 import vit_jax
-from tests.interop.designs import redraw
 from tests.models.families import FAMILIES
 from tests.tiers import mostly_slow
+from tests.weights.designs import redraw
 from vit_jax import cli
 from vit_jax.cli import jax_setup
-from vit_jax.inference.summary import LayerRow, Summary, _kept_bytes, print_summary, summarize
+from vit_jax.inspect.summary import LayerRow, Summary, _kept_bytes, print_summary, summarize
 from vit_jax.layers.variables import Frozen
 from vit_jax.models.macs import count_macs
 from vit_jax.models.registry import abstract_model
@@ -169,7 +169,7 @@ def test_the_command_of_a_run_reads_no_weights(as_command, capsys, run, monkeypa
     def refuse(*args, **kwargs):
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr("vit_jax.inference.load.load_weights", refuse)
+    monkeypatch.setattr("vit_jax.weights.load.load_into", refuse)
     checkpoint = max((run / "checkpoints").iterdir())
     for source in (run, checkpoint):
         assert cli.main(["summary", str(source)]) == 0

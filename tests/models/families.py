@@ -8,8 +8,8 @@ import numpy as np
 from flax import nnx
 
 import vit_jax
-from vit_jax.interop.state_dict import torch_shapes
 from vit_jax.models.registry import abstract_model, model_fields
+from vit_jax.weights.state_dict import torch_shapes
 
 _VIT = {"img_size": (8, 12), "patch_size": 4, "embed_dim": 8, "depth": 3, "num_heads": 2}
 _T2T = {"img_size": (8, 12), "token_dim": 4, "embed_dim": 8, "num_heads": 2, "mlp_ratio": 2.0}

@@ -17,9 +17,8 @@ import torch
 from flax import nnx
 
 import vit_jax
-from tests.interop import designs
 from tests.parity.live import randomised
-from vit_jax.interop.resize import resize_pos_embed
+from tests.weights import designs
 from vit_jax.layers import (
     attention,
     block,
@@ -30,6 +29,7 @@ from vit_jax.layers import (
     unfold,
 )
 from vit_jax.models import classifier_vit, t2t_vit, t2t_vit_dense, vit
+from vit_jax.weights.resize import resize_pos_embed
 
 Patch = pytest.MonkeyPatch
 

@@ -8,11 +8,11 @@ import torch
 from flax import nnx
 
 import vit_jax
-from vit_jax.interop.dialects import to_timm
 from vit_jax.layers.encoder_layer import TransformerEncoder
 from vit_jax.layers.prenorm_layer import TransformerLayer
 from vit_jax.models.registry import abstract_model
 from vit_jax.parity import OptimizerSpec, assert_parity, compare
+from vit_jax.weights.dialects import to_timm
 
 transformers = pytest.importorskip("transformers")
 

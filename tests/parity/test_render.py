@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console
 
 from vit_jax.parity.lines import chosen, coarse, excess, is_coarse, lines_of
+from vit_jax.parity.picture import draw, draw_svg
 from vit_jax.parity.render import print_report, to_json, verdict_text, write_html
 from vit_jax.parity.result import Diagnosis, Report, Row, Section, Verdict
-from vit_jax.plots.parity import draw, draw_svg
 
 PARTS = ("norm1", "attn.qkv", "attn.proj", "attn", "norm2", "mlp.fc1", "mlp.act", "mlp.fc2", "mlp")
 HOSTILE = 'blocks.0.<script>alert("&")</script>[bold]$\\frac$:smile:'

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from vit_jax.interop.dialects import DIALECTS, to_timm
 from vit_jax.parity.golden_weights import make_labels
 from vit_jax.parity.torch_trace import trace_torch
 from vit_jax.parity.values import OptimizerSpec, Reference, Whole
+from vit_jax.weights.dialects import DIALECTS, to_timm
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 4, 6, 3))
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import vit_jax
-from tests.interop import designs
 from tests.parity.compare import Record
 from tests.parity.live import randomised
 from tests.tiers import mostly_slow
+from tests.weights import designs
 from vit_jax.parity import OptimizerSpec, Report, compare
 
 RUNS = int(os.environ.get("VIT_JAX_UNFAULTED", "12"))

@@ -10,7 +10,7 @@ from vit_jax.models.macs import count_macs
 from vit_jax.models.registry import abstract_model
 from vit_jax.plan.collectives import Collective, collectives, totals
 from vit_jax.plan.flops import matmul_flops, slice_flops
-from vit_jax.plan.hlo import Program, shapes
+from vit_jax.plan.hlo import HloProgram, shapes
 from vit_jax.plan.traffic import hbm_bytes
 
 
@@ -24,7 +24,7 @@ def test_a_shape_is_read_with_its_memory():
 
 
 def test_a_loop_runs_as_often_as_its_condition_says():
-    program = Program(LOOP)
+    program = HloProgram(LOOP)
     assert program.runs["body"] == program.runs["fused"] == 4
     assert program.runs["main"] == 1
     assert program.runs["sum"] == 0  # of a reduction
@@ -35,17 +35,17 @@ def test_xlas_own_trip_count_goes_first():
     stated = LOOP.replace(
         "body=%body\n", 'body=%body, backend_config={"known_trip_count":{"n":"6"}}\n'
     )
-    assert Program(stated).runs["body"] == 6
+    assert HloProgram(stated).runs["body"] == 6
 
 
 def test_a_loop_of_unknown_length_is_named():
-    program = Program(LOOP.replace("direction=LT", "direction=NE"))
+    program = HloProgram(LOOP.replace("direction=LT", "direction=NE"))
     assert program.unknown_loops == ["while"]
     assert program.runs["body"] == 1
 
 
 def test_matmuls_in_a_loop_count_each_time():
-    assert matmul_flops(Program(LOOP)) == 4 * 2 * 8 * 16 * 32
+    assert matmul_flops(HloProgram(LOOP)) == 4 * 2 * 8 * 16 * 32
 
 
 def test_slices_that_are_matmuls_are_told_apart():
@@ -58,7 +58,7 @@ dim_labels=bf0_io0->bf0, metadata={op_name="jit(f)/jvp()/OPERATION" stack_frame_
 }
 """
     for operation, slices in (("slice", 1), ("pad", 1), ("dot_general", 0)):
-        program = Program(text.replace("OPERATION", operation))
+        program = HloProgram(text.replace("OPERATION", operation))
         assert matmul_flops(program) == 2 * 8 * 58 * 28 * 64
         assert slice_flops(program) == slices * 2 * 8 * 58 * 28 * 64
 
@@ -67,7 +67,7 @@ def test_memory_traffic_leaves_out_what_stays_on_the_chip():
     # Of the fusion x (256 bytes) and y (1,024), not w; the exchange reads and writes its arrays.
     of_loop = 4 * (8 * 16 * 2 + 8 * 32 * 4 + 2 * 4)
     scalars = 4 * (4 + 4 + 1)  # i < n: reads two, writes one
-    assert hbm_bytes(Program(LOOP)) == of_loop + scalars + 2 * (400 + 84)
+    assert hbm_bytes(HloProgram(LOOP)) == of_loop + scalars + 2 * (400 + 84)
 
 
 def test_a_slice_of_an_array_moves_the_slice():
@@ -80,7 +80,7 @@ ENTRY %main (w: f32[12,8], u: f32[1,8], i: s32[]) -> f32[12,8] {
   ROOT %new = f32[12,8]{1,0} dynamic-update-slice(%w, %u, %i, %i)
 }
 """
-    assert hbm_bytes(Program(text)) == 4 * 32
+    assert hbm_bytes(HloProgram(text)) == 4 * 32
     fused = """\
 %inside (p.0: f32[12,8], p.1: f32[1,8], p.2: s32[]) -> f32[12,8] {
   %p.0 = f32[12,8]{1,0} parameter(0)
@@ -97,18 +97,18 @@ ENTRY %main (w: f32[12,8], u: f32[1,8], i: s32[]) -> f32[12,8] {
   ROOT %fusion = f32[12,8]{1,0} fusion(%w, %u, %i), kind=kLoop, calls=%inside
 }
 """
-    assert hbm_bytes(Program(fused)) == 2 * 32
+    assert hbm_bytes(HloProgram(fused)) == 2 * 32
 
 
 def test_exchanges_are_counted_by_kind_and_by_run():
-    found = totals(collectives(Program(LOOP), 4))
+    found = totals(collectives(HloProgram(LOOP), 4))
     (row,) = found
     assert (row.kind, row.count, row.bytes) == ("all-reduce", 5, 4 * 4 + 4 * (100 + 21))
     assert row.sent_bytes == pytest.approx(2 * 3 / 4 * row.bytes)
 
 
 def test_a_gather_in_many_fusions_is_one_and_a_fused_scatter_is_one():
-    rows = {row.kind: row for row in totals(collectives(Program(SHARDED), 4))}
+    rows = {row.kind: row for row in totals(collectives(HloProgram(SHARDED), 4))}
     assert set(rows) == {"all-gather", "reduce-scatter", "collective-permute"}
     whole = 32 * 8 * 4
     assert (rows["all-gather"].count, rows["all-gather"].bytes) == (1, whole)
@@ -131,13 +131,13 @@ def test_a_gather_in_many_fusions_is_one_and_a_fused_scatter_is_one():
 )
 def test_the_size_of_a_group_is_read_in_all_forms(groups, size):
     text = LOOP.replace("replica_groups={{0,1,2,3}}", f"replica_groups={groups}")
-    found = collectives(Program(text), 16)
+    found = collectives(HloProgram(text), 16)
     assert {one.group for one in found if one.count == 1} == {size}
 
 
 def test_an_exchange_of_one_is_none():
     text = LOOP.replace("{{0,1,2,3}}", "{{0},{1},{2},{3}}")
-    assert sum(row.count for row in totals(collectives(Program(text), 4))) == 4
+    assert sum(row.count for row in totals(collectives(HloProgram(text), 4))) == 4
 
 
 @pytest.mark.parametrize(("kind", "sent"), [("all-reduce", 150), ("all-gather", 75)])
@@ -182,7 +182,7 @@ ENTRY %main (x: f32{list(images)}, w: f32{list(kernel)}) -> f32{list(out)} {{
   ROOT %y = f32[{",".join(map(str, out))}]{{0}} convolution(%x, %w), {attributes}
 }}
 """
-    assert matmul_flops(Program(text)) == expected
+    assert matmul_flops(HloProgram(text)) == expected
 
 
 def test_a_compiled_model_computes_what_is_counted_by_shapes():
@@ -199,6 +199,6 @@ def test_a_compiled_model_computes_what_is_counted_by_shapes():
     graph, state = nnx.split(model)
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     compiled = jax.jit(lambda s, x: nnx.merge(graph, s)(x)).lower(state, images).compile()
-    program = Program(compiled.as_text())
+    program = HloProgram(compiled.as_text())
     assert max(program.runs.values()) >= 3
     assert matmul_flops(program) == 2 * count_macs(model, images)

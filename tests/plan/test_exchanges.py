@@ -20,9 +20,9 @@ from vit_jax.config import from_dict, to_dict
 from vit_jax.config.recipes import find_recipe, load_recipe
 from vit_jax.data.statistics import Statistics
 from vit_jax.plan.collectives import collectives, totals
-from vit_jax.plan.compile import abstract_inputs, abstract_model
-from vit_jax.plan.hlo import Program
-from vit_jax.training.program import config_mesh, make_program
+from vit_jax.plan.compile import abstract_inputs
+from vit_jax.plan.hlo import HloProgram
+from vit_jax.training.program import abstract_model_of, config_mesh, make_program
 from vit_jax.training.step import jit_train_step
 
 _MODEL = {"img_size": 16, "patch_size": 4, "depth": 2, "embed_dim": 64, "num_heads": 4}
@@ -44,7 +44,7 @@ def main() -> None:
     told: list[list[Any]] = []
     for values in json.load(sys.stdin):
         config = from_dict(values)
-        mesh, model = config_mesh(config), abstract_model(config)
+        mesh, model = config_mesh(config), abstract_model_of(config)
         program = make_program(config, mesh, model, Statistics((0.5,), (0.5,)), 10)
         inputs = abstract_inputs(config, program, (8, 8, 1))
         parameters = jax.tree.leaves(program.template.params)
@@ -53,7 +53,7 @@ def main() -> None:
             settings = dataclasses.replace(program.settings, platform=platform)
             step: Any = jit_train_step(settings, mesh, program.shardings)
             text = step.lower(*inputs).compile().as_text()
-            rows = totals(collectives(Program(text), mesh.size))
+            rows = totals(collectives(HloProgram(text), mesh.size))
             told[-1].append(
                 {
                     "parameters": sum(leaf.size * leaf.dtype.itemsize for leaf in parameters),

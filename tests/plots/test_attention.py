@@ -10,9 +10,10 @@ import vit_jax
 from tests.data.conftest import write_png
 from tests.models.families import FAMILIES, build, images
 from vit_jax import cli
-from vit_jax.inference.attention import attention_maps, attention_rollout, token_attention_maps
+from vit_jax.inspect.attention import attention_maps, attention_rollout, token_attention_maps
+from vit_jax.inspect.heat_maps import HeatMap, heat_maps
 from vit_jax.models.base import VisionModel
-from vit_jax.plots.attention import Panel, attention_panels, draw_attention
+from vit_jax.plots.attention import draw_attention
 
 pytestmark = pytest.mark.xdist_group("attention plots")
 
@@ -36,21 +37,21 @@ def maps_of(
 
 
 def test_what_the_class_token_attends_to_in_a_block(vit, maps):
-    (mean,) = attention_panels(vit, images(), "1")
+    (mean,) = heat_maps(vit, images(), "1")
     wanted = 7 * maps[1][:, :, 0, 1:].reshape(2, 2, 2, 3)
     np.testing.assert_allclose(mean.weights, wanted.mean(axis=1), rtol=1e-5)
-    heads = attention_panels(vit, images(), "1", heads=True)
+    heads = heat_maps(vit, images(), "1", heads=True)
     for number, panel in enumerate(heads):
         np.testing.assert_allclose(panel.weights, wanted[:, number], rtol=1e-5)
     assert [panel.caption for panel in heads] == ["block 1, head 0", "block 1, head 1"]
-    (last,) = attention_panels(vit, images(), "last")
+    (last,) = heat_maps(vit, images(), "last")
     np.testing.assert_allclose(
         last.weights.reshape(2, 6), 7 * maps[2][:, :, 0, 1:].mean(axis=1), rtol=1e-5
     )
 
 
 def test_rollout(vit, maps):
-    (panel,) = attention_panels(vit, images(), "rollout")
+    (panel,) = heat_maps(vit, images(), "rollout")
     wanted = 7 * np.asarray(jax.jit(attention_rollout)(maps))[:, 0, 1:].reshape(2, 2, 3)
     np.testing.assert_allclose(panel.weights, wanted, rtol=1e-5)
     assert panel.caption == "rollout over 3 blocks"
@@ -59,7 +60,7 @@ def test_rollout(vit, maps):
 def test_the_implied_attention_of_performers():
     model = build("t2t performer", depth=1)  # 8x12 pixels: 2 x 3 tokens, then 1 x 2
     maps = maps_of(model, images(), token_attention_maps)
-    panels = attention_panels(model, images(), "tokens")
+    panels = heat_maps(model, images(), "tokens")
     assert [panel.weights.shape for panel in panels] == [(2, 2, 3)] * 2 + [(2, 1, 2)] * 2
     marked = 1 * 3 + 1
     np.testing.assert_allclose(
@@ -75,8 +76,8 @@ def test_the_implied_attention_of_performers():
 def test_the_picture(figures, tmp_path):
     seen = np.random.default_rng(0).integers(0, 256, (2, 8, 12, 3), dtype=np.uint8)
     panels = [
-        Panel("one", np.arange(12.0).reshape(2, 2, 3)),
-        Panel("two", np.ones((2, 2, 3)), (1, 2)),
+        HeatMap("one", np.arange(12.0).reshape(2, 2, 3)),
+        HeatMap("two", np.ones((2, 2, 3)), (1, 2)),
     ]
     draw_attention(seen, ["a", "b"], panels, "title", tmp_path / "o.png")
     for number, part in enumerate(figures[0].subfigs):
@@ -123,10 +124,10 @@ def test_the_command(figures, tmp_path, capsys, vit):
 
 def test_a_model_without_a_class_token():
     model = build("vit", class_token=False, global_pool="avg", depth=1)
-    (panel,) = attention_panels(model, images(), "last")
+    (panel,) = heat_maps(model, images(), "last")
     (attention,) = maps_of(model, images())
     np.testing.assert_allclose(
         panel.weights.reshape(2, 6), 6 * attention.mean(axis=(1, 2)), rtol=1e-5
     )
     with pytest.raises(ValueError, match="wanted rollout, last, tokens, or the number"):
-        attention_panels(model, images(), "first")
+        heat_maps(model, images(), "first")

@@ -14,9 +14,9 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def test_operations_of_given_images(figures, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("vit_jax.plots.augmentations._SIDE", 16)
+    monkeypatch.setattr("vit_jax.cli.plot.augmented._SIDE", 16)
     methods = {"crop": {"padding_crop": 3}, "erasing": {"random_erasing": 1.0}}  # few to compile
-    monkeypatch.setattr("vit_jax.plots.augmentations._METHODS", methods)
+    monkeypatch.setattr("vit_jax.cli.plot.augmented._METHODS", methods)
     paths = [str(tmp_path / name) for name in ("a.png", "b.png")]
     for path, grey in zip(paths, (60, 200), strict=True):
         write_png(tmp_path / path, np.full((20, 30, 3), grey, np.uint8))

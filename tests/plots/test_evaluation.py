@@ -11,7 +11,10 @@ from vit_jax.plots.evaluation import plot_evaluation
 @pytest.mark.parametrize("classes", [7, 30, 120])
 def test_what_the_picture_shows(tmp_path, figures, classes):
     found = made_up(2000, classes)
-    plot_evaluation(found, tmp_path / "e.png")
+    calibration = found.calibration()
+    out = tmp_path / "e.png"
+    plot_evaluation("a title", found.class_names, found.confusion, calibration, out)
+    assert figures[0].get_suptitle() == "a title"
     confusion, reliability = figures[0].axes[:2]
     shares = confusion.images[0].get_array()
     counted = found.class_counts > 0
@@ -22,7 +25,6 @@ def test_what_the_picture_shows(tmp_path, figures, classes):
     cells = [text.get_text() for text in confusion.texts]
     assert len(cells) == (0 if classes > 20 else (found.confusion > 0).sum())
     line = next(line for line in reliability.lines if line.get_marker() == "o")
-    calibration = found.calibration()
     assert line.get_xdata() == pytest.approx(calibration.confidence)
     assert line.get_ydata() == pytest.approx(calibration.accuracy)
     assert f"{calibration.error:.4f} (15 bins)" in reliability.get_title()

@@ -7,17 +7,19 @@ import pytest
 
 import vit_jax
 from tests.data.conftest import write_png
-from tests.interop.designs import redraw
 from tests.models.families import FAMILIES, build
+from tests.weights.designs import redraw
 from vit_jax import cli
+from vit_jax.inspect.embeddings import first_filters, position_similarity
+from vit_jax.layers.soft_splits import soft_split_windows
 from vit_jax.layers.tokens_to_token import GEOMETRY
 from vit_jax.layers.unfold import extract_patches, unfold
 from vit_jax.models.base import VisionModel
 from vit_jax.models.registry import abstract_model
-from vit_jax.plots.filters import as_picture, first_filters, principal_components
+from vit_jax.plots.filters import as_picture, principal_components
 from vit_jax.plots.patches import apart
-from vit_jax.plots.positions import draw_positions, position_similarity
-from vit_jax.plots.soft_splits import soft_split_windows, windows_apart
+from vit_jax.plots.positions import draw_positions
+from vit_jax.plots.soft_splits import windows_apart
 
 # The others share the stem with one of these.
 LEARNED = ["vit", "deit3", "classifier", "vit_encoder", "vit_modular"]

@@ -28,8 +28,8 @@ def full_precision() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def quick_runs() -> Iterator[None]:
-    """Runs in this process are traced once for each config, and draw no curves."""
-    with shared_programs(), mock.patch.object(loop, "plot_curves"):
+    """Runs in this process are traced once for each config."""
+    with shared_programs():
         yield
 
 

@@ -12,7 +12,7 @@ from tests import compilation
 from tests.training.runs import tiny
 from vit_jax.data.augment import example_keys
 from vit_jax.data.statistics import Statistics
-from vit_jax.plan.compile import abstract_model
+from vit_jax.training.program import abstract_model_of
 from vit_jax.training.mesh import put_batch
 from vit_jax.training.program import config_mesh, make_program
 
@@ -32,7 +32,7 @@ pixels = {}
 for devices in (1, 4):
     mesh = config_mesh(config, jax.devices()[:devices])
     statistics = Statistics((0.5,) * 3, (0.5,) * 3)
-    program = make_program(config, mesh, abstract_model(config), statistics, 9)
+    program = make_program(config, mesh, abstract_model_of(config), statistics, 9)
     assert program.settings.platform == "cpu"
     prepare = jax.jit(
         lambda batch: program.settings.prepare_train(

@@ -16,14 +16,14 @@ from flax import nnx
 
 from vit_jax.layers.variables import Frozen
 from vit_jax.training.checkpoint import Checkpoints
-from vit_jax.training.checkpoint_reading import (
+from vit_jax.training.mesh import make_mesh, state_shardings
+from vit_jax.training.state import TrainState, initial_state
+from vit_jax.weights.checkpoint_reading import (
     CheckpointInfo,
     quiet_orbax,
     read_model,
     silence_closed_loops,
 )
-from vit_jax.training.mesh import make_mesh, state_shardings
-from vit_jax.training.state import TrainState, initial_state
 
 
 @pytest.fixture(autouse=True, scope="module")

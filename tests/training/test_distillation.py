@@ -16,16 +16,16 @@ from tests.training.layouts import Result, run_all
 from tests.training.runs import arrays, tiny
 from tests.training.test_layouts import BATCH, KEY_BIAS, LAYOUTS, LOSS, PARAMETER, differences
 from vit_jax.config import DistillationConfig, TrainConfig
-from vit_jax.interop.pretrained import load_pretrained, save_pretrained
-from vit_jax.interop.state_dict import torch_shapes
 from vit_jax.layers.target import tracing_for
-from vit_jax.models.registry import abstract_model as abstract_registered
-from vit_jax.models.registry import create_model
-from vit_jax.plan.compile import abstract_model, compile_step
+from vit_jax.models.registry import abstract_model, create_model
+from vit_jax.plan.compile import compile_step
 from vit_jax.training import train
 from vit_jax.training.distillation import Teacher, distillation_loss, make_teacher
 from vit_jax.training.mixing import smooth_one_hot
+from vit_jax.training.program import abstract_model_of
 from vit_jax.training.setup import build
+from vit_jax.weights.pretrained import load_pretrained, save_pretrained
+from vit_jax.weights.state_dict import torch_shapes
 
 pytestmark = pytest.mark.xdist_group("runs")
 
@@ -160,7 +160,7 @@ def test_the_teacher_is_said(every_method, first_state):
 
 
 def test_the_teacher_is_in_no_checkpoint(every_method, every_method_finished):
-    shapes = torch_shapes(abstract_model(every_method))
+    shapes = torch_shapes(abstract_model_of(every_method))
     stored = {k: v for k, v in arrays(every_method_finished, 24).items() if k.startswith("model/")}
     own = sum(4 * math.prod(shape) for shape in shapes.values())
     assert sum(map(len, stored.values())) == own + 4 * (len(stored) - 1)  # and the fingerprints
@@ -186,7 +186,7 @@ def test_the_second_head_alone_learns_from_the_teacher(teacher_file):
 
 
 def teacher_of(config: TrainConfig, size: int = 8) -> Teacher:
-    found = make_teacher(config, abstract_model(config), (size, size))
+    found = make_teacher(config, abstract_model_of(config), (size, size))
     assert found is not None
     return found
 
@@ -198,7 +198,7 @@ def test_a_work_directory_knows_its_model(every_method, every_method_finished):
     images = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
     state, said = teacher.weights
     assert said == f"weights of {every_method_finished}, step 24"
-    model = abstract_registered(TEACHER, **every_method.model.kwargs)
+    model = abstract_model(TEACHER, **every_method.model.kwargs)
     load_pretrained(model, every_method_finished)
     model.eval()
     graph, wanted = nnx.split(model)

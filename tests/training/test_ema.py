@@ -17,8 +17,9 @@ from vit_jax.models.base import VisionModel
 from vit_jax.training.ema import averaged, update_average
 from vit_jax.training.losses import classification_loss
 from vit_jax.training.setup import build
-from vit_jax.training.start import load_checkpoint, load_weights
+from vit_jax.training.start import load_initial_weights
 from vit_jax.training.state import TrainState, first_average
+from vit_jax.weights.run_folder import load_checkpoint
 
 pytestmark = pytest.mark.xdist_group("runs")
 
@@ -153,7 +154,7 @@ def test_the_average_can_be_loaded_and_is_what_was_evaluated(every_method, every
 
     for path in (every_method_finished, every_method_finished / "checkpoints" / str(LAST)):
         again = untrained(every_method)
-        assert "averaged weights of" in load_weights(again, str(path), True)
+        assert "averaged weights of" in load_initial_weights(again, str(path), True)
         for name, array in vit_jax.state_dict(again).items():
             np.testing.assert_array_equal(array, mean[name])
 

@@ -9,13 +9,13 @@ import torch
 from flax import nnx
 
 from vit_jax.config import OptimizerConfig
-from vit_jax.interop.state_dict import state_dict, torch_shapes
 from vit_jax.layers.variables import Frozen
 from vit_jax.models.registry import abstract_model
 from vit_jax.training.optimizer import make_optimizer
 from vit_jax.training.param_groups import ParameterGroups, is_matrix
 from vit_jax.training.schedules import make_schedule
 from vit_jax.training.state import initial_state
+from vit_jax.weights.state_dict import state_dict, torch_shapes
 
 STEPS = 10
 RATES = [1e-2 / (1 + number) for number in range(STEPS)]

@@ -11,11 +11,11 @@ from flax import nnx
 from tests.models.families import FAMILIES
 from tests.tiers import mostly_slow
 from vit_jax.config import OptimizerConfig
-from vit_jax.interop.state_dict import names_by_path, torch_shapes, trained_names
 from vit_jax.models.registry import abstract_model, create_model
 from vit_jax.training.optimizer import make_optimizer
 from vit_jax.training.param_groups import layer_ids, parameter_groups
 from vit_jax.training.state import initial_state
+from vit_jax.weights.state_dict import names_by_path, torch_shapes, trained_names
 
 FAMILIES = {
     **FAMILIES,

@@ -13,14 +13,14 @@ import vit_jax
 from tests.training.runs import tiny
 from vit_jax.config import TrainConfig
 from vit_jax.config.validate import fields_of
-from vit_jax.interop.adapt import RESIZE
-from vit_jax.interop.pretrained import save_pretrained
-from vit_jax.interop.resize import resize_pos_embed
 from vit_jax.models.base import VisionModel
 from vit_jax.models.registry import create_model
 from vit_jax.training import train
 from vit_jax.training.setup import build
-from vit_jax.training.start import load_weights
+from vit_jax.training.start import load_initial_weights
+from vit_jax.weights.adapt import RESIZE
+from vit_jax.weights.pretrained import save_pretrained
+from vit_jax.weights.resize import resize_pos_embed
 
 pytestmark = pytest.mark.xdist_group("runs")
 
@@ -128,4 +128,4 @@ def test_weights_as_they_are_come_straight_from_the_checkpoint(finished, tmp_pat
     """Without a config.json beside it."""
     lone = tmp_path / "lone"
     shutil.copytree(finished / "checkpoints", lone / "checkpoints")
-    assert load_weights(model(1), str(lone)) == f"weights of {lone}, step 12"
+    assert load_initial_weights(model(1), str(lone)) == f"weights of {lone}, step 12"

@@ -7,8 +7,8 @@ import pytest
 
 from tests.training.runs import tiny
 from vit_jax.data.statistics import Statistics
-from vit_jax.plan.compile import abstract_inputs, abstract_model
-from vit_jax.training.program import config_mesh, make_program
+from vit_jax.plan.compile import abstract_inputs
+from vit_jax.training.program import abstract_model_of, config_mesh, make_program
 from vit_jax.training.step import jit_train_step
 
 
@@ -16,7 +16,7 @@ from vit_jax.training.step import jit_train_step
 def test_the_train_step_is_traced_and_compiled_for_its_devices(remat):
     config = tiny(model__kwargs__depth=2, model__kwargs__remat=remat)
     mesh = config_mesh(config)
-    program = make_program(config, mesh, abstract_model(config), Statistics((0.5,), (0.5,)), 10)
+    program = make_program(config, mesh, abstract_model_of(config), Statistics((0.5,), (0.5,)), 10)
     inputs = abstract_inputs(config, program, (8, 8, 1))
 
     def barriers(platform):

@@ -13,7 +13,7 @@ def run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     from rich.console import Console
 
-    from vit_jax.interop.convert import convert, print_report
+    from vit_jax.weights.convert import convert, print_report
 
     head: Any = options.head
     if head is not None and head != "drop":

@@ -53,7 +53,12 @@ def run(arguments: Sequence[str]) -> int:
     if options.plot:
         from vit_jax.plots.evaluation import plot_evaluation
 
-        plot_evaluation(found, pathlib.Path(options.plot))
+        title = (
+            f"{found.source}: {len(found.labels):,} images, top-1 {found.top1:.4f}, "
+            f"loss {found.loss:.4f}"
+        )
+        out = pathlib.Path(options.plot)
+        plot_evaluation(title, found.class_names, found.confusion, found.calibration(), out)
         print(f"wrote {options.plot}", file=sys.stderr)
     return 0
 

@@ -1,15 +1,14 @@
 """What the command lines have in common."""
 
 import argparse
-import ast
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from vit_jax.config.flags import CommandLine, parse_command_line
+from vit_jax.config.overrides import CommandLine, literal, parse_command_line
 
 if TYPE_CHECKING:
-    from vit_jax.inference.load import LoadedModel
+    from vit_jax.weights.load import LoadedModel
 
 
 class Parser(argparse.ArgumentParser):
@@ -74,9 +73,9 @@ def load_given_model(options: argparse.Namespace) -> "LoadedModel":
     """The model that the options of `add_model` name; tells on standard error what it is.
 
     Raises:
-      ValueError: see `vit_jax.inference.load.load_model`.
+      ValueError: see `vit_jax.weights.load.load_model`.
     """
-    from vit_jax.inference.load import load_model
+    from vit_jax.weights.load import load_model
 
     loaded = load_model(
         options.source,
@@ -89,7 +88,7 @@ def load_given_model(options: argparse.Namespace) -> "LoadedModel":
 
 
 def to_fields(texts: list[str]) -> dict[str, Any]:
-    """The values of `--field`: Python literals, and strings where they are none.
+    """The values of `--field`, each as `vit_jax.config.overrides.literal` reads it.
 
     Raises:
       ValueError: one is not NAME=VALUE.
@@ -98,27 +97,26 @@ def to_fields(texts: list[str]) -> dict[str, Any]:
 
 
 def _field(text: str) -> tuple[str, Any]:
-    """NAME=VALUE as the command line gives it; a value is a Python literal, else a string."""
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise ValueError(f"--field: wanted NAME=VALUE, got {text!r}")
-    try:
-        return name, ast.literal_eval(value)
-    except (SyntaxError, ValueError):
-        return name, value
+    return name, literal(value)
 
 
-def read_recipe(arguments: Sequence[str], options: Sequence[str] = ()) -> CommandLine:
+def read_recipe(
+    arguments: Sequence[str], options: Sequence[str] = (), switches: Sequence[str] = ()
+) -> CommandLine:
     """Reads `--config RECIPE [--config.FIELD=VALUE ...]`, and tells its notes on standard error.
 
     Args:
       arguments: of the command line.
       options: names of further ones, each with a value.
+      switches: names of further ones without.
 
     Raises:
       ValueError: any mistake of the user's, in one line.
     """
-    line = parse_command_line(arguments, _model_fields, options)
+    line = parse_command_line(arguments, _model_fields, options, switches)
     print_notes(line.notes)
     return line
 

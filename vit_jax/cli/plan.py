@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from vit_jax.cli import jax_setup
-from vit_jax.cli.parsing import print_notes
+from vit_jax.cli.parsing import read_recipe
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -15,8 +15,8 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     # Before JAX is imported, which reading a config's last checks does.
     libtpu.prepare_environment()
-    line, topology, switches = command.read(arguments)
-    print_notes(line.notes)
+    line = read_recipe(arguments, ("topology",), ("json", "search"))
+    command.topology_of(line)
     command.require_libtpu()
     jax_setup.set_up_jax()
-    return command.run(line, topology, **switches)
+    return command.run(line)

@@ -6,7 +6,7 @@ from vit_jax.allocator import keep_freed_memory
 from vit_jax.cli import jax_setup
 from vit_jax.cli.errors import report
 from vit_jax.cli.parsing import read_recipe
-from vit_jax.config.flags import help_text
+from vit_jax.config.overrides import help_text
 
 # JAX's own names of them.
 _PROCESS_OPTIONS = ("coordinator_address", "num_processes", "process_id")
@@ -22,11 +22,33 @@ def run(arguments: Sequence[str]) -> int:
     import jax
 
     from vit_jax.training.loop import train
-    from vit_jax.training.processes import at_once_if_many, join
+    from vit_jax.training.processes import at_once_if_many, is_first, join
 
     join(*(command.options[name] for name in _PROCESS_OPTIONS))
     with at_once_if_many(report):
         if jax.default_backend() == "cpu":
             keep_freed_memory()
-        train(command.config, command.options["workdir"] or f"runs/{command.recipe_path.stem}")
+        workdir = command.options["workdir"] or f"runs/{command.recipe}"
+        train(command.config, workdir)
+        if is_first():
+            _draw_curves(workdir)
     return 0
+
+
+def _draw_curves(workdir: str) -> None:
+    """Draws `plots/loss.png` and `plots/accuracy.png` of a finished run, once."""
+    from vit_jax.plots.curves import plot_curves
+    from vit_jax.storage import run_path
+    from vit_jax.training.records import read_rows
+    from vit_jax.training.workdir import METRICS_FILE
+
+    path = run_path(workdir)
+    if (path / "plots" / "accuracy.png").exists():
+        return
+    try:
+        plot_curves(read_rows(path / METRICS_FILE), path / "plots")
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to {path}: {error.strerror}; make room and repeat the command: the run "
+            "is finished, and its curves are drawn"
+        ) from error

@@ -1,7 +1,11 @@
 """Recipes: Python files whose `get_config()` returns a `TrainConfig`."""
 
+import ast
+import contextlib
 import pathlib
+import sys
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 from vit_jax.config.schema import TrainConfig
@@ -21,50 +25,68 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in recipes_dir().glob("*.py"))
 
 
+def recipe_name(path: str | pathlib.Path) -> str:
+    """The name of a recipe's run: that of its file, and its argument after an underscore."""
+    file, argument = _split(path)
+    return file.stem if argument is None else f"{file.stem}_{argument}"
+
+
 def find_recipe(name: str) -> pathlib.Path:
-    """The file of a recipe.
+    """The file of a recipe; with an argument for its `get_config` as `FILE:ARGUMENT`.
 
     Args:
       name: a path of a file, or `NAME`, `NAME.py` or `configs/NAME.py` of a recipe that comes
-        with the package; an existing file goes first.
+        with the package, each with `:ARGUMENT` or not; an existing file goes first. `NAME_ARGUMENT`
+        is `NAME:ARGUMENT` where that recipe takes one.
 
     Raises:
       ValueError: no such recipe.
     """
-    path = pathlib.Path(name)
-    if path.is_file():
-        return path
-    if path.parent in (pathlib.Path("."), pathlib.Path("configs")) and path.suffix in ("", ".py"):
-        built_in = recipes_dir() / f"{path.stem}.py"
-        if built_in.is_file():
-            return built_in
+    file, argument = _split(name)
+    if file.is_file():
+        return pathlib.Path(name)
+    if file.parent in (pathlib.Path("."), pathlib.Path("configs")) and file.suffix in ("", ".py"):
+        for stem in [name for name in recipe_names() if f"{file.stem}_".startswith(f"{name}_")]:
+            built_in = recipes_dir() / f"{stem}.py"
+            rest = file.stem.removeprefix(stem).removeprefix("_")
+            if rest and (argument is not None or not _takes_argument(built_in)):
+                continue
+            argument = rest or argument
+            return built_in if argument is None else pathlib.Path(f"{built_in}:{argument}")
     names = recipe_names()
     raise ValueError(
-        f"--config: no file {name!r} and no recipe of that name{proposal(path.stem, names)}; "
+        f"--config: no file {name!r} and no recipe of that name{proposal(file.stem, names)}; "
         f"recipes that come along: {', '.join(names)}"
     )
 
 
 def load_recipe(path: str | pathlib.Path) -> TrainConfig:
-    """Run a recipe's file and return what its `get_config()` gives.
+    """Runs a recipe's file and returns what its `get_config()` gives.
+
+    Args:
+      path: of `find_recipe`. The file may import modules that lie in its folder.
 
     Raises:
-      ValueError: the code of the recipe fails (the line is named), it has no `get_config`, or
-        that returns anything but a `TrainConfig`.
+      ValueError: the code of the recipe fails (the line is named), it has no `get_config`, that
+        returns anything but a `TrainConfig`, or takes no argument where one is given.
     """
-    namespace: dict[str, Any] = {"__name__": f"recipe_{pathlib.Path(path).stem}", "__file__": path}
+    file, argument = _split(path)
+    namespace: dict[str, Any] = {"__name__": f"recipe_{file.stem}", "__file__": str(file)}
     try:
-        # Not an import: nothing is left in sys.modules or in a __pycache__ beside the recipe.
-        exec(compile(pathlib.Path(path).read_bytes(), str(path), "exec"), namespace)
-        get_config = namespace.get("get_config")
-        if not callable(get_config):
-            raise ValueError("it has no function get_config()")
-        config = get_config()
+        with _importing_from(file.parent):
+            # Not an import: nothing is left in sys.modules or in a __pycache__ of the folder.
+            exec(compile(file.read_bytes(), str(file), "exec"), namespace)
+            get_config = namespace.get("get_config")
+            if not callable(get_config):
+                raise ValueError("it has no function get_config()")
+            if argument is not None and not _takes_argument(file):
+                raise ValueError(f"its get_config() takes no argument, got {argument!r}")
+            config = get_config() if argument is None else get_config(argument)
     except Exception as error:
         lines = [
             frame.lineno
             for frame in traceback.extract_tb(error.__traceback__)
-            if frame.filename == str(path)
+            if frame.filename == str(file)
         ]
         where = f", line {lines[-1]}" if lines else ""
         what = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
@@ -75,3 +97,37 @@ def load_recipe(path: str | pathlib.Path) -> TrainConfig:
             f"{type(config).__name__}"
         )
     return config
+
+
+def _split(path: str | pathlib.Path) -> tuple[pathlib.Path, str | None]:
+    """A recipe's file and the argument after the colon; a file may have a colon in its name."""
+    text = str(path)
+    name, colon, argument = text.rpartition(":")
+    if not colon or "/" in argument or pathlib.Path(text).is_file():
+        return pathlib.Path(text), None
+    return pathlib.Path(name), argument
+
+
+def _takes_argument(file: pathlib.Path) -> bool:
+    """Whether the file's `get_config` takes one; its code is not run."""
+    return any(
+        isinstance(node, ast.FunctionDef) and node.name == "get_config" and bool(node.args.args)
+        for node in ast.parse(file.read_bytes()).body
+    )
+
+
+@contextlib.contextmanager
+def _importing_from(folder: pathlib.Path) -> Iterator[None]:
+    """A folder's modules can be imported, and are forgotten afterwards."""
+    before, writes = set(sys.modules), sys.dont_write_bytecode
+    sys.path.insert(0, str(folder))
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        sys.dont_write_bytecode = writes
+        for name in set(sys.modules) - before:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file and pathlib.Path(file).is_relative_to(folder.resolve()):
+                del sys.modules[name]

@@ -1,8 +1,8 @@
 """The fields of a training run, as typed dataclasses.
 
 Each field states its help text, unit and range once, here; `validate` checks them, and
-`python train.py --help` prints them. Annotations are objects, not strings: ml_collections reads
-them to parse the command line.
+`python train.py --help` prints them. Annotations are objects, not strings: the command
+line is parsed by them.
 """
 
 # ruff: noqa: RUF009 -- `_option` and `_group` return dataclasses.field, which the rule cannot see.
@@ -10,8 +10,7 @@ them to parse the command line.
 import dataclasses
 from typing import Annotated, Any
 
-# `Annotated` makes each optional a type of its own, for which the command line has a parser that
-# also takes "None" (vit_jax/config/flags.py). To a type checker it is the plain union.
+# `Annotated` tells tuples of strings from tuples of numbers. To a type checker it is the union.
 OptionalInt = Annotated[int | None, "an integer or None"]
 OptionalFloat = Annotated[float | None, "a number or None"]
 OptionalStr = Annotated[str | None, "a string or None"]

@@ -76,7 +76,7 @@ def wanted(info: FieldInfo) -> str:
         )
         if bound is not None
     ]
-    kinds, optional = _kinds(info.annotation)
+    kinds, optional = plain_kind(info.annotation)
     words = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
     if kinds is tuple:
         of_strings = info.annotation == OptionalStrs
@@ -134,7 +134,7 @@ def check_model_kwargs(name: str, kwargs: Mapping[str, Any], fields: Mapping[str
             )
 
 
-def _kinds(annotation: Any) -> tuple[Any, bool]:
+def plain_kind(annotation: Any) -> tuple[Any, bool]:
     """The plain type (int, float, bool, str, tuple, dict) behind an annotation; is None allowed?"""
     if typing.get_origin(annotation) is typing.Annotated:
         annotation = typing.get_args(annotation)[0]
@@ -151,7 +151,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _fits(value: Any, info: FieldInfo) -> bool:
-    kind, optional = _kinds(info.annotation)
+    kind, optional = plain_kind(info.annotation)
     if value is None:
         return optional
     if info.annotation == OptionalStrs:

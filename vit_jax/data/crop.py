@@ -127,13 +127,6 @@ def random_resized_crop(
     return resize_box(image, box, size, cubic)
 
 
-def _multiply(
-    axes: str, weights: Float32[Array, "O I"], image: UInt8[Array, "..."]
-) -> Float32[Array, "..."]:
-    # Not in bfloat16, which is the default on some devices: its weights would have 8 bits.
-    return jnp.einsum(axes, weights, image.astype(jnp.float32), precision="highest")
-
-
 def _to_bytes(value: Float32[Array, "..."]) -> UInt8[Array, "..."]:
     return jnp.clip(jnp.floor(value + 0.5), 0.0, 255.0).astype(jnp.uint8)
 

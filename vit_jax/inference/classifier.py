@@ -15,10 +15,10 @@ from vit_jax.data.augment import make_eval_preprocess
 from vit_jax.data.host_crop import evaluation_crop
 from vit_jax.data.loader import Batches, eval_batches
 from vit_jax.data.sources import ImageSource
-from vit_jax.inference.load import LoadedModel
 from vit_jax.layers.target import tracing_for
 from vit_jax.models.base import Preprocessing, VisionModel
 from vit_jax.training.mesh import make_mesh, put_batch, replicated
+from vit_jax.weights.load import LoadedModel
 
 # OpenCV and Pillow decode outside the GIL; more threads would hold more images in memory.
 _MAX_WORKERS = 4

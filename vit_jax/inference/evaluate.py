@@ -13,11 +13,11 @@ from flax import nnx
 from vit_jax.data.loader import Batches
 from vit_jax.data.sources import ImageSource
 from vit_jax.inference.classifier import Classifier
-from vit_jax.inference.load import LoadedModel
 from vit_jax.training.evaluate import evaluate as average_over
 from vit_jax.training.losses import classification_loss
 from vit_jax.training.mesh import replicated
 from vit_jax.training.metrics import Sums
+from vit_jax.weights.load import LoadedModel
 
 NUM_BINS = 15
 

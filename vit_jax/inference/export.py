@@ -16,12 +16,12 @@ import numpy as np
 from flax import nnx
 
 from vit_jax.data.augment import normalize
-from vit_jax.inference.load import LoadedModel
 from vit_jax.inference.onnx import PACKAGES as ONNX_PACKAGES
 from vit_jax.inference.onnx import import_onnx, read_onnx, write_onnx
-from vit_jax.interop.atomic import check_new_folder, whole
 from vit_jax.layers.checks import check_choice
 from vit_jax.models.base import VisionModel
+from vit_jax.weights.atomic import check_new_folder, whole
+from vit_jax.weights.load import LoadedModel
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 INPUTS = ("float32", "uint8")
@@ -83,7 +83,7 @@ def export_model(
     Outputs are of float32, or of float64 where the model is.
 
     Args:
-      loaded: see `vit_jax.inference.load.load_model`.
+      loaded: see `vit_jax.weights.load.load_model`.
       out: the path of a new folder, or of one that was written here.
       format: "stablehlo" or "onnx".
       platforms: of StableHLO, some of "cpu", "cuda" and "tpu", of which one at least must be on

@@ -7,7 +7,7 @@ import pathlib
 from vit_jax.config import DataConfig, load_config
 from vit_jax.data.sources import ImageSource
 from vit_jax.data.splits import open_splits
-from vit_jax.training.workdir import CONFIG_FILE, run_directory
+from vit_jax.weights.run_folder import CONFIG_FILE, run_directory
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ from flax import nnx
 
 from vit_jax.inference.classifier import Classifier
 from vit_jax.inference.images import ImageFiles
-from vit_jax.inference.load import LoadedModel
 from vit_jax.training.losses import wide
+from vit_jax.weights.load import LoadedModel
 
 Image = str | os.PathLike[str] | np.ndarray
 

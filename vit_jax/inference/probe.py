@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from vit_jax.data.sources import ImageSource
 from vit_jax.inference.classifier import Classifier
-from vit_jax.inference.load import LoadedModel
+from vit_jax.weights.load import LoadedModel
 
 # Similarities that are held at a time: 64 MiB of float32.
 _SIMILARITIES = 2**24

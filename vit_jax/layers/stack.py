@@ -83,7 +83,7 @@ def run_layers(
     return _run(layers, x, drop_path_rates, key, remat, frozenset())[0]
 
 
-def layer_outputs(
+def collect_outputs(
     layers: PlainLayers | ScannedLayers,
     x: Float[Array, "batch tokens dim"],
     wanted: Collection[int],

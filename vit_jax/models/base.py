@@ -20,7 +20,7 @@ from vit_jax.layers.checks import (
     check_rate,
     to_pair,
 )
-from vit_jax.layers.stack import REMAT, PlainLayers, ScannedLayers, layer_outputs
+from vit_jax.layers.stack import REMAT, PlainLayers, ScannedLayers, collect_outputs
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF_MEAN, HALF_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -108,7 +108,7 @@ class VisionModel(nnx.Module):
         "distillation", "register".
       stem: attributes whose parameters stand before the layers: patches, tokens, positions.
       torch_names: (pattern, replacement) pairs for the names of the PyTorch source's state dict
-        that do not follow from the attributes: see `vit_jax.interop.state_dict`.
+        that do not follow from the attributes: see `vit_jax.weights.state_dict`.
       torch_stages: modules (or variables of a script) of the source that have no arrays of their
         own, and the module here that does the same.
     """
@@ -273,7 +273,7 @@ class VisionModel(nnx.Module):
         check_choice("layout", layout, _LAYOUTS)
         chosen = _block_numbers(indices, len(self.drop_path_rates))
         tokens, key = self.embed(images, rngs)
-        outputs = layer_outputs(
+        outputs = collect_outputs(
             self.layers,
             tokens,
             chosen,

@@ -11,9 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from vit_jax.interop.dialects import to_timm
-from vit_jax.interop.formats import Weights
-from vit_jax.interop.pretrained import load_weights, read_source, stated_fields
 from vit_jax.models.base import VisionModel
 from vit_jax.models.registry import abstract_model, model_fields
 from vit_jax.parity.compare import compare
@@ -23,6 +20,9 @@ from vit_jax.parity.result import Report
 from vit_jax.parity.torch_module import blaming_the_module, make_module
 from vit_jax.parity.torch_trace import float_state_dict
 from vit_jax.parity.values import OptimizerSpec, Reference
+from vit_jax.weights.dialects import to_timm
+from vit_jax.weights.formats import Weights
+from vit_jax.weights.pretrained import load_into, read_source, stated_fields
 
 _PRECISIONS = {"both": ("float64", "float32"), "float64": ("float64",), "float32": ("float32",)}
 
@@ -170,7 +170,7 @@ def _model(name: str, fields: Mapping[str, Any], weights: Weights, source: str) 
     wide = {"dtype": jnp.float64, "param_dtype": jnp.float64}
     made = {**stated_fields(weights, name), **wide, **fields}
     model = abstract_model(name, **made)  # every array is loaded: none need be drawn
-    report = load_weights(model, weights, source)
+    report = load_into(model, weights, source)
     for line in (*report.adapted, *report.left):
         print(f"note: {line}", file=sys.stderr)
     model.eval()

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vit_jax.inspect.recorder import Event, Replace
 from vit_jax.parity.array_faults import array_fault
 from vit_jax.parity.forms import Form, Scene, forms_of
 from vit_jax.parity.forward import Forward, Point, first_bad, in_words, last_good, limit_of
 from vit_jax.parity.optimizers import wrong_steps
-from vit_jax.parity.recorder import Event, Replace
 from vit_jax.parity.result import Diagnosis
 from vit_jax.parity.run import Run
 from vit_jax.parity.sides import ModelSide, error_of, is_dropout

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import jax
 import numpy as np
 
-from vit_jax.parity.recorder import Event, Frame, Replace, Stop
+from vit_jax.inspect.recorder import BEFORE, Event, Frame, Replace, Stop
 from vit_jax.parity.result import Row, Section, Verdict
 from vit_jax.parity.sides import (
     FunctionSide,
@@ -17,7 +17,7 @@ from vit_jax.parity.sides import (
     error_of,
     is_dropout,
 )
-from vit_jax.parity.values import BEFORE, Expected, Reference, Whole
+from vit_jax.parity.values import Expected, Reference, Whole
 
 # A correct port differs by the order of its sums: a few 1e-14 of the rms were measured over all
 # designs, 3e-13 after ten optimizer steps.

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.interop.npz import read_npz
 from vit_jax.parity.golden_weights import digest, make_input, rebuild
 from vit_jax.parity.sampled import Sampled, corner
 from vit_jax.parity.values import Expected, OptimizerSpec, Reference, Whole
+from vit_jax.weights.npz import read_npz
 
 # Of the JSON, with the types of their values.
 _KEYS: dict[str, type | tuple[type, ...]] = {

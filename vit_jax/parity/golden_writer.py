@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_jax.interop.atomic import whole
+from vit_jax.inspect.recorder import BEFORE
 from vit_jax.parity.golden import DIRECTION_LOSS, OPTIMIZERS, golden_paths
 from vit_jax.parity.golden_weights import digest, make_input, make_param
 from vit_jax.parity.sampled import corner, first8, norm
-from vit_jax.parity.torch_run import Arrays, Run, import_torch, run_torch, to_numpy
-from vit_jax.parity.values import BEFORE, OptimizerSpec, rms
+from vit_jax.parity.torch_run import Arrays, TorchRun, import_torch, run_torch, to_numpy
+from vit_jax.parity.values import OptimizerSpec, rms
+from vit_jax.weights.atomic import whole
 
 if TYPE_CHECKING:
     import torch
@@ -185,7 +186,7 @@ def _check_output(output: np.ndarray, num_classes: int | None) -> None:
 
 
 def _stages(
-    module: "torch.nn.Module", run: Run, batch: int, wanted: Sequence[str] | None
+    module: "torch.nn.Module", run: TorchRun, batch: int, wanted: Sequence[str] | None
 ) -> Arrays:
     """The stages to store, in the order in which the module came to them, batch first."""
     values = {}
@@ -216,7 +217,7 @@ def _chosen_paths(module: "torch.nn.Module") -> set[str]:
     return chosen
 
 
-def _arrays(run: Run, narrow: Run, stored: Arrays, trainable: Sequence[str]) -> Arrays:
+def _arrays(run: TorchRun, narrow: TorchRun, stored: Arrays, trainable: Sequence[str]) -> Arrays:
     """What came out, as the .npz has it."""
 
     def by_parameter(kind: str, named: Mapping[str, np.ndarray]) -> Arrays:

@@ -8,8 +8,8 @@ import math
 import re
 from collections.abc import Sequence
 
+from vit_jax.inspect.recorder import BEFORE
 from vit_jax.parity.result import Report, Row, Section, Verdict
-from vit_jax.parity.values import BEFORE
 
 SECTIONS: tuple[Section, ...] = (
     "weights",

@@ -14,7 +14,6 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from vit_jax.interop.atomic import whole
 from vit_jax.parity.lines import (
     KINDS,
     SECTIONS,
@@ -26,6 +25,7 @@ from vit_jax.parity.lines import (
     lines_of,
 )
 from vit_jax.parity.result import Report, Row, Section, Verdict
+from vit_jax.weights.atomic import whole
 
 # Colour only repeats what the word says.
 _COLOURS: dict[Verdict, str] = {"noise": "green", "drift": "yellow", "departs": "bold red"}
@@ -249,7 +249,7 @@ def write_html(report: Report, path: str | os.PathLike) -> None:
 
 
 def _page(report: Report) -> str:
-    from vit_jax.plots.parity import draw_svg  # matplotlib takes long to import
+    from vit_jax.parity.picture import draw_svg  # matplotlib takes long to import
 
     title = escape(f"{report.model} against {report.reference}")
     verdict: Verdict = "noise" if report.first is None else report.first.verdict

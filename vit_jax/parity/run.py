@@ -9,6 +9,7 @@ from typing import get_args
 import numpy as np
 import optax
 
+from vit_jax.inspect.recorder import BEFORE
 from vit_jax.parity.forward import (
     Forward,
     first_bad,
@@ -27,7 +28,7 @@ from vit_jax.parity.sides import (
     as_model_images,
     error_of,
 )
-from vit_jax.parity.values import BEFORE, Expected, OptimizerSpec, Reference, Whole, rms
+from vit_jax.parity.values import Expected, OptimizerSpec, Reference, Whole, rms
 
 _SECTIONS = get_args(Section)
 

@@ -10,14 +10,14 @@ import numpy as np
 import optax
 from flax import nnx
 
-from vit_jax.interop.state_dict import load_state_dict, state_dict, trained_names
+from vit_jax.inspect.recorder import Event, Observe, Recorder, Replace, plain, recast
 from vit_jax.layers.dropout import Dropout
 from vit_jax.layers.stack import ScannedLayers
 from vit_jax.layers.unfold import SoftSplit
 from vit_jax.models.base import VisionModel
 from vit_jax.parity.optimizers import Step, torch_step
-from vit_jax.parity.recorder import Event, Observe, Recorder, Replace, plain, recast
 from vit_jax.parity.values import Expected, OptimizerSpec, Reference
+from vit_jax.weights.state_dict import load_state_dict, state_dict, trained_names
 
 Arrays = dict[str, np.ndarray]
 # (parameters by PyTorch's name and in its layout, images) -> the output, or that and values of

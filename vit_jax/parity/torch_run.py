@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vit_jax.inspect.recorder import BEFORE
 from vit_jax.parity.golden_weights import make_labels
-from vit_jax.parity.values import BEFORE, OptimizerSpec, rms
+from vit_jax.parity.values import OptimizerSpec, rms
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,7 @@ def import_torch() -> Any:
 
 
 @dataclasses.dataclass
-class Run:
+class TorchRun:
     """What a module answered in one precision; every array by PyTorch's names, in its layout.
 
     Attributes:
@@ -206,7 +207,7 @@ def run_torch(
     labels: np.ndarray | None = None,
     grad: bool = True,
     optimizer: OptimizerSpec | None = None,
-) -> Run:
+) -> TorchRun:
     """Runs a copy of the module in eval mode.
 
     Args:
@@ -241,7 +242,7 @@ def run_torch(
         output = answer()
         recorder.remove()
         loss_of = _Loss(output, len(images), labels)
-        run = Run(recorder.stages, to_numpy(output), loss_of.labels, loss_of.direction)
+        run = TorchRun(recorder.stages, to_numpy(output), loss_of.labels, loss_of.direction)
         if dtype == torch.float64:
             _check_repeats(run.output, to_numpy(answer()))
         if not grad:

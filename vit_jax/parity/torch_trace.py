@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_jax.interop.dialects import dialect_of
+from vit_jax.inspect.recorder import BEFORE
 from vit_jax.parity.torch_run import Arrays, import_torch, run_torch, to_numpy
-from vit_jax.parity.values import BEFORE, Expected, OptimizerSpec, Reference, Whole
+from vit_jax.parity.values import Expected, OptimizerSpec, Reference, Whole
+from vit_jax.weights.dialects import dialect_of
 
 if TYPE_CHECKING:
     import torch

@@ -57,11 +57,6 @@ class Whole:
         return float(np.max(difference, initial=0.0)) if np.isfinite(difference).all() else np.inf
 
 
-# A stage is written as its module's dotted path, and once more with this before it for the value
-# that the module was called with.
-BEFORE = "before "
-
-
 @dataclasses.dataclass(frozen=True)
 class Reference:
     """What a PyTorch model answered.

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterable
 
-from vit_jax.plan.hlo import Computation, Instruction, Program
+from vit_jax.plan.hlo import Computation, HloProgram, Instruction
 
 KINDS = (
     "all-reduce",
@@ -49,7 +49,7 @@ class Collective:
         return self.bytes * share
 
 
-def collectives(program: Program, devices: int) -> list[Collective]:
+def collectives(program: HloProgram, devices: int) -> list[Collective]:
     """The exchanges of one run of a program, those in loops as often as they run.
 
     Args:

@@ -2,14 +2,11 @@
 
 import importlib.util
 import os
-from collections.abc import Sequence
 from typing import Any
 
-from vit_jax.config.flags import CommandLine, parse_command_line
+from vit_jax.config.overrides import CommandLine
 from vit_jax.config.recipes import recipe_names
 from vit_jax.plan.topology import CHIPS, Topology, parse_topology
-
-_SWITCHES = ("--json", "--search")
 
 
 def help_text() -> str:
@@ -34,33 +31,19 @@ Fields are those of `vit-jax train --help`. Exit status: 0, it fits; 1, it does 
 in the command. A large model takes minutes; with --config.model.kwargs.scan_layers=true, fewer."""
 
 
-def read_config(arguments: Sequence[str]) -> CommandLine:
-    """Reads `--config RECIPE [--topology NAME] [--config.FIELD=VALUE ...]`.
+def topology_of(command: CommandLine) -> Topology:
+    """The slice that `--topology` names.
 
     Raises:
-      ValueError: any mistake of the user's, in one line.
+      ValueError: none is named, or an unknown one.
     """
-    from vit_jax.models.registry import model_fields
-
-    return parse_command_line(arguments, model_fields, ("topology",))
-
-
-def read(arguments: Sequence[str]) -> tuple[CommandLine, Topology, dict[str, bool]]:
-    """Reads the whole command line: the run, the slice, and the switches.
-
-    Raises:
-      ValueError: any mistake of the user's, in one line.
-    """
-    switches = {name.lstrip("-"): name in arguments for name in _SWITCHES}
-    rest = [argument for argument in arguments if argument not in _SWITCHES]
-    command = read_config(rest)
     name = command.options["topology"]
     if not name:
         raise ValueError(
             "wanted --topology GENERATION:SIZE, such as "
             + ", ".join(f"{chip.name}:{chip.sizes[-1]}" for chip in CHIPS.values())
         )
-    return command, parse_topology(name), switches
+    return parse_topology(name)
 
 
 def require_libtpu() -> None:
@@ -72,7 +55,7 @@ def require_libtpu() -> None:
         )
 
 
-def run(command: CommandLine, topology: Topology, *, json: bool, search: bool) -> int:
+def run(command: CommandLine) -> int:
     """Plans a run and prints it.
 
     Returns:
@@ -87,8 +70,10 @@ def run(command: CommandLine, topology: Topology, *, json: bool, search: bool) -
     from vit_jax.plan.search import attempts
     from vit_jax.plan.search import search as compile_attempts
 
+    topology = topology_of(command)
+    json, search = (name in command.switches for name in ("json", "search"))
     console, progress = Console(highlight=False), Console(stderr=True)
-    recipe = command.recipe_path.stem
+    recipe = command.recipe
     devices = devices_of(topology)
 
     def make(config: TrainConfig) -> Plan:

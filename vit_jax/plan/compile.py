@@ -15,7 +15,13 @@ from vit_jax.data.statistics import STATISTICS, Statistics
 from vit_jax.models.base import VisionModel
 from vit_jax.models.macs import count_traced_macs
 from vit_jax.training.mesh import batch_sharding
-from vit_jax.training.program import Program, config_mesh, image_size, make_program, model_maker
+from vit_jax.training.program import (
+    Program,
+    abstract_model_of,
+    config_mesh,
+    image_size,
+    make_program,
+)
 from vit_jax.training.step import jit_train_step
 
 # (height, width, channels) of the sets whose images all have one size: they reach the device as
@@ -109,11 +115,6 @@ class Compiled:
         return self.memory is not None
 
 
-def abstract_model(config: TrainConfig) -> VisionModel:
-    """The model of a run by its shapes alone."""
-    return nnx.eval_shape(model_maker(config))
-
-
 def _statistics(config: TrainConfig, channels: int) -> Statistics:
     """Those of the config, else any: two numbers a channel inside the program."""
     data = config.data
@@ -176,7 +177,7 @@ def compile_step(config: TrainConfig, devices: Sequence[Any]) -> Compiled:
       ValueError: batch, model and devices do not fit each other.
     """
     mesh = config_mesh(config, devices)
-    model = abstract_model(config)
+    model = abstract_model_of(config)
     image = stored_image(config, model)
     statistics = _statistics(config, model.in_chans)
     program = make_program(config, mesh, model, statistics, _STEPS_PER_EPOCH)

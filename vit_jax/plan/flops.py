@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from vit_jax.plan.hlo import Computation, Instruction, Program
+from vit_jax.plan.hlo import Computation, HloProgram, Instruction
 
 # Of a window along one axis, what stands where the text says nothing.
 _NEUTRAL = {"size": 1, "stride": 1, "lhs_dilate": 1, "rhs_dilate": 1}
 _SLICES = ("slice", "pad")
 
 
-def matmul_flops(program: Program) -> int:
+def matmul_flops(program: HloProgram) -> int:
     """Operations of one run on one device; a multiplication and its addition are two.
 
     Counted as XLA counts them: products with zeros that padding or dilation puts in are not there.
@@ -23,7 +23,7 @@ def matmul_flops(program: Program) -> int:
     return sum(flops for _, flops in _matmuls(program))
 
 
-def slice_flops(program: Program) -> int:
+def slice_flops(program: HloProgram) -> int:
     """What `matmul_flops` counts of operations that only move elements.
 
     XLA for TPUs writes strided slices, such as those of the soft splits, and their gradients, which
@@ -32,7 +32,7 @@ def slice_flops(program: Program) -> int:
     return sum(flops for name, flops in _matmuls(program) if name in _SLICES)
 
 
-def _matmuls(program: Program) -> Iterator[tuple[str, int]]:
+def _matmuls(program: HloProgram) -> Iterator[tuple[str, int]]:
     """(the operation of JAX that each was made from, operations in all its runs)."""
     for computation, instruction, runs in program.instructions():
         flops = flops_of(computation, instruction)

@@ -67,7 +67,7 @@ class Computation:
     root: str = ""
 
 
-class Program:
+class HloProgram:
     """A compiled program.
 
     Args:

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 from vit_jax.config import TrainConfig
 from vit_jax.models.macs import count_macs
 from vit_jax.plan.collectives import Total, collectives, totals
-from vit_jax.plan.compile import Compiled, abstract_model, compile_step
+from vit_jax.plan.compile import Compiled, compile_step
 from vit_jax.plan.flops import matmul_flops, slice_flops
-from vit_jax.plan.hlo import Program
+from vit_jax.plan.hlo import HloProgram
 from vit_jax.plan.roofline import ASSUMPTIONS, Roofline, roofline
 from vit_jax.plan.topology import Topology
 from vit_jax.plan.traffic import hbm_bytes
+from vit_jax.training.program import abstract_model_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +96,8 @@ def make_plan(config: TrainConfig, topology: Topology, devices: Sequence[Any]) -
 
 def count(config: TrainConfig, compiled: Compiled) -> Counts:
     """What one device does in a step of a compiled run."""
-    program = Program(compiled.text)
-    model = abstract_model(config)
+    program = HloProgram(compiled.text)
+    model = abstract_model_of(config)
     image = jax.ShapeDtypeStruct((1, *model.img_size, model.in_chans), jnp.float32)
     forward = count_macs(model, image) * config.data.batch_size
     return Counts(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from vit_jax.plan.hlo import Computation, Instruction, Program
+from vit_jax.plan.hlo import Computation, HloProgram, Instruction
 
 # They give memory a name, or run computations that are counted themselves. The second half of an
 # asynchronous operation moves nothing that the first did not.
@@ -28,7 +28,7 @@ _FREE = frozenset(
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 
-def hbm_bytes(program: Program) -> int:
+def hbm_bytes(program: HloProgram) -> int:
     """Bytes that one run reads and writes in HBM, on one device.
 
     Every operation reads its operands and writes its results once, but for what XLA has put into
@@ -42,7 +42,7 @@ def hbm_bytes(program: Program) -> int:
     )
 
 
-def bytes_of(program: Program, computation: Computation, instruction: Instruction) -> int:
+def bytes_of(program: HloProgram, computation: Computation, instruction: Instruction) -> int:
     """What `hbm_bytes` counts of one instruction outside of fusions, run once."""
     if instruction.opcode in _FREE or instruction.opcode.endswith("-done"):
         return 0

@@ -1,7 +1,8 @@
 """Pictures of an evaluation: the confusion matrix, and the reliability diagram."""
 
 import pathlib
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -10,37 +11,54 @@ from vit_jax.plots.figure import COLOURS, new_figure, save_figure
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from vit_jax.inference.evaluate import Evaluation
-
 _NAMED, _NUMBERED = 100, 20  # classes up to which axes have names, and cells numbers
 _LETTERS = 24
 
 
-def plot_evaluation(evaluation: "Evaluation", out: pathlib.Path) -> None:
-    """Draws the confusion matrix and, beside it, confidence against accuracy.
+class Calibration(Protocol):
+    """See `vit_jax.inference.evaluate.Calibration`."""
+
+    @property
+    def edges(self) -> np.ndarray: ...
+    @property
+    def count(self) -> np.ndarray: ...
+    @property
+    def confidence(self) -> np.ndarray: ...
+    @property
+    def accuracy(self) -> np.ndarray: ...
+    @property
+    def error(self) -> float: ...
+
+
+def plot_evaluation(
+    title: str,
+    class_names: Sequence[str],
+    confusion: np.ndarray,
+    calibration: Calibration,
+    out: pathlib.Path,
+) -> None:
+    """Draws the confusion matrix next to confidence against accuracy.
 
     Args:
-      evaluation: of `vit_jax.inference.evaluate.evaluate`.
+      title: above the picture.
+      class_names: of the model.
+      confusion: (true class, predicted class), counts.
+      calibration: confidence and accuracy by bin.
       out: the PNG file to write.
 
     Raises:
       OSError: it cannot be written.
     """
-    side = 6.0 if len(evaluation.class_names) <= _NUMBERED else 9.0
+    side = 6.0 if len(class_names) <= _NUMBERED else 9.0
     figure = new_figure(side + 5.5, side, "constrained")
     left, right = figure.subplots(1, 2, width_ratios=(side, 4.5))
-    _draw_confusion(left, evaluation)
-    _draw_reliability(right, evaluation)
-    figure.suptitle(
-        f"{evaluation.source}: {len(evaluation.labels):,} images, top-1 {evaluation.top1:.4f}, "
-        f"loss {evaluation.loss:.4f}",
-        parse_math=False,
-    )
+    _draw_confusion(left, confusion, class_names)
+    _draw_reliability(right, calibration)
+    figure.suptitle(title, parse_math=False)
     save_figure(figure, out, dpi=90)
 
 
-def _draw_confusion(axes: "Axes", evaluation: "Evaluation") -> None:
-    confusion = evaluation.confusion
+def _draw_confusion(axes: "Axes", confusion: np.ndarray, class_names: Sequence[str]) -> None:
     # A class without examples stays white.
     shares = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, interpolation="nearest")
@@ -48,10 +66,10 @@ def _draw_confusion(axes: "Axes", evaluation: "Evaluation") -> None:
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     axes.set_title("confusion")
-    size = len(evaluation.class_names)
+    size = len(class_names)
     if size > _NAMED:
         return
-    names = [n if len(n) <= _LETTERS else n[: _LETTERS - 1] + "…" for n in evaluation.class_names]
+    names = [n if len(n) <= _LETTERS else n[: _LETTERS - 1] + "…" for n in class_names]
     font = 9 if size <= _NUMBERED else 5
     axes.set_xticks(range(size), names, rotation=90, fontsize=font, parse_math=False)
     axes.set_yticks(range(size), names, fontsize=font, parse_math=False)
@@ -66,8 +84,7 @@ def _draw_confusion(axes: "Axes", evaluation: "Evaluation") -> None:
             )
 
 
-def _draw_reliability(axes: "Axes", evaluation: "Evaluation") -> None:
-    calibration = evaluation.calibration()
+def _draw_reliability(axes: "Axes", calibration: Calibration) -> None:
     some = calibration.count > 0
     lower = calibration.edges[:-1][some]
     width = 1 / len(calibration.count)

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vit_jax.models.base import VisionModel
 from vit_jax.plots.figure import new_figure, save_figure, show_image
 
 if TYPE_CHECKING:
@@ -14,12 +13,6 @@ if TYPE_CHECKING:
 
 _SHOWN, _COLUMNS = 28, 7  # of each block
 _INCHES = 0.75  # the height of a filter
-
-
-def first_filters(model: VisionModel) -> np.ndarray:
-    """The filters of the first projection, in float32 or wider: (D, height, width, C)."""
-    filters = np.asarray(model.pixel_filters(), np.float64)
-    return np.moveaxis(filters, -1, 0)
 
 
 def principal_components(filters: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -3,10 +3,8 @@
 import pathlib
 from collections.abc import Sequence
 
-import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.layers.unfold import extract_patches
 from vit_jax.plots.figure import new_figure, save_figure, show_image, tiled
 
 _INCHES = 3.4  # of a picture
@@ -55,7 +53,6 @@ def apart(image: np.ndarray, patch_size: tuple[int, int]) -> np.ndarray:
     larger = max(1, -(-5 // min(patch_size)))
     channels = image.shape[2]
     rows, columns = image.shape[0] // height, image.shape[1] // width
-    patches = np.asarray(extract_patches(jnp.asarray(image, jnp.float32)[None], patch_size)[0])
-    patches = patches.reshape(rows, columns, channels, height, width).transpose(0, 1, 3, 4, 2)
-    patches = patches.repeat(larger, axis=2).repeat(larger, axis=3).astype(np.uint8)
+    patches = image.reshape(rows, height, columns, width, channels).swapaxes(1, 2)
+    patches = patches.repeat(larger, axis=2).repeat(larger, axis=3)
     return tiled(patches, min(height, width) * larger // 5, 255)

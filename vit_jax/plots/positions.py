@@ -2,38 +2,16 @@
 
 import pathlib
 
-import jax.numpy as jnp
 import numpy as np
 
-from vit_jax.models.base import VisionModel
 from vit_jax.plots.figure import new_figure, save_figure, tiled
-
-
-def position_similarity(model: VisionModel) -> np.ndarray:
-    """The cosine between the positions of any two patches: (rows, columns, rows, columns).
-
-    Raises:
-      ValueError: the model's positions are not learned.
-    """
-    positions = model.patch_positions()
-    if positions is None:
-        raise ValueError(
-            f"the positions of a {type(model).__name__} are a fixed table of sinusoids, not "
-            "learned; models that learn them: vit_*, deit_*, deit3_*, vit_classifier, "
-            "vit_encoder, vit_modular"
-        )
-    table = np.asarray(positions.astype(jnp.promote_types(positions.dtype, jnp.float32)))
-    norms = np.linalg.norm(table, axis=1, keepdims=True)
-    unit = table / np.where(norms > 0, norms, 1)  # zeros, as vit_modular starts, are like nothing
-    grid = model.token_grid(*model.img_size)
-    return (unit @ unit.T).reshape(*grid, *grid)
 
 
 def draw_positions(similarity: np.ndarray, title: str, out: pathlib.Path) -> None:
     """Draws a map of cosines for each patch, at the place of that patch.
 
     Args:
-      similarity: of `position_similarity`.
+      similarity: (rows, columns, rows, columns), the cosine between any two patches.
       title: above the picture.
       out: the file to write, PNG.
 

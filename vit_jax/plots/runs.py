@@ -1,15 +1,12 @@
 """The curves of several runs beside each other."""
 
 import math
-import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from vit_jax.plots.curves import Rows
 from vit_jax.plots.figure import COLOURS, new_figure, save_figure
-from vit_jax.training.records import read_rows
-from vit_jax.training.workdir import METRICS_FILE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,34 +20,6 @@ _LINES = (
     ("test, averaged weights", "test", True, "", 0.0, "o"),
 )
 _STYLES = ("-", "--", "-.")  # of the runs once the colours are used up
-
-
-def read_runs(workdirs: Sequence[str | os.PathLike[str]]) -> dict[str, Rows]:
-    """The rows of work directories by their names, which are as long as they must be to differ.
-
-    Raises:
-      ValueError: a directory holds no metrics, or one is given twice.
-    """
-    paths = [pathlib.Path(workdir) for workdir in workdirs]
-    resolved = [path.resolve() for path in paths]
-    if len(set(resolved)) < len(resolved):
-        twice = next(path for path in paths if resolved.count(path.resolve()) > 1)
-        raise ValueError(f"{str(twice)!r} is given more than once")
-    rows = []
-    for path in paths:
-        if not (path / METRICS_FILE).is_file():
-            raise ValueError(f"{str(path)!r} is no work directory: it holds no {METRICS_FILE}")
-        rows.append(read_rows(path / METRICS_FILE))
-        if not rows[-1]:
-            raise ValueError(f"{str(path)!r} has no rows of metrics yet")
-    longest = max(len(path.parts) for path in resolved)
-    names = next(
-        candidate
-        for parts in range(1, longest + 1)
-        if len(set(candidate := [str(pathlib.Path(*path.parts[-parts:])) for path in resolved]))
-        == len(resolved)
-    )
-    return dict(zip(names, rows, strict=True))
 
 
 def draw_runs(runs: Mapping[str, Rows], out: pathlib.Path) -> None:

@@ -3,13 +3,12 @@
 Yuan et al. 2021 (2101.11986), section 3.1, figure 3.
 """
 
-import dataclasses
 import pathlib
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from vit_jax.layers.tokens_to_token import GEOMETRY, token_grids
 from vit_jax.plots.figure import COLOURS, new_figure, save_figure, show_image, tiled
 
 if TYPE_CHECKING:
@@ -19,44 +18,29 @@ _SHOWN = 5  # tokens along each side of the part that is drawn large
 _INCHES = 4.2
 
 
-@dataclasses.dataclass(frozen=True)
-class SoftSplitWindows:
-    """One soft split, in pixels of the image.
+class Windows(Protocol):
+    """One soft split: see `vit_jax.layers.soft_splits.SoftSplitWindows`."""
 
-    Attributes:
-      kernel, stride, padding: of its windows, in tokens of the split before it (first: pixels).
-      grid: rows and columns of its tokens.
-      covered: pixels along a side that a token sees through this split and those before it.
-      step: pixels from one token to the next.
-      start: first pixel of the first token; below 0 is padding.
-    """
-
-    kernel: int
-    stride: int
-    padding: int
-    grid: tuple[int, int]
-    covered: int
-    step: int
-    start: int
-
-    def box(self, row: int, column: int) -> tuple[int, int, int, int]:
-        """(top, left, height, width) in pixels of what a token covers."""
-        top, left = (self.start + self.step * at for at in (row, column))
-        return top, left, self.covered, self.covered
+    @property
+    def kernel(self) -> int: ...
+    @property
+    def stride(self) -> int: ...
+    @property
+    def padding(self) -> int: ...
+    @property
+    def grid(self) -> tuple[int, int]: ...
+    @property
+    def covered(self) -> int: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def start(self) -> int: ...
+    def box(self, row: int, column: int) -> tuple[int, int, int, int]: ...
 
 
-def soft_split_windows(img_size: tuple[int, int]) -> list[SoftSplitWindows]:
-    """The three soft splits of an image of (height, width)."""
-    windows, covered, step, start = [], 1, 1, 0
-    for (kernel, stride, padding), grid in zip(GEOMETRY, token_grids(img_size), strict=True):
-        start -= padding * step
-        covered += (kernel - 1) * step
-        step *= stride
-        windows.append(SoftSplitWindows(kernel, stride, padding, grid, covered, step, start))
-    return windows
-
-
-def draw_soft_splits(image: np.ndarray, token_dim: int, title: str, out: pathlib.Path) -> None:
+def draw_soft_splits(
+    image: np.ndarray, splits: Sequence[Windows], token_dim: int, title: str, out: pathlib.Path
+) -> None:
     """Draws for each soft split the grid of tokens on the image, and windows of it apart.
 
     Above, every token is a dot at its centre, with what two neighbours cover outlined; below, what
@@ -64,6 +48,7 @@ def draw_soft_splits(image: np.ndarray, token_dim: int, title: str, out: pathlib
 
     Args:
       image: (H, W, C) uint8 of the model's size.
+      splits: the three soft splits of its size.
       token_dim: width of the tokens that the second and third split unfold.
       title: above the picture.
       out: the file to write, PNG.
@@ -72,7 +57,6 @@ def draw_soft_splits(image: np.ndarray, token_dim: int, title: str, out: pathlib
       OSError: it cannot be written.
     """
     height, width, channels = image.shape
-    splits = soft_split_windows((height, width))
     figure = new_figure(
         3 * _INCHES * max(1.0, width / height), 1.25 * _INCHES + _INCHES + 0.6, "constrained"
     )
@@ -104,7 +88,7 @@ def draw_soft_splits(image: np.ndarray, token_dim: int, title: str, out: pathlib
     save_figure(figure, out, dpi=100)
 
 
-def _draw_grid(axes: "Axes", image: np.ndarray, split: SoftSplitWindows) -> None:
+def _draw_grid(axes: "Axes", image: np.ndarray, split: Windows) -> None:
     from matplotlib.patches import Rectangle
 
     show_image(axes, image)
@@ -128,7 +112,7 @@ def _draw_grid(axes: "Axes", image: np.ndarray, split: SoftSplitWindows) -> None
     axes.set_yticks([0, height // 2, height])
 
 
-def windows_apart(image: np.ndarray, split: SoftSplitWindows, count: int) -> np.ndarray:
+def windows_apart(image: np.ndarray, split: Windows, count: int) -> np.ndarray:
     """What tokens in the middle cover, cut out of the image with white between; padding is black.
 
     Args:

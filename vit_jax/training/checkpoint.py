@@ -18,7 +18,9 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from vit_jax.storage import absolute, remove_tree
-from vit_jax.training.checkpoint_reading import (
+from vit_jax.training.processes import any_of_all, is_first
+from vit_jax.training.state import TrainState
+from vit_jax.weights.checkpoint_reading import (
     EMA,
     FINGERPRINT,
     MODEL,
@@ -31,8 +33,6 @@ from vit_jax.training.checkpoint_reading import (
     read_items,
     silence_closed_loops,
 )
-from vit_jax.training.processes import any_of_all, is_first
-from vit_jax.training.state import TrainState
 
 _DAMAGED = "checkpoints.damaged"
 

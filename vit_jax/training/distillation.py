@@ -22,8 +22,8 @@ from vit_jax.models.registry import abstract_model, model_fields
 from vit_jax.storage import run_path
 from vit_jax.training.losses import Logits, Targets, cross_entropy, mean_of_heads, wide
 from vit_jax.training.mesh import place
-from vit_jax.training.start import load_weights
-from vit_jax.training.workdir import model_of_run
+from vit_jax.training.start import load_initial_weights
+from vit_jax.weights.run_folder import model_of_run
 
 
 def soft_teaching(
@@ -99,7 +99,7 @@ class Teacher:
           ValueError: they are not there, are damaged, or do not fit the model.
         """
         model = abstract_model(self.name, **self.fields)
-        said = load_weights(model, self.config.teacher or "", field="distillation.teacher")
+        said = load_initial_weights(model, self.config.teacher or "", field="distillation.teacher")
         return nnx.state(model), said
 
     def logits(self, arrays: nnx.State, images: jax.Array, platform: str) -> jax.Array:

@@ -19,10 +19,8 @@ from flax import nnx
 
 from vit_jax.config import TrainConfig, validate
 from vit_jax.data.sources import ImageSource
-from vit_jax.plots.curves import plot_curves
 from vit_jax.storage import run_path
 from vit_jax.training.checkpoint import Checkpoints
-from vit_jax.training.checkpoint_reading import CheckpointInfo, quiet_orbax
 from vit_jax.training.ema import averaged
 from vit_jax.training.evaluate import evaluate
 from vit_jax.training.events import EventWriter
@@ -33,16 +31,16 @@ from vit_jax.training.progress import Progress, describe
 from vit_jax.training.records import Records, Row, read_rows
 from vit_jax.training.schedules import learning_rate_of_update
 from vit_jax.training.setup import Setup, build
-from vit_jax.training.start import check_init_from, load_weights
+from vit_jax.training.start import check_init_from, load_initial_weights
 from vit_jax.training.state import TrainState, first_average, zero_sums
 from vit_jax.training.workdir import (
-    CHECKPOINTS,
     METRICS_FILE,
-    PLOTS,
     check_config,
     held,
     store_config,
 )
+from vit_jax.weights.checkpoint_reading import CheckpointInfo, quiet_orbax
+from vit_jax.weights.run_folder import CHECKPOINTS
 
 # Steps that may be under way. The device always has the next one waiting; more would only hold
 # batches in memory and delay the answer to a signal.
@@ -60,7 +58,7 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
 
     Args:
       config: the run; `workdir` keeps it.
-      workdir: takes config.json, metrics.jsonl, checkpoints/, plots/ and TensorBoard event files.
+      workdir: takes config.json, metrics.jsonl, checkpoints/ and TensorBoard event files.
 
     Returns:
       The last row of each split as `{split}_{loss, top1, top5}`, such as `test_top1`; where there
@@ -76,8 +74,9 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
     # Quiet longer than with companions: where one is lost, Orbax's threads find out late.
     with StopSignals() as signals, quiet_orbax(), companions(workdir), held(workdir):
         records = _records(config, workdir)
-        if records.find("test"):
-            _finish(records, workdir, config.log.progress != "none")
+        if test := records.find("test"):
+            if is_first() and config.log.progress != "none":
+                print(f"the run in {workdir} is finished: {describe(test)}", flush=True)
             return _final_metrics(records)
         if config.init_from and not (workdir / CHECKPOINTS).exists():
             check_init_from(config.init_from)
@@ -93,7 +92,6 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
             with run.progress, contextlib.closing(run):
                 run.train()
                 run.test()
-        _finish(records, workdir, False)
     return _final_metrics(records)
 
 
@@ -116,18 +114,6 @@ def _final_metrics(records: Records) -> dict[str, float]:
         for name in ("loss", "top1", "top5", "ema_loss", "ema_top1", "ema_top5")
         if name in row
     }
-
-
-def _finish(records: Records, workdir: pathlib.Path, say: bool) -> None:
-    """Draws the curves, if they are not there yet."""
-    if not is_first():
-        return
-    if say:
-        test = records.find("test")
-        print(f"the run in {workdir} is finished: {describe(test) if test else ''}", flush=True)
-    if not (workdir / PLOTS / "accuracy.png").exists():
-        with _written(workdir):
-            plot_curves(records.rows, workdir / PLOTS)
 
 
 @contextlib.contextmanager
@@ -198,7 +184,7 @@ class _Run:
             # The model keeps its own head, of which a process may hold a part only.
             arrays = jax.jit(lambda kept: kept, out_shardings=replicated(program.mesh))(arrays)
         model = nnx.merge(program.settings.graphs.train, *arrays)
-        said = load_weights(
+        said = load_initial_weights(
             model,
             config.init_from,
             config.init_weights == "ema" or None,

@@ -11,10 +11,10 @@ import numpy as np
 from flax import nnx
 
 from vit_jax.config import OptimizerConfig
-from vit_jax.interop.fit import is_of_classes
-from vit_jax.interop.state_dict import names_by_path
 from vit_jax.layers.stack import PlainLayers, ScannedLayers
 from vit_jax.models.base import VisionModel
+from vit_jax.weights.fit import is_of_classes
+from vit_jax.weights.state_dict import names_by_path
 
 Path = tuple[Any, ...]
 BACKBONE = "backbone"  # in place of a pattern: all but the last linear layer

@@ -15,7 +15,7 @@ from vit_jax.data.host_crop import RandomResizedCrop
 from vit_jax.data.statistics import Statistics
 from vit_jax.layers.stack import is_layer_weight
 from vit_jax.models.base import VisionModel
-from vit_jax.models.registry import create_model
+from vit_jax.models.registry import abstract_model, create_model
 from vit_jax.models.streams import Streams
 from vit_jax.training.distillation import make_teacher
 from vit_jax.training.mesh import AXES, check_batch, make_mesh, replicated, state_shardings
@@ -97,6 +97,11 @@ def model_maker(config: TrainConfig) -> Callable[[], VisionModel]:
     return lambda: create_model(config.model.name, rngs=Streams(config.seed), **config.model.kwargs)
 
 
+def abstract_model_of(config: TrainConfig) -> VisionModel:
+    """The model of a run by its shapes alone."""
+    return abstract_model(config.model.name, **config.model.kwargs)
+
+
 def image_size(config: TrainConfig, model: VisionModel) -> tuple[int, int]:
     """(height, width) that the model is given."""
     size = config.data.image_size
@@ -149,7 +154,7 @@ def make_program(
     Args:
       config: the run.
       mesh: of `config_mesh`.
-      model: of `model_maker`, abstract (`nnx.eval_shape`).
+      model: of `abstract_model_of`.
       statistics: that images are normalised with.
       steps_per_epoch: updates in a pass over the training split.
       crop: a random crop that the step makes, of images of one size.

@@ -18,10 +18,10 @@ from vit_jax.models.base import VisionModel
 from vit_jax.training.mesh import process_rows, put_batch
 from vit_jax.training.program import (
     Program,
+    abstract_model_of,
     config_mesh,
     image_size,
     make_program,
-    model_maker,
 )
 from vit_jax.training.step import Batch
 
@@ -193,7 +193,7 @@ def build(config: TrainConfig) -> Setup:
     )
     epoch = steps_per_epoch(splits.train, data.batch_size)
 
-    model = nnx.eval_shape(model_maker(config))
+    model = abstract_model_of(config)
     _check_model(model, config, splits.train)
     statistics = statistics_of(config, splits.train.channels)
     crop = random_crop(config) if splits.train.image_shape else None

@@ -1,57 +1,10 @@
 """Initial weights from elsewhere: a weights file, or a checkpoint of another run."""
 
-import pathlib
-
-import jax
-from flax import nnx
-
-from vit_jax.interop.formats import HUB_PREFIX, is_weights_folder
-from vit_jax.interop.pretrained import load_pretrained
 from vit_jax.models.base import VisionModel
 from vit_jax.storage import run_path
-from vit_jax.training.checkpoint_reading import CheckpointInfo, named_arrays, read_model
-from vit_jax.training.workdir import CHECKPOINTS
-
-
-def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
-    """The checkpoint that a path names: itself, or the latest of a work directory.
-
-    Raises:
-      ValueError: there is none.
-    """
-    if path.name.isdigit() and path.is_dir():
-        return path
-    directory = path if path.name == CHECKPOINTS else path / CHECKPOINTS
-    found = directory.iterdir() if directory.is_dir() else ()
-    steps = [int(entry.name) for entry in found if entry.name.isdigit()]
-    if not steps:
-        raise ValueError(
-            f"no checkpoint in {path}: wanted a work directory, its {CHECKPOINTS}/STEP, or a "
-            "weights file or folder"
-        )
-    return directory / str(max(steps))
-
-
-def load_checkpoint(
-    model: VisionModel, path: pathlib.Path, ema: bool | None = None
-) -> CheckpointInfo:
-    """Loads the weights of a checkpoint into the model, in place and in the model's types.
-
-    Args:
-      model: of the checkpoint's design and fields.
-      path: a checkpoint, or a work directory, whose latest is taken.
-      ema: True for the averaged weights; else the raw ones.
-
-    Raises:
-      ValueError: there is none, or none with averaged weights, it is damaged, or it is of another
-        model (entries are named).
-    """
-    _, state = nnx.split(model)
-    own = named_arrays(state)
-    arrays, info = read_model(find_checkpoint(path), own, bool(ema))
-    leaves = [arrays[name].astype(own[name].dtype) for name in own]
-    nnx.update(model, jax.tree.unflatten(jax.tree.structure(state), leaves))
-    return info
+from vit_jax.weights.formats import HUB_PREFIX, is_weights_folder
+from vit_jax.weights.pretrained import load_pretrained
+from vit_jax.weights.run_folder import find_checkpoint, load_checkpoint
 
 
 def check_init_from(init_from: str, field: str = "init_from") -> None:
@@ -68,7 +21,7 @@ def check_init_from(init_from: str, field: str = "init_from") -> None:
         )
 
 
-def load_weights(
+def load_initial_weights(
     model: VisionModel,
     init_from: str,
     ema: bool | None = None,
@@ -85,7 +38,7 @@ def load_weights(
       ema: see `load_pretrained`.
       field: of the config, for errors.
       head: "load", or "fresh": the model keeps its own.
-      resize: of position embeddings: "none", or see `vit_jax.interop.adapt.adapt`.
+      resize: of position embeddings: "none", or see `vit_jax.weights.adapt.adapt`.
 
     Returns:
       What was loaded, and what was changed on the way, in words.

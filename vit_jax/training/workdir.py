@@ -8,7 +8,6 @@ import pathlib
 import time
 import uuid
 from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 import jax
 
@@ -16,11 +15,9 @@ from vit_jax.config import TrainConfig, check_resumable, load_config, to_dict
 from vit_jax.storage import is_remote, write_bytes
 from vit_jax.training.processes import is_first, tell_all
 from vit_jax.training.records import read_rows
+from vit_jax.weights.run_folder import CHECKPOINTS, CONFIG_FILE
 
-CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
-CHECKPOINTS = "checkpoints"
-PLOTS = "plots"
 _LOCK_FILE = ".lock"
 _SHARED_WITHIN = 30.0  # seconds, which a network's file system may take
 
@@ -120,49 +117,6 @@ def check_config(config: TrainConfig, workdir: pathlib.Path) -> None:
             f"{workdir} holds checkpoints but no {CONFIG_FILE}, so that nobody can tell whose they "
             "are: put the file back, or give another --workdir"
         )
-
-
-class RunModel(NamedTuple):
-    """What a run trained: a registered name, its constructor fields, and the side of its images.
-
-    The side is None where it is that of the model.
-    """
-
-    name: str
-    fields: dict[str, Any]
-    image_size: int | None
-
-
-def run_directory(path: pathlib.Path) -> pathlib.Path | None:
-    """The work directory that a path names, itself or by a checkpoint in it; None: no such."""
-    workdir = path.parent.parent if path.parent.name == CHECKPOINTS else path
-    is_run = (workdir / CHECKPOINTS).is_dir() and (workdir / CONFIG_FILE).is_file()
-    return workdir if is_run else None
-
-
-def model_of_run(path: pathlib.Path) -> RunModel | None:
-    """The model that a run trained.
-
-    Args:
-      path: a work directory, or a checkpoint in it.
-
-    Returns:
-      None where there is no run with its config.
-
-    Raises:
-      ValueError: the config is there and names no model.
-    """
-    workdir = run_directory(path)
-    if workdir is None:
-        return None
-    try:
-        config = json.loads((workdir / CONFIG_FILE).read_text())
-        name, fields = str(config["model"]["name"]), dict(config["model"]["kwargs"])
-        size = config["data"]["image_size"]
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{str(workdir / CONFIG_FILE)!r} cannot be read: {error!r}") from error
-    fields = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
-    return RunModel(name, fields, size)
 
 
 def store_config(config: TrainConfig, workdir: pathlib.Path) -> None:

@@ -12,7 +12,7 @@ def run(arguments: Sequence[str]) -> int:
     options, rest = _parser().parse_known_args(arguments)
     config = read_recipe(rest).config if rest else None
     jax_setup.set_up_jax()
-    from vit_jax.plots.augmentations import plot_operations, plot_recipe
+    from vit_jax.cli.plot.augmented import plot_operations, plot_recipe
 
     out = pathlib.Path(options.out)
     if config is None:

@@ -11,7 +11,8 @@ def run(arguments: Sequence[str]) -> int:
     """`plot filters CHECKPOINT --out FILE.png`."""
     options = _parser().parse_args(arguments)
     jax_setup.set_up_jax()
-    from vit_jax.plots.filters import draw_filters, first_filters
+    from vit_jax.inspect.embeddings import first_filters
+    from vit_jax.plots.filters import draw_filters
 
     loaded = load_given_model(options)
     draw_filters(first_filters(loaded.model), loaded.name, pathlib.Path(options.out))

@@ -11,10 +11,10 @@ def run(arguments: Sequence[str]) -> int:
     """`plot patches IMAGE... --model NAME|CHECKPOINT --out FILE.png`."""
     options = _parser().parse_args(arguments)
     jax_setup.set_up_jax()
-    from vit_jax.inference.shapes import model_shapes
+    from vit_jax.inference.seen_images import seen_images
     from vit_jax.models.t2t_vit import TokensToTokenModel
-    from vit_jax.plots.images import seen_images
     from vit_jax.plots.patches import draw_patches
+    from vit_jax.weights.shapes import model_shapes
 
     model = model_shapes(options.model, fields=to_fields(options.field))
     if isinstance(model, TokensToTokenModel):

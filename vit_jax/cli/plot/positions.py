@@ -11,7 +11,8 @@ def run(arguments: Sequence[str]) -> int:
     """`plot positions CHECKPOINT --out FILE.png`."""
     options = _parser().parse_args(arguments)
     jax_setup.set_up_jax()
-    from vit_jax.plots.positions import draw_positions, position_similarity
+    from vit_jax.inspect.embeddings import position_similarity
+    from vit_jax.plots.positions import draw_positions
 
     loaded = load_given_model(options)
     rows, columns = loaded.model.token_grid(*loaded.model.img_size)

@@ -6,6 +6,7 @@ model's own value tells which of them it computes and which would make it agree 
 
 import jax
 
+from vit_jax.inspect.recorder import Event
 from vit_jax.parity.forms.activations import activations
 from vit_jax.parity.forms.attentions import attentions, performers
 from vit_jax.parity.forms.base import Form, Scene
@@ -17,7 +18,6 @@ from vit_jax.parity.forms.modules import (
     unfolds,
 )
 from vit_jax.parity.forms.tokens import gates, head_averages, pools, sums, tokens
-from vit_jax.parity.recorder import Event
 
 __all__ = ["Form", "Scene", "forms_of"]
 

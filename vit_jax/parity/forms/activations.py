@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 
+from vit_jax.inspect.recorder import Event
 from vit_jax.parity.forms.base import (
     Form,
     Scene,
     outputs_of,
     sigmoid,
 )
-from vit_jax.parity.recorder import Event
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "GELU (erf)": lambda x: 0.5 * x * (1 + jax.scipy.special.erf(x / math.sqrt(2))),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import jax
 import jax.numpy as jnp
 
+from vit_jax.inspect.recorder import Event, Frame
 from vit_jax.parity.forms.base import (
     Form,
     Scene,
@@ -14,7 +15,6 @@ from vit_jax.parity.forms.base import (
     softmax,
 )
 from vit_jax.parity.forms.modules import THIRDS
-from vit_jax.parity.recorder import Event, Frame
 
 
 def _heads(x: jax.Array, heads: int) -> jax.Array:

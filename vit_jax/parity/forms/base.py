@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from vit_jax.parity.recorder import Event, Frame
+from vit_jax.inspect.recorder import Event, Frame
 from vit_jax.parity.sides import is_dropout
 from vit_jax.parity.values import Expected
 

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from vit_jax.inspect.recorder import Event
 from vit_jax.layers.unfold import unfold
 from vit_jax.parity.forms.base import (
     Form,
     Scene,
 )
-from vit_jax.parity.recorder import Event
 from vit_jax.parity.values import Whole
 
 _EPSILONS = (1e-12, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)

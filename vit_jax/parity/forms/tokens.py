@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 
+from vit_jax.inspect.recorder import Event, Frame
 from vit_jax.parity.forms.base import (
     Form,
     Scene,
@@ -13,7 +14,6 @@ from vit_jax.parity.forms.base import (
     outputs_of,
     sigmoid,
 )
-from vit_jax.parity.recorder import Event, Frame
 from vit_jax.parity.sides import is_dropout
 
 

@@ -1,1 +1,0 @@
-"""Tests of vit_jax.interop."""

@@ -1,0 +1,263 @@
+"""Hugging Face's own ViT and DeiT read what we write, and we what they write; no download."""
+
+import itertools
+import json
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import vit_jax
+from tests.models.families import build
+from tests.tiers import mostly_slow
+from tests.weights.designs import (
+    assert_close,
+    assert_same_weights,
+    logits,
+    pytorch_logits,
+    redraw,
+)
+from vit_jax.models.base import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+
+pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.xdist_group("huggingface")]
+
+SIZE = 8
+DESIGNS = {"vit": "ViT", "distilled": "DeiT"}
+
+
+@pytest.fixture(scope="module")
+def hf() -> Any:
+    """The parts of transformers; its import takes seconds, so that one file alone pays for it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its imports, some at every new Python
+        from transformers import (
+            DeiTConfig,
+            DeiTForImageClassificationWithTeacher,
+            ViTConfig,
+            ViTForImageClassification,
+            ViTImageProcessor,
+        )
+        from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return SimpleNamespace(
+        models={
+            "vit": ViTForImageClassification,
+            "distilled": DeiTForImageClassificationWithTeacher,
+        },
+        configs={"vit": ViTConfig, "distilled": DeiTConfig},
+        processor=ViTImageProcessor,
+    )
+
+
+def ours(design: str, **fields: Any) -> Any:
+    model = build(design, jnp.float64, img_size=SIZE, depth=2, **fields)
+    model.eval()
+    return model
+
+
+def theirs(hf: Any, design: str, **fields: Any) -> torch.nn.Module:
+    """Of the same sizes, with random weights, tokens and positions too."""
+    config = hf.configs[design](
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=SIZE,
+        patch_size=4,
+        num_labels=5,
+        **{"layer_norm_eps": 1e-6, **fields},
+    )
+    torch.manual_seed(0)
+    module = hf.models[design](config).double().eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(0.3 * torch.randn_like(parameter))
+    return module
+
+
+def batch() -> np.ndarray:
+    return np.random.default_rng(1).normal(size=(2, SIZE, SIZE, 3))
+
+
+def their_logits(module: torch.nn.Module) -> np.ndarray:
+    return pytorch_logits(lambda images: module(images).logits, batch())  # type: ignore[arg-type]
+
+
+def from_folder(hf: Any, design: str, folder: Path) -> torch.nn.Module:
+    module, info = hf.models[design].from_pretrained(
+        folder, dtype=torch.float64, output_loading_info=True
+    )
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return module.eval()
+
+
+@pytest.mark.parametrize(
+    ("design", "norm_eps"),
+    mostly_slow(
+        itertools.product(DESIGNS, (1e-6, 1e-3)), fast=[("vit", 1e-3), ("distilled", 1e-6)]
+    ),
+)
+def test_they_load_ours(hf: Any, design: str, norm_eps: float, tmp_path: Path) -> None:
+    model = ours(design, norm_eps=norm_eps)
+    vit_jax.save_pretrained(model, tmp_path / "f", dialect="huggingface")
+    assert_close(
+        their_logits(from_folder(hf, design, tmp_path / "f")),
+        np.asarray(logits(model, batch())),
+    )
+    other = redraw(ours(design, norm_eps=norm_eps), seed=1)
+    assert vit_jax.load_pretrained(other, tmp_path / "f").dialect == "huggingface"
+    assert_same_weights(other, model)
+
+
+@pytest.mark.parametrize("without", [{"qkv_bias": False}, {"in_chans": 1}], ids=str)
+def test_they_load_other_fields_of_ours(hf: Any, without: dict[str, Any], tmp_path: Path) -> None:
+    model = ours("vit", **without)
+    vit_jax.save_pretrained(model, tmp_path / "f", dialect="huggingface")
+    images = batch()[..., : model.in_chans]
+    module = from_folder(hf, "vit", tmp_path / "f")
+    got = pytorch_logits(lambda x: module(x).logits, images)  # type: ignore[arg-type]
+    assert_close(got, np.asarray(logits(model, images)))
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("shards", ["50GB", "3KB"], ids=["one file", "shards"])
+def test_we_load_theirs(hf: Any, design: str, shards: str, tmp_path: Path) -> None:
+    module = theirs(hf, design)
+    module.save_pretrained(tmp_path, max_shard_size=shards)
+    number = len(list(tmp_path.glob("*.safetensors")))
+    assert number == 1 if shards == "50GB" else number > 3
+    model = ours(design)
+    report = vit_jax.load_pretrained(model, tmp_path)
+    assert report.dialect == "huggingface"
+    assert_close(logits(model, batch()), their_logits(module))
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_we_load_their_state_dict_in_memory(hf: Any, design: str, tmp_path: Path) -> None:
+    """transformers 5 has other names in memory than in its files."""
+    module = theirs(hf, design)
+    torch.save(module.state_dict(), tmp_path / "w.pth")
+    model = ours(design)
+    assert vit_jax.load_pretrained(model, tmp_path / "w.pth").dialect == "huggingface"
+    assert_close(logits(model, batch()), their_logits(module))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"layer_norm_eps": 1e-12},
+            r"norm_eps=1e-12, this one has 1e-06: create_model\(\.\.\., norm_eps=1e-12\)",
+        ),
+        ({"num_attention_heads": 4}, r"num_heads=4, this one has 2: .*num_heads=4"),
+        ({"hidden_act": "gelu_new"}, r"wanted the activation 'gelu' \(erf\), .*'gelu_new'"),
+        ({"hidden_act": "relu"}, "'relu'"),
+    ],
+)
+def test_fields_that_the_folder_contradicts(
+    hf: Any, fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    module = theirs(hf, "vit")
+    module.save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **fields}))
+    model = ours("vit")
+    before = vit_jax.state_dict(model)
+    with pytest.raises(ValueError, match=message):
+        vit_jax.load_pretrained(model, tmp_path)
+    for name, array in vit_jax.state_dict(model).items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+PREPROCESSING = Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 8 / 10, "bilinear")
+
+
+def test_preprocessing_there_and_back(hf: Any, tmp_path: Path) -> None:
+    """Also through their own reader and writer of it."""
+    model = ours("vit")
+    model.preprocessing = PREPROCESSING
+    vit_jax.save_pretrained(model, tmp_path / "f", dialect="huggingface")
+    other = ours("vit")
+    vit_jax.load_pretrained(other, tmp_path / "f")
+    assert other.preprocessing == PREPROCESSING
+    processor = hf.processor.from_pretrained(tmp_path / "f")
+    assert tuple(processor.image_mean) == PREPROCESSING.mean
+    assert (int(processor.resample), processor.size["height"]) == (2, 10)
+    processor.save_pretrained(tmp_path / "f")
+    other.preprocessing = None
+    vit_jax.load_pretrained(other, tmp_path / "f")
+    assert other.preprocessing is not None
+    assert (other.preprocessing.mean, other.preprocessing.std) == (
+        PREPROCESSING.mean,
+        PREPROCESSING.std,
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "want"),
+    [
+        (
+            {"size": 256, "crop_size": 224, "do_center_crop": True, "resample": 3},
+            Preprocessing(IMAGENET_MEAN, IMAGENET_STD, 224 / 256, "bicubic"),
+        ),
+        (
+            {"size": 256, "crop_size": 224, "do_center_crop": False, "image_mean": [0.5] * 3},
+            Preprocessing((0.5, 0.5, 0.5), IMAGENET_STD, 1.0, "bilinear"),
+        ),
+        (
+            {
+                "size": {"shortest_edge": 248},
+                "crop_size": {"height": 224, "width": 224},
+                "do_center_crop": True,
+            },
+            Preprocessing(IMAGENET_MEAN, IMAGENET_STD, 224 / 248, "bilinear"),
+        ),
+        ({"do_normalize": False}, Preprocessing((0, 0, 0), (1, 1, 1), 1.0, "bilinear")),
+        ({"size": {"height": 224, "width": 224}, "image_mean": [1]}, None),
+        ({"resample": 0}, None),
+        ({"resample": []}, None),
+        ({"size": 100, "crop_size": 224, "do_center_crop": True}, None),
+    ],
+)
+def test_forms_of_their_preprocessor_config(
+    fields: dict[str, Any], want: Preprocessing | None, tmp_path: Path
+) -> None:
+    fields = {"image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD, "resample": 2, **fields}
+    model = ours("vit")
+    vit_jax.save_pretrained(model, tmp_path / "f", dialect="huggingface")
+    (tmp_path / "f" / "preprocessor_config.json").write_text(json.dumps(fields))
+    if want is None:
+        with pytest.raises(ValueError, match=r"preprocessor_config\.json': its preprocessing"):
+            vit_jax.load_pretrained(model, tmp_path / "f")
+    else:
+        vit_jax.load_pretrained(model, tmp_path / "f")
+        assert model.preprocessing == want
+
+
+def test_what_their_preprocessor_config_leaves_out_is_said(tmp_path: Path) -> None:
+    model = ours("vit")
+    before = model.preprocessing
+    vit_jax.save_pretrained(model, tmp_path / "f", dialect="huggingface")
+    (tmp_path / "f" / "preprocessor_config.json").write_text('{"image_mean": [0, 0, 0]}')
+    report = vit_jax.load_pretrained(model, tmp_path / "f")
+    assert report.left == ("preprocessor_config.json: it states no image_std, resample",)
+    assert model.preprocessing == before
+
+
+def test_models_that_their_folder_cannot_be(tmp_path: Path) -> None:
+    for fields, message in (
+        ({"img_size": (8, 12)}, r"square images, this one \(8, 12\)"),
+        ({"patch_size": (4, 2)}, r"square patches, this one \(4, 2\)"),
+        ({"num_classes": 0}, "this model has none"),
+    ):
+        model = build("vit", **{"img_size": SIZE, **fields})
+        with pytest.raises(ValueError, match=message):
+            vit_jax.save_pretrained(model, tmp_path / "f", dialect="huggingface")
+    assert not list(tmp_path.iterdir())

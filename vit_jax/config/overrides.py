@@ -1,0 +1,249 @@
+"""The command line of training: a recipe, options of the command, and overrides of single fields.
+
+    --config RECIPE [--OPTION VALUE ...] [--SWITCH ...] [--config.FIELD=VALUE ...]
+
+A value is read by the type of its field. Fields of a model's constructor (`model.kwargs`) take any
+name here and a value as Python writes it; the constructor's defaults check both afterwards.
+"""
+
+import ast
+import copy
+import dataclasses
+import re
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from vit_jax.config.recipes import find_recipe, load_recipe, recipe_name, recipe_names
+from vit_jax.config.schema import OptionalStrs, TrainConfig
+from vit_jax.config.validate import (
+    FieldInfo,
+    check_model_kwargs,
+    fields_of,
+    plain_kind,
+    proposal,
+    validate,
+    wanted,
+)
+
+# Fields that hold the fields of a model's constructor.
+_DICTS = ("model.kwargs", "distillation.teacher_kwargs")
+# With another model.name a recipe's model.kwargs no longer apply, except these, which describe the
+# data and not the design.
+_KWARGS_OF_DATA = ("img_size", "in_chans", "num_classes")
+_BOOLS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
+
+
+@dataclasses.dataclass(frozen=True)
+class CommandLine:
+    """What a command that takes a recipe asks for.
+
+    Attributes:
+      config: the recipe, with the overrides.
+      options: the command's own options, None where one is not given.
+      switches: those of the command's own switches that are given.
+      recipe: the recipe's name: its file's, and its argument after an underscore.
+      notes: remarks for the user.
+    """
+
+    config: TrainConfig
+    options: Mapping[str, str | None]
+    switches: frozenset[str]
+    recipe: str
+    notes: tuple[str, ...] = ()
+
+
+def parse_command_line(
+    arguments: Sequence[str],
+    model_fields: Callable[[str], Mapping[str, Any]],
+    options: Sequence[str] = (),
+    switches: Sequence[str] = (),
+) -> CommandLine:
+    """Reads the command line of a command that takes a recipe.
+
+    Args:
+      arguments: the command line without the program's name.
+      model_fields: gives the constructor's fields of a registered model with their defaults, and
+        raises ValueError for an unknown name. It is called last: other mistakes are reported
+        without loading any model code.
+      options: names of the command's own options, each of which takes a string.
+      switches: names of the command's own options without a value.
+
+    Raises:
+      ValueError: any mistake of the user's, in one line.
+    """
+    given: dict[str, str] = {}
+    overrides: dict[str, str] = {}
+    waiting = list(arguments)
+    while waiting:
+        name, value = _next(waiting, ("config", *options), switches)
+        if name.startswith("config."):
+            overrides[name.removeprefix("config.")] = value
+        else:
+            given[name] = value
+    if "config" not in given:
+        raise ValueError(f"wanted --config RECIPE; recipes: {', '.join(recipe_names())}")
+    path = find_recipe(given["config"])
+    recipe = load_recipe(path)
+    validate(recipe)  # before overrides are applied: what is wrong here is the recipe's
+    config = _with_overrides(recipe, overrides)
+    validate(config)
+    notes = _fit_to_model(config, recipe, overrides, model_fields(config.model.name))
+    return CommandLine(
+        config,
+        {option: given.get(option) for option in options},
+        frozenset(given) & frozenset(switches),
+        recipe_name(path),
+        notes,
+    )
+
+
+def help_text(program: str) -> str:
+    """What `--help` prints: usage, and each field with its meaning and default."""
+    lines = [
+        f"usage: {program} --config RECIPE [--workdir DIR] [--config.FIELD=VALUE ...]",
+        "",
+        "Train a Vision Transformer. The same command on the same work directory resumes.",
+        "",
+        "  --config RECIPE   a file with get_config(), or the name of a recipe that comes along;",
+        "                    :ARGUMENT at its end goes to get_config (imagenet_t2t_vit:14):",
+        *textwrap.wrap(
+            ", ".join(recipe_names()), 92, initial_indent=" " * 20, subsequent_indent=" " * 20
+        ),
+        "  --workdir DIR     checkpoints, metrics and plots go here (default: runs/RECIPE)",
+        "",
+        "On many hosts each runs this command, with one work directory that all see. JAX finds the",
+        "hosts of a Cloud TPU, of SLURM, Open MPI up to 4 and Kubernetes by itself; else:",
+        "",
+        "  --coordinator_address HOST:PORT   of process 0, a free port",
+        "  --num_processes N                 how many there are; 1: this one is alone",
+        "  --process_id I                    which one this is, from 0",
+        "",
+        "Fields (--config.FIELD=VALUE; None where a field may be None; tuples as (1,2)):",
+    ]
+    for info in fields_of():
+        lines.append(f"  --config.{info.path}")
+        default = "the recipe's" if info.default is dataclasses.MISSING else repr(info.default)
+        about = f"{info.help_text} [{wanted(info)}; default {default}]"
+        lines += textwrap.wrap(about, 92, initial_indent=" " * 8, subsequent_indent=" " * 8)
+    return "\n".join(lines)
+
+
+def literal(text: str) -> Any:
+    """A value as Python writes it, true and false in any case, else a string (such as "none")."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return _tuples(ast.literal_eval(text))
+    except (SyntaxError, ValueError):
+        return text
+
+
+def _next(waiting: list[str], options: Sequence[str], switches: Sequence[str]) -> tuple[str, str]:
+    """Takes the next argument, and the one after it where that is its value."""
+    argument = waiting.pop(0)
+    match = re.fullmatch(r"--?([A-Za-z][^=]*)(?:=(.*))?", argument, re.DOTALL)
+    if match is None:
+        raise ValueError(f"unexpected argument {argument!r}: wanted --config.FIELD=VALUE")
+    name, value = match[1], match[2]
+    path = name.removeprefix("no").removeprefix("config.")
+    if name.startswith(("config.", "noconfig.")):
+        info = _field(path)
+        is_bool = info is not None and plain_kind(info.annotation)[0] is bool
+        if name.startswith("no"):
+            if not is_bool or value is not None:
+                raise ValueError(f"--{name}: wanted --config.{path}=VALUE")
+            return f"config.{path}", "false"
+        if is_bool and value is None:
+            return name, "true"
+    elif name in switches:
+        if value is not None:
+            raise ValueError(f"--{name}: wanted no value, got {value!r}")
+        return name, ""
+    elif name not in options:
+        near = proposal(name, [*options, *switches])
+        raise ValueError(f"--{name}: no such option{near.replace('mean ', 'mean --')}")
+    if value is None:
+        if not waiting or waiting[0].startswith("--"):
+            raise ValueError(f"--{name}: wanted a value: --{name}=VALUE")
+        value = waiting.pop(0)
+    return name, value
+
+
+def _field(path: str) -> FieldInfo | None:
+    """The field at a path; None for a field of a model.
+
+    Raises:
+      ValueError: no such field (near ones are proposed), or a group of fields.
+    """
+    fields = {info.path: info for info in fields_of()}
+    if path in fields and path not in _DICTS:
+        return fields[path]
+    groups = {known.rsplit(".", 1)[0] for known in fields if "." in known} | set(_DICTS)
+    if path in groups:
+        raise ValueError(
+            f"--config.{path}: a group of fields, wanted one of them: --config.{path}.FIELD=VALUE"
+        )
+    group, _, name = path.rpartition(".")
+    if group in _DICTS and name.isidentifier():
+        return None
+    raise ValueError(f"--config.{path}: no such field{proposal(path, fields)}")
+
+
+def _with_overrides(recipe: TrainConfig, overrides: Mapping[str, str]) -> TrainConfig:
+    config = copy.deepcopy(recipe)
+    for path, text in overrides.items():
+        *groups, name = path.split(".")
+        target: Any = config
+        for group in groups:
+            target = getattr(target, group)
+        info = _field(path)
+        if info is None:
+            target[name] = literal(text)
+        else:
+            setattr(target, name, _value(text, info))
+    return config
+
+
+def _value(text: str, info: FieldInfo) -> Any:
+    kind, optional = plain_kind(info.annotation)
+    if optional and text.lower() == "none":
+        return None
+    try:
+        if kind is bool:
+            return _BOOLS[text.lower()]
+        if info.annotation == OptionalStrs and text[:1] not in ("(", "["):
+            return tuple(part.strip() for part in text.split(","))
+        return _tuples(ast.literal_eval(text)) if kind is tuple else kind(text)
+    except (KeyError, SyntaxError, ValueError):
+        raise ValueError(f"config.{info.path}: wanted {wanted(info)}, got {text!r}") from None
+
+
+def _fit_to_model(
+    config: TrainConfig,
+    recipe: TrainConfig,
+    overrides: Mapping[str, str],
+    fields: Mapping[str, Any],
+) -> tuple[str, ...]:
+    """Checks `model.kwargs`, and drops those of a recipe for another model; returns notes."""
+    notes: tuple[str, ...] = ()
+    if config.model.name != recipe.model.name:
+        dropped = [
+            name
+            for name in recipe.model.kwargs
+            if f"model.kwargs.{name}" not in overrides
+            and not (name in _KWARGS_OF_DATA and name in fields)
+        ]
+        for name in dropped:
+            del config.model.kwargs[name]
+        if dropped:
+            notes = (
+                f"model.name is no longer {recipe.model.name}: the recipe's model.kwargs "
+                f"{', '.join(dropped)} are dropped",
+            )
+    check_model_kwargs(config.model.name, config.model.kwargs, fields)
+    return notes
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value

@@ -1,0 +1,1 @@
+"""What a model does with images: recorded calls, features, attention, the table of its layers."""

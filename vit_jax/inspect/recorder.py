@@ -1,0 +1,201 @@
+"""The calls inside a model: every module's input and output, watched and, for a trial, replaced.
+
+A copy of the model is watched; the model itself and its classes stay as they are.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vit_jax.layers.stack import PlainLayers, ScannedLayers
+from vit_jax.weights.state_dict import torch_path
+
+# An event is named by its module's dotted path, and with this before it for the value that the
+# module was called with.
+BEFORE = "before "
+
+_Model = TypeVar("_Model", bound=nnx.Module)
+
+
+class Stop(Exception):
+    """Raised by an observer that has seen enough."""
+
+
+@dataclasses.dataclass
+class Frame:
+    """One call of a module.
+
+    Attributes:
+      path: PyTorch's path of the module; `path#1` at its second call.
+      module: what is called.
+      inputs: its array arguments.
+      children: the calls inside it that have ended, in order, with what they gave.
+      owner: the call that it is part of; None for the model itself.
+    """
+
+    path: str
+    module: nnx.Module
+    inputs: tuple[jax.Array, ...]
+    owner: "Frame | None"
+    children: list[tuple["Frame", jax.Array]] = dataclasses.field(default_factory=list)
+
+    @property
+    def input(self) -> jax.Array:
+        return self.inputs[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """A value on its way: the input of `entered`, or what `frame` is about to give.
+
+    Attributes:
+      stage: its name, see `values.Reference`.
+      frame: the call in whose code the value was made.
+      entered: the module that is about to be called with it; None where `frame` ends.
+      path: PyTorch's path of the module that is entered or left.
+    """
+
+    stage: str
+    frame: Frame
+    entered: nnx.Module | None
+    path: str
+
+    @property
+    def module(self) -> nnx.Module:
+        """The module that is entered or left."""
+        return self.frame.module if self.entered is None else self.entered
+
+
+# What is to stand in the place of an event's value: the value itself where nothing is to change.
+Replace = Callable[[Event, jax.Array], jax.Array]
+Observe = Callable[[Event, jax.Array], None]
+
+
+def plain(model: _Model) -> _Model:
+    """A copy that shares the model's arrays, its layers in lists and run one by one."""
+    copy = nnx.merge(*nnx.split(model))
+    for _, module in list(nnx.iter_modules(copy)):
+        for name, child in list(vars(module).items()):
+            if isinstance(child, ScannedLayers):
+                graph, state = nnx.split(child.layer)
+                layers = [
+                    nnx.merge(graph, jax.tree.map(lambda leaf, i=i: leaf[i], state))
+                    for i in range(child.depth)
+                ]
+                setattr(module, name, PlainLayers(layers))
+        if getattr(module, "remat", None) in ("blocks", "dots"):
+            setattr(module, "remat", "none")  # noqa: B010, of a module that has it
+    return copy
+
+
+def recast(model: _Model, dtype: Any) -> _Model:
+    """A copy of the model that computes, and keeps its arrays, in `dtype`."""
+    graph, state = nnx.split(model)
+
+    def cast(leaf: Any) -> Any:
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    copy = nnx.merge(graph, jax.tree.map(cast, state))
+    for _, module in nnx.iter_modules(copy):
+        for name in ("dtype", "param_dtype"):
+            if getattr(module, name, None) is not None:
+                setattr(module, name, jnp.dtype(dtype))
+    return copy
+
+
+class Recorder:
+    """Watches one run of a model that `watch` made.
+
+    Args:
+      observe: called with each event and its value; may raise `Stop`.
+      replace: called before, gives the value that the model goes on with.
+      perturb: by stage, what is added to values: zeros to differentiate by.
+      keyless: takes the random keys from every call: nothing is dropped then.
+    """
+
+    def __init__(
+        self,
+        observe: Observe,
+        replace: Replace | None = None,
+        perturb: Mapping[str, jax.Array] | None = None,
+        *,
+        keyless: bool = False,
+    ):
+        self.observe, self.replace, self.perturb = observe, replace, perturb or {}
+        self.keyless = keyless
+        self._paths: dict[int, str] = {}
+        self._calls: dict[int, int] = {}
+        self._frame: Frame | None = None
+
+    def watch(self, model: _Model) -> _Model:
+        """Turns the modules of the model, a copy by `plain`, into watched ones, in place."""
+        paths = {
+            id(module): torch_path(model, tuple(map(str, path)))
+            for path, module in sorted(
+                nnx.iter_modules(model), key=lambda item: tuple(map(str, item[0]))
+            )
+            if callable(module)
+        }
+        for _, module in list(nnx.iter_modules(model)):
+            if callable(module):
+                object.__setattr__(module, "__class__", _watched(type(module)))
+                object.__setattr__(module, "_recorder", self)
+        self._paths = paths
+        return model
+
+    def _pass(self, event: Event, value: Any) -> Any:
+        """The value that takes an event's place; of several (two heads) the first is watched."""
+        if isinstance(value, tuple | list):
+            if not value or not isinstance(value[0], jax.Array):
+                return value
+            return type(value)([self._pass(event, value[0]), *value[1:]])
+        if not isinstance(value, jax.Array) or not jnp.issubdtype(value.dtype, jnp.floating):
+            return value
+        if self.replace is not None:
+            value = self.replace(event, value)
+        if event.stage in self.perturb:
+            value = value + self.perturb[event.stage]
+        self.observe(event, value)
+        return value
+
+    def call(self, module: nnx.Module, function: Callable[..., Any], args: tuple, kwargs: dict):
+        calls = self._calls.get(id(module), 0)
+        self._calls[id(module)] = calls + 1
+        path = self._paths[id(module)] + (f"#{calls}" if calls else "")
+        owner = self._frame
+        if self.keyless:
+            args = tuple(None if _is_key(a) else a for a in args)
+            kwargs = {name: None if _is_key(a) else a for name, a in kwargs.items()}
+        given = (*args, *kwargs.values())
+        arrays = [a for a in given if isinstance(a, jax.Array) and not _is_key(a)]
+        if owner is not None and args and isinstance(args[0], jax.Array):
+            entering = Event(BEFORE + path, owner, module, path)
+            args = (self._pass(entering, args[0]), *args[1:])
+            arrays[0] = args[0]
+        frame = self._frame = Frame(path, module, tuple(arrays), owner)
+        try:
+            output = function(*args, **kwargs)
+        finally:
+            self._frame = owner
+        output = self._pass(Event(path, frame, None, path), output)
+        if owner is not None:
+            owner.children.append((frame, output))
+        return output
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+@functools.cache
+def _watched(kind: type) -> type:
+    def call(self, *args, **kwargs):
+        recorder: Recorder = self._recorder
+        return recorder.call(self, functools.partial(kind.__call__, self), args, kwargs)
+
+    return type(kind)(kind.__name__, (kind,), {"__call__": call, "__module__": kind.__module__})

@@ -1,0 +1,239 @@
+"""Reading checkpoints: every bit is verified, and what is damaged is known to be.
+
+Orbax notices most damage when it reads; what it does not (changed bits in an array) the stored
+fingerprint tells. The formats (JSON, zarr arrays in OCDBT) hold data alone: nothing that is read
+can run code.
+"""
+
+import contextlib
+import dataclasses
+import gc
+import inspect
+import logging
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from vit_jax.storage import absolute
+from vit_jax.weights.fingerprint import fingerprint
+
+MODEL, EMA, TRAINING, INFO = "model", "ema", "training", "info"
+FINGERPRINT = "fingerprint"  # stands among the arrays of each item; in the order of their names
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint says in words and numbers beside its arrays.
+
+    Attributes:
+      step: updates done.
+      preprocessing: how the model's images are made ready: mean, std, crop_fraction, interpolation.
+      best_step, best_top1: the best validation so far (of the averaged weights, if there are any),
+        None before the first.
+      class_names: of the data, in the order of the labels; empty where it is not stated.
+      data_size: (height, width) of the data's images; None where they vary or it is not stated.
+    """
+
+    step: int
+    preprocessing: dict[str, Any]
+    best_step: int | None = None
+    best_top1: float | None = None
+    class_names: tuple[str, ...] = ()
+    data_size: tuple[int, int] | None = None
+
+
+class DamagedCheckpointError(ValueError):
+    """A checkpoint that cannot be read, or does not hold what was written."""
+
+
+def named_arrays(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree under dotted names, in the tree's order."""
+    named = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        named[name.removesuffix(".value")] = leaf  # an nnx.Variable around the array
+    return named
+
+
+def fingerprint_of(arrays: Mapping[str, jax.Array]) -> jax.Array:
+    return fingerprint([arrays[name] for name in sorted(arrays)])
+
+
+def one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    # tensorstore nests what happened: the outer end says where, the inner end says why.
+    return text if len(text) <= 300 else f"{text[:120]} ... {text[-150:]}"
+
+
+def _is_of_closed_loop(error: BaseException | None) -> bool:
+    """Whether a thread of tensorstore found the event loop closed to which it would report."""
+    return str(error) == "Event loop is closed"
+
+
+def silence_closed_loops() -> None:
+    """Leaves out, from now on, what tensorstore's late threads cannot report.
+
+    They show that the event loop is closed to which they would: through either hook of Python's.
+    """
+    unraisable, unhandled = sys.unraisablehook, sys.excepthook
+
+    def all_other_unraisable(error: Any) -> None:
+        if not _is_of_closed_loop(error.exc_value):
+            unraisable(error)
+
+    def all_other_unhandled(kind: Any, error: BaseException, trace: Any) -> None:
+        if not _is_of_closed_loop(error):
+            unhandled(kind, error, trace)
+
+    sys.unraisablehook, sys.excepthook = all_other_unraisable, all_other_unhandled
+
+
+@contextlib.contextmanager
+def quiet_orbax() -> Iterator[None]:
+    """Leaves out what Orbax and tensorstore print of an error beside raising it.
+
+    Orbax logs each error of its threads as several tracebacks and leaves coroutines to the garbage
+    collector, which shows one more for each; tensorstore's threads show that the event loop, to
+    which they would report, is closed. What matters of it reaches us as an exception.
+    """
+    logger = logging.getLogger("absl")
+    level, hook = logger.level, sys.unraisablehook
+
+    def all_other(unraisable: Any) -> None:
+        closed = _is_of_closed_loop(unraisable.exc_value)
+        if not closed and not inspect.iscoroutine(unraisable.object):
+            hook(unraisable)
+
+    logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = all_other
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if sys.unraisablehook is all_other:  # not that of `silence_closed_loops`, which is to stay
+            sys.unraisablehook = hook
+
+
+def read_items(
+    path: pathlib.Path, wanted: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, Any], CheckpointInfo]:
+    """Reads items of the checkpoint at `path` and verifies them.
+
+    Args:
+      wanted: {item: {name: shape, dtype and sharding}}.
+
+    Raises:
+      DamagedCheckpointError: it is not whole.
+    """
+    with quiet_orbax():
+        try:
+            return _read_and_verify(absolute(path), wanted)
+        except Exception as error:
+            # Orbax, tensorstore and JSON raise their own kinds, and bare Exception.
+            reason = one_line(error)
+        gc.collect()  # the coroutines, while they are quiet
+    raise DamagedCheckpointError(reason)
+
+
+def _read_and_verify(
+    path: pathlib.Path, wanted: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, Any], CheckpointInfo]:
+    items = {}
+    for item, arrays in wanted.items():
+        sharding = next(iter(arrays.values())).sharding
+        if isinstance(sharding, jax.sharding.NamedSharding):
+            sharding = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+        stored = jax.ShapeDtypeStruct((len(arrays),), np.uint32, sharding=sharding)
+        items[item] = ocp.args.StandardRestore({**arrays, FINGERPRINT: stored})
+    with _reader() as reader:
+        read = reader.restore(path, ocp.args.Composite(**items, info=ocp.args.JsonRestore()))
+    stated = read[INFO]
+    size = stated.get("data_size")
+    info = CheckpointInfo(
+        **{
+            **stated,
+            "class_names": tuple(stated.get("class_names", ())),
+            "data_size": None if size is None else tuple(size),
+        }
+    )
+    if info.step != int(path.name):
+        raise ValueError(f"it says that it is of step {info.step}")
+    for item, arrays in wanted.items():
+        now = np.asarray(fingerprint_of({name: read[item][name] for name in arrays}))
+        different = np.flatnonzero(now != np.asarray(read[item][FINGERPRINT]))
+        if different.size:
+            raise ValueError(f"{sorted(arrays)[different[0]]} is not what was written")
+    return {item: read[item] for item in wanted}, info
+
+
+def _reader() -> ocp.Checkpointer:
+    return ocp.Checkpointer(
+        ocp.CompositeCheckpointHandler(
+            model=ocp.StandardCheckpointHandler(),
+            ema=ocp.StandardCheckpointHandler(),
+            training=ocp.StandardCheckpointHandler(),
+            info=ocp.JsonCheckpointHandler(),
+        )
+    )
+
+
+def read_model(
+    path: pathlib.Path, arrays: Mapping[str, Any], ema: bool = False
+) -> tuple[dict[str, jax.Array], CheckpointInfo]:
+    """Reads the arrays of the model in a checkpoint.
+
+    Args:
+      path: `.../checkpoints/STEP`.
+      arrays: {name: array} of the model they are for.
+      ema: the averaged weights; what is not trained, and so not averaged, as it is.
+
+    Returns:
+      {name: array} in the types stored, and what the checkpoint says.
+
+    Raises:
+      ValueError: it is damaged, holds no averaged weights, or is of another model; entries that
+        differ are named.
+    """
+    path = absolute(path)
+    try:
+        with _reader() as reader:
+            items = reader.metadata(path).item_metadata
+        stored = dict(items[MODEL].tree)
+        mean = None if items.get(EMA) is None else dict(items[EMA].tree)
+        for tree in (stored, mean or {}):
+            tree.pop(FINGERPRINT, None)
+    except Exception as error:
+        raise ValueError(f"the checkpoint {path} is damaged: {one_line(error)}") from error
+    chosen = {MODEL: stored}
+    if ema:
+        if mean is None:
+            raise ValueError(f"the checkpoint {path} is of a run that averages no weights (ema)")
+        chosen[EMA] = mean
+    shapes = {name: tuple(array.shape) for name, array in stored.items()}
+    problems = [f"{name} is missing" for name in arrays if name not in shapes]
+    problems += [f"{name} is unexpected" for name in shapes if name not in arrays]
+    problems += [
+        f"{name} has shape {shapes[name]}, wanted {tuple(arrays[name].shape)}"
+        for name in arrays
+        if name in shapes and shapes[name] != tuple(arrays[name].shape)
+    ]
+    if problems:
+        raise ValueError(f"the checkpoint {path} is of another model: {'; '.join(problems)}")
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    wanted = {
+        item: {
+            name: jax.ShapeDtypeStruct(tuple(array.shape), array.dtype, sharding=here)
+            for name, array in tree.items()
+        }
+        for item, tree in chosen.items()
+    }
+    try:
+        read, info = read_items(path, wanted)
+    except DamagedCheckpointError as error:
+        raise ValueError(f"the checkpoint {path} is damaged: {error}") from error
+    return read[MODEL] | read.get(EMA, {}), info

@@ -1,0 +1,92 @@
+"""`vit-jax convert`: weights of any form into those of any other."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from flax import nnx
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vit_jax.models.base import VisionModel
+from vit_jax.models.registry import abstract_model, create_model
+from vit_jax.weights.pretrained import (
+    LoadReport,
+    load_into,
+    read_source,
+    save_pretrained,
+    stated_fields,
+)
+from vit_jax.weights.state_dict import torch_shapes
+
+_DIALECTS = {"timm": None, "hf": "huggingface", "google": "google", "orbax": "orbax"}
+TARGETS = tuple(_DIALECTS)
+
+
+def convert(
+    source: str,
+    target: str,
+    name: str,
+    *,
+    fields: Mapping[str, Any],
+    to: str = "timm",
+    ema: bool | None = None,
+    resize: str | None = None,
+    head: Literal["drop"] | Sequence[int] | None = None,
+    in_chans: bool = False,
+) -> tuple[VisionModel, LoadReport]:
+    """Reads weights into a registered model and writes them in another form.
+
+    The model has as many classes as the source (as indices in `head`), and the fields that the
+    source states (norm_eps, num_heads; all of a run), unless `fields` says others.
+
+    Args:
+      source: as `load_pretrained` takes it.
+      target: as `save_pretrained` does.
+      name: the registered model.
+      fields: constructor fields.
+      to: "timm" (the model's own names; .safetensors or .pth), "hf", "google" or "orbax".
+      ema: see `load_pretrained`.
+      resize: see `load_pretrained`.
+      head: see `load_pretrained`.
+      in_chans: see `load_pretrained`.
+
+    Raises:
+      ValueError: see `load_pretrained` and `save_pretrained`.
+    """
+    if to not in _DIALECTS:
+        raise ValueError(f"--to: wanted one of {', '.join(TARGETS)}, got {to!r}")
+    weights = read_source(source, ema)
+    found = stated_fields(weights, name)
+    if head == "drop":
+        found.pop("num_classes", None)
+    elif head is not None:
+        found["num_classes"] = len(head)
+    made = {**found, **fields}
+    # Nothing is drawn that the weights replace; a dropped head leaves the model its own.
+    model = abstract_model(name, **made)
+    if head == "drop":
+        model = create_model(name, rngs=nnx.Rngs(0), **made)
+    report = load_into(model, weights, source, resize=resize, head=head, in_chans=in_chans)
+    save_pretrained(model, target, dialect=_DIALECTS[to])
+    return model, report
+
+
+def print_report(model: VisionModel, report: LoadReport, console: Console) -> None:
+    """A table of what was mapped, and lines of what was adapted and left."""
+    title = escape(f"{report.source} ({report.dialect or 'own names'})")
+    table = Table(title=title, title_justify="left")
+    table.add_column("array")
+    table.add_column("shape")
+    table.add_column("number", justify="right")
+    groups: dict[tuple[str, tuple[int, ...]], int] = {}
+    for array, shape in torch_shapes(model).items():
+        key = (re.sub(r"\.\d+\.", ".*.", array), shape)
+        groups[key] = groups.get(key, 0) + 1
+    for (array, shape), number in groups.items():
+        table.add_row(array, " x ".join(map(str, shape)) or "scalar", str(number))
+    console.print(table)
+    for label, lines in (("adapted", report.adapted), ("left", report.left)):
+        for line in lines:
+            console.print(f"{label}: {line}", markup=False)
