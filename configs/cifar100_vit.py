@@ -1,10 +1,10 @@
-"""Seed 003 to the letter: a small ViT classifier trained from scratch on CIFAR-100.
+"""The Keras-style CIFAR-100 classifier: a small ViT trained from scratch.
 
     vit-jax prepare cifar100
     python train.py --config configs/cifar100_vit.py
 
-Source of every number: the text of seed 003 ("Implementing a Vision Transformer classifier in
-PyTorch", after the Keras example by K. Salama). From its listings: AdamW with learning rate 1e-3
+Source of every number: "Implementing a Vision Transformer classifier in PyTorch", after the Keras
+example by K. Salama. From its listings: AdamW with learning rate 1e-3
 and weight decay 1e-4 on all parameters, held constant; batches of 32, the last short one of an
 epoch dropped; 100 epochs; images resized to 72x72 (bilinear), turned by up to 7 degrees, mirrored
 by half; patches of 6, width 64, 8 layers, 4 heads, feed-forward 128, head 2048 and 1024, dropout

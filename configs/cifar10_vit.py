@@ -1,10 +1,10 @@
-"""Seed 003's classifier and training on CIFAR-10 instead of CIFAR-100.
+"""The Keras-style CIFAR-100 classifier and its training, on CIFAR-10.
 
     vit-jax prepare cifar10
     python train.py --config configs/cifar10_vit.py
 
-Every number is that of configs/cifar100_vit.py (seed 003's text), but the 10 classes and the set's
-own channel statistics. The text reports nothing for CIFAR-10.
+Every number is that of configs/cifar100_vit.py, but the 10 classes and the set's own channel
+statistics. Its source reports nothing for CIFAR-10.
 
 Hardware, time and accuracy: two CPU cores; validation top-1 0.413 after one epoch. Its time, and
 the whole 100 epochs: not measured.
