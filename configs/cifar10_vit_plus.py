@@ -3,14 +3,14 @@
     vit-jax prepare cifar10
     python train.py --config configs/cifar10_vit_plus.py
 
-1,347,242 parameters (`cifar10_vit`: 2,526,666) and 100 epochs. The design is that of the Keras-style
+1,347,242 parameters (`cifar10_vit`: 2,526,666) and 100 epochs. The design is the Keras-style
 classifier with its parameters in other places: images stay at 32x32 and are cut into 64 patches of
 4x4 (`cifar10_vit` enlarges them to 72x72, 144 patches of 6x6), 6 layers of width 160 replace 8 of
 64, the head's hidden layer has 512 units instead of 2048 and 1024, and there is no dropout.
 Training: AdamW with decay on matrices alone, half the learning rate, warm-up and cosine decay,
 random crops after padding, mirrored images, label smoothing, an average of the weights. A long run
-may want more; RandAugment and wider padding cost accuracy in the short runs
-that were measured: --config.data.rand_augment=rand-m5-n1-mstd0.5-inc1 --config.data.padding_crop=4
+may want more; RandAugment and wider padding cost accuracy in the short runs that were measured:
+--config.data.rand_augment=rand-m5-n1-mstd0.5-inc1 --config.data.padding_crop=4
 --config.mix.mixup_alpha=0.8 --config.mix.cutmix_alpha=1.0. The numbers are ours. Splits are those
 of `cifar10_vit.py`.
 
