@@ -13,7 +13,7 @@ from vit_jax.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from vit_jax.data.statistics import Statistics
 from vit_jax.models.registry import model_fields
 from vit_jax.training.mesh import put_batch
-from vit_jax.training.program import Program, config_mesh, make_program, model_maker
+from vit_jax.training.program import Program, abstract_model_of, config_mesh, make_program
 
 
 def set_up() -> None:
@@ -34,7 +34,7 @@ def make_step(work: Workload, data: Mapping[str, Any], steps_per_epoch: int) -> 
         optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.05, decay_mask="matrices"),
     )
     mesh = config_mesh(config, jax.devices()[:1])
-    abstract = nnx.eval_shape(model_maker(config))
+    abstract = abstract_model_of(config)
     statistics = Statistics((0.5,) * 3, (0.5,) * 3)
     return make_program(config, mesh, abstract, statistics, steps_per_epoch)
 

@@ -114,17 +114,22 @@ def test_prepare_hands_its_options_on(monkeypatch, capsys):
     assert capsys.readouterr().out == "prepared there\n"
 
 
-def test_train_hands_config_and_workdir_on_and_says_its_notes(monkeypatch, capsys):
-    calls = []
+def test_train_hands_config_and_workdir_on_and_says_its_notes(monkeypatch, capsys, tmp_path):
+    calls, given = [], str(tmp_path / "w")
     monkeypatch.setattr(jax_setup, "set_up_jax", lambda: calls.append("set up"))
     monkeypatch.setattr("vit_jax.training.loop.train", lambda *arguments: calls.append(arguments))
     status = cli.main(
-        ["train", "--config", "digits_vit", "--workdir=w", "--config.model.name=vit_classifier"]
+        [
+            "train",
+            "--config=digits_vit",
+            f"--workdir={given}",
+            "--config.model.name=vit_classifier",
+        ]
     )
     assert status == 0
     assert calls[0] == "set up"
     config, workdir = calls[1]
-    assert (config.model.name, str(workdir)) == ("vit_classifier", "w")
+    assert (config.model.name, str(workdir)) == ("vit_classifier", given)
     assert capsys.readouterr().err.startswith("note: model.name is no longer vit_tiny_patch16_224")
 
 

@@ -19,6 +19,8 @@ FIELDS = {
         "head_units": (8, 4),
         "dtype": float,
         "remat": "none",
+        "scan_layers": False,
+        "class_token": True,
     },
     "vit_b": {"num_classes": 1000, "width": 3},
 }

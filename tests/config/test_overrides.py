@@ -93,6 +93,9 @@ def test_model_fields_that_the_recipe_leaves_alone(recipe):
         "--config.model.kwargs.global_pool=avg",
         "--config.model.kwargs.qkv_bias=false",
         "--config.model.kwargs.remat=none",
+        "--config.model.kwargs.scan_layers",
+        "--noconfig.model.kwargs.class_token",
+        "--config.seed=0x10",
     ).config.model.kwargs
     assert kwargs == {
         "depth": 2,
@@ -104,6 +107,8 @@ def test_model_fields_that_the_recipe_leaves_alone(recipe):
         "global_pool": "avg",
         "qkv_bias": False,
         "remat": "none",
+        "scan_layers": True,
+        "class_token": False,
     }
 
 
@@ -161,7 +166,8 @@ def test_one_parse_leaves_nothing_to_the_next(recipe):
         (("--config=RECIPE", "--noconfig.seed"), "--noconfig.seed: wanted --config.seed=VALUE"),
         (("--config=RECIPE", "--config.seed", "--fast"), "--config.seed: wanted a value"),
         (("--config=RECIPE", "--fast=1"), "--fast: wanted no value, got '1'"),
-        (("--config=RECIPE:14",), "small.py:14: its get_config.. takes no argument, got '14'"),
+        (("--config=RECIPE:14",), r"small.py:14: its get_config\(\) takes no argument, got '14'"),
+        (("--config=RECIPE", "--config.data.mean={[1]:2}"), "mean: wanted a tuple of numbers"),
     ],
 )
 def test_a_mistake_is_one_value_error(recipe, arguments, message):

@@ -115,22 +115,33 @@ def test_arguments_of_recipes(tmp_path, monkeypatch):
     for name in ("imagenet_t2t_vit:t_14", "configs/imagenet_t2t_vit.py:t_14", f"{file}:t_14"):
         assert load_recipe(find_recipe(name)).model.name == "t2t_vit_t_14", name
     assert load_recipe(find_recipe("imagenet_t2t_vit")).model.name == "t2t_vit_14"
+    moved = file.with_name("imagenet_t2t_vit_19.py")  # a file of earlier versions, by its path
+    assert load_recipe(find_recipe(str(moved))).model.name == "t2t_vit_19"
+    own = tmp_path / "a:b.py"
+    own.write_text(RECIPE.replace("get_config()", "get_config(*what)"))
+    assert load_recipe(find_recipe(f"{own}:x/y:z")).num_epochs == 2
+    assert recipe_name(f"{own}:x/y:z") == "a:b_x_y:z"
     with pytest.raises(ValueError, match=r"wanted a size of 7, .*, got '13'"):
         load_recipe(find_recipe("imagenet_t2t_vit:13"))
     with pytest.raises(ValueError, match="no recipe of that name"):
         find_recipe("digits_vit_13")  # it takes none
 
 
-def test_a_recipe_imports_modules_of_its_folder_and_leaves_nothing(tmp_path):
+def test_a_recipe_imports_modules_of_its_folder_and_leaves_nothing(tmp_path, monkeypatch):
     (tmp_path / "beside_it.py").write_text("from vit_jax.config import TrainConfig\nEPOCHS = 7\n")
     path = tmp_path / "own.py"
     text = "from beside_it import EPOCHS\n" + RECIPE.replace("num_epochs=2", "num_epochs=EPOCHS")
     path.write_text(text)
+    other = tmp_path / ".venv" / "installed_there.py"
+    other.parent.mkdir()
+    other.touch()
+    monkeypatch.syspath_prepend(other.parent)
+    path.write_text("import installed_there\n" + text)
     before, searched = set(sys.modules), list(sys.path)
     assert load_recipe(path).num_epochs == 7
-    assert "beside_it" not in set(sys.modules) - before
+    assert set(sys.modules) - before == {"installed_there"}
     assert sys.path == searched
-    assert sorted(found.name for found in tmp_path.iterdir()) == ["beside_it.py", "own.py"]
+    assert sorted(found.name for found in tmp_path.glob("*")) == [".venv", "beside_it.py", "own.py"]
 
 
 def test_cifar10_differs_from_cifar100_only_in_the_set():
@@ -176,7 +187,7 @@ def test_a_wheel_carries_the_recipes_inside_the_package(tmp_path, monkeypatch):
         ("import no_such_module\n", "line 1: ModuleNotFoundError"),
         ("def get_config():\n    return undefined\n", "line 2: NameError"),
         ("def get_config():\n    return {}\n", "wanted a vit_jax.config.TrainConfig .* got dict"),
-        ("def get_config(size):\n    return {}\n", "TypeError"),
+        ("def get_config(size):\n    return {}\n", r"get_config\(\) wants an argument"),
         ("get_config = 3\n", "has no function get_config"),
     ],
 )

@@ -41,9 +41,9 @@ def test_what_the_class_token_attends_to_in_a_block(vit, maps):
     wanted = 7 * maps[1][:, :, 0, 1:].reshape(2, 2, 2, 3)
     np.testing.assert_allclose(mean.weights, wanted.mean(axis=1), rtol=1e-5)
     heads = heat_maps(vit, images(), "1", heads=True)
-    for number, panel in enumerate(heads):
-        np.testing.assert_allclose(panel.weights, wanted[:, number], rtol=1e-5)
-    assert [panel.caption for panel in heads] == ["block 1, head 0", "block 1, head 1"]
+    for number, one_map in enumerate(heads):
+        np.testing.assert_allclose(one_map.weights, wanted[:, number], rtol=1e-5)
+    assert [one_map.caption for one_map in heads] == ["block 1, head 0", "block 1, head 1"]
     (last,) = heat_maps(vit, images(), "last")
     np.testing.assert_allclose(
         last.weights.reshape(2, 6), 7 * maps[2][:, :, 0, 1:].mean(axis=1), rtol=1e-5
@@ -51,42 +51,40 @@ def test_what_the_class_token_attends_to_in_a_block(vit, maps):
 
 
 def test_rollout(vit, maps):
-    (panel,) = heat_maps(vit, images(), "rollout")
+    (one_map,) = heat_maps(vit, images(), "rollout")
     wanted = 7 * np.asarray(jax.jit(attention_rollout)(maps))[:, 0, 1:].reshape(2, 2, 3)
-    np.testing.assert_allclose(panel.weights, wanted, rtol=1e-5)
-    assert panel.caption == "rollout over 3 blocks"
+    np.testing.assert_allclose(one_map.weights, wanted, rtol=1e-5)
+    assert one_map.caption == "rollout over 3 blocks"
 
 
 def test_the_implied_attention_of_performers():
     model = build("t2t performer", depth=1)  # 8x12 pixels: 2 x 3 tokens, then 1 x 2
     maps = maps_of(model, images(), token_attention_maps)
-    panels = heat_maps(model, images(), "tokens")
-    assert [panel.weights.shape for panel in panels] == [(2, 2, 3)] * 2 + [(2, 1, 2)] * 2
+    shown = heat_maps(model, images(), "tokens")
+    assert [one_map.weights.shape for one_map in shown] == [(2, 2, 3)] * 2 + [(2, 1, 2)] * 2
     marked = 1 * 3 + 1
+    np.testing.assert_allclose(shown[0].weights.reshape(2, 6), 6 * maps[0][:, 0, marked], rtol=1e-4)
     np.testing.assert_allclose(
-        panels[0].weights.reshape(2, 6), 6 * maps[0][:, 0, marked], rtol=1e-4
+        shown[3].weights.reshape(2, 2), 2 * maps[1][:, 0].mean(axis=1), rtol=1e-4
     )
-    np.testing.assert_allclose(
-        panels[3].weights.reshape(2, 2), 2 * maps[1][:, 0].mean(axis=1), rtol=1e-4
-    )
-    assert panels[0].mark == (5, 5)  # of windows of 7 pixels from -2, each 4 after the last
-    assert panels[1].mark is None
+    assert shown[0].mark == (5, 5)  # of windows of 7 pixels from -2, each 4 after the last
+    assert shown[1].mark is None
 
 
 def test_the_picture(figures, tmp_path):
     seen = np.random.default_rng(0).integers(0, 256, (2, 8, 12, 3), dtype=np.uint8)
-    panels = [
+    shown = [
         HeatMap("one", np.arange(12.0).reshape(2, 2, 3)),
         HeatMap("two", np.ones((2, 2, 3)), (1, 2)),
     ]
-    draw_attention(seen, ["a", "b"], panels, "title", tmp_path / "o.png")
+    draw_attention(seen, ["a", "b"], shown, "title", tmp_path / "o.png")
     for number, part in enumerate(figures[0].subfigs):
         first, one, two, bar = part.axes
         np.testing.assert_array_equal(first.images[0].get_array(), seen[number])
         assert [a.get_title() for a in (first, one, two)] == ["ab"[number], "one", "two"]
-        for axes, panel in ((one, panels[0]), (two, panels[1])):
+        for axes, one_map in ((one, shown[0]), (two, shown[1])):
             heat = axes.images[1]
-            np.testing.assert_array_equal(heat.get_array(), panel.weights[number])
+            np.testing.assert_array_equal(heat.get_array(), one_map.weights[number])
             assert tuple(heat.get_extent()) == (-0.5, 11.5, 7.5, -0.5)  # all of the image
         assert one.images[1].get_clim() == two.images[1].get_clim()
         assert [line.get_xydata().tolist() for line in two.lines] == [[[2, 1]]]
@@ -124,10 +122,10 @@ def test_the_command(figures, tmp_path, capsys, vit):
 
 def test_a_model_without_a_class_token():
     model = build("vit", class_token=False, global_pool="avg", depth=1)
-    (panel,) = heat_maps(model, images(), "last")
+    (one_map,) = heat_maps(model, images(), "last")
     (attention,) = maps_of(model, images())
     np.testing.assert_allclose(
-        panel.weights.reshape(2, 6), 6 * attention.mean(axis=(1, 2)), rtol=1e-5
+        one_map.weights.reshape(2, 6), 6 * attention.mean(axis=(1, 2)), rtol=1e-5
     )
     with pytest.raises(ValueError, match="wanted rollout, last, tokens, or the number"):
         heat_maps(model, images(), "first")

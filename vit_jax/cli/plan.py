@@ -16,7 +16,7 @@ def run(arguments: Sequence[str]) -> int:
     # Before JAX is imported, which reading a config's last checks does.
     libtpu.prepare_environment()
     line = read_recipe(arguments, ("topology",), ("json", "search"))
-    command.topology_of(line)
+    topology = command.topology_of(line)
     command.require_libtpu()
     jax_setup.set_up_jax()
-    return command.run(line)
+    return command.run(line, topology)

@@ -45,8 +45,9 @@ def _draw_curves(workdir: str) -> None:
     path = run_path(workdir)
     if (path / "plots" / "accuracy.png").exists():
         return
+    rows = read_rows(path / METRICS_FILE)
     try:
-        plot_curves(read_rows(path / METRICS_FILE), path / "plots")
+        plot_curves(rows, path / "plots")
     except OSError as error:
         raise ValueError(
             f"cannot write to {path}: {error.strerror}; make room and repeat the command: the run "

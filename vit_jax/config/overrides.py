@@ -31,6 +31,8 @@ _DICTS = ("model.kwargs", "distillation.teacher_kwargs")
 # With another model.name a recipe's model.kwargs no longer apply, except these, which describe the
 # data and not the design.
 _KWARGS_OF_DATA = ("img_size", "in_chans", "num_classes")
+# What `ast.literal_eval` raises: unhashable keys are a TypeError, deep nesting the last two.
+_UNREADABLE = (SyntaxError, ValueError, TypeError, MemoryError, RecursionError)
 _BOOLS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 
@@ -135,7 +137,7 @@ def literal(text: str) -> Any:
         return text.lower() == "true"
     try:
         return _tuples(ast.literal_eval(text))
-    except (SyntaxError, ValueError):
+    except _UNREADABLE:
         return text
 
 
@@ -149,20 +151,21 @@ def _next(waiting: list[str], options: Sequence[str], switches: Sequence[str]) -
     path = name.removeprefix("no").removeprefix("config.")
     if name.startswith(("config.", "noconfig.")):
         info = _field(path)
-        is_bool = info is not None and plain_kind(info.annotation)[0] is bool
+        may_be_bool = info is None or plain_kind(info.annotation)[0] is bool
         if name.startswith("no"):
-            if not is_bool or value is not None:
+            if not may_be_bool or value is not None:
                 raise ValueError(f"--{name}: wanted --config.{path}=VALUE")
             return f"config.{path}", "false"
-        if is_bool and value is None:
+        has_next = bool(waiting) and not waiting[0].startswith("--")
+        if may_be_bool and value is None and not (info is None and has_next):
             return name, "true"
     elif name in switches:
         if value is not None:
             raise ValueError(f"--{name}: wanted no value, got {value!r}")
         return name, ""
     elif name not in options:
-        near = proposal(name, [*options, *switches])
-        raise ValueError(f"--{name}: no such option{near.replace('mean ', 'mean --')}")
+        near = proposal(f"--{name}", [f"--{known}" for known in (*options, *switches)])
+        raise ValueError(f"--{name}: no such option{near}")
     if value is None:
         if not waiting or waiting[0].startswith("--"):
             raise ValueError(f"--{name}: wanted a value: --{name}=VALUE")
@@ -214,8 +217,10 @@ def _value(text: str, info: FieldInfo) -> Any:
             return _BOOLS[text.lower()]
         if info.annotation == OptionalStrs and text[:1] not in ("(", "["):
             return tuple(part.strip() for part in text.split(","))
-        return _tuples(ast.literal_eval(text)) if kind is tuple else kind(text)
-    except (KeyError, SyntaxError, ValueError):
+        if kind is tuple:
+            return _tuples(ast.literal_eval(text))
+        return int(text, 0) if kind is int and text[:2].lower() in ("0x", "0o") else kind(text)
+    except (KeyError, *_UNREADABLE):
         raise ValueError(f"config.{info.path}: wanted {wanted(info)}, got {text!r}") from None
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import inspect
 import pathlib
 import sys
 import traceback
@@ -28,7 +29,7 @@ def recipe_names() -> list[str]:
 def recipe_name(path: str | pathlib.Path) -> str:
     """The name of a recipe's run: that of its file, and its argument after an underscore."""
     file, argument = _split(path)
-    return file.stem if argument is None else f"{file.stem}_{argument}"
+    return file.stem if argument is None else f"{file.stem}_{argument.replace('/', '_')}"
 
 
 def find_recipe(name: str) -> pathlib.Path:
@@ -45,8 +46,11 @@ def find_recipe(name: str) -> pathlib.Path:
     file, argument = _split(name)
     if file.is_file():
         return pathlib.Path(name)
-    if file.parent in (pathlib.Path("."), pathlib.Path("configs")) and file.suffix in ("", ".py"):
-        for stem in [name for name in recipe_names() if f"{file.stem}_".startswith(f"{name}_")]:
+    folders = (pathlib.Path("."), pathlib.Path("configs"))
+    is_ours = file.parent in folders or file.parent.resolve() == recipes_dir().resolve()
+    if is_ours and file.suffix in ("", ".py"):
+        stems = [name for name in recipe_names() if f"{file.stem}_".startswith(f"{name}_")]
+        for stem in sorted(stems, key=len, reverse=True):
             built_in = recipes_dir() / f"{stem}.py"
             rest = file.stem.removeprefix(stem).removeprefix("_")
             if rest and (argument is not None or not _takes_argument(built_in)):
@@ -79,9 +83,14 @@ def load_recipe(path: str | pathlib.Path) -> TrainConfig:
             get_config = namespace.get("get_config")
             if not callable(get_config):
                 raise ValueError("it has no function get_config()")
-            if argument is not None and not _takes_argument(file):
-                raise ValueError(f"its get_config() takes no argument, got {argument!r}")
-            config = get_config() if argument is None else get_config(argument)
+            arguments = () if argument is None else (argument,)
+            try:
+                inspect.signature(get_config).bind(*arguments)
+            except TypeError:
+                wants = "takes no argument" if arguments else "wants an argument (FILE:ARGUMENT)"
+                given = repr(argument) if arguments else "none"
+                raise ValueError(f"its get_config() {wants}, got {given}") from None
+            config = get_config(*arguments)
     except Exception as error:
         lines = [
             frame.lineno
@@ -100,16 +109,20 @@ def load_recipe(path: str | pathlib.Path) -> TrainConfig:
 
 
 def _split(path: str | pathlib.Path) -> tuple[pathlib.Path, str | None]:
-    """A recipe's file and the argument after the colon; a file may have a colon in its name."""
+    """A recipe's file and the argument after a colon; either may have colons of its own."""
     text = str(path)
-    name, colon, argument = text.rpartition(":")
-    if not colon or "/" in argument or pathlib.Path(text).is_file():
+    if pathlib.Path(text).is_file():
         return pathlib.Path(text), None
-    return pathlib.Path(name), argument
+    ends = [end for end, letter in enumerate(text) if letter == ":"]
+    for end in ends:
+        if pathlib.Path(text[:end]).is_file():
+            return pathlib.Path(text[:end]), text[end + 1 :]
+    name, colon, argument = text.partition(":")
+    return pathlib.Path(name), argument if colon else None
 
 
 def _takes_argument(file: pathlib.Path) -> bool:
-    """Whether the file's `get_config` takes one; its code is not run."""
+    """Whether `get_config` of a recipe of ours takes one; its code is not run."""
     return any(
         isinstance(node, ast.FunctionDef) and node.name == "get_config" and bool(node.args.args)
         for node in ast.parse(file.read_bytes()).body
@@ -127,7 +140,11 @@ def _importing_from(folder: pathlib.Path) -> Iterator[None]:
     finally:
         sys.path.remove(str(folder))
         sys.dont_write_bytecode = writes
+        # The folder's own, and nothing of a virtual environment in it or of this package.
+        own = {path.stem for path in folder.glob("*") if path.suffix == ".py" or path.is_dir()}
         for name in set(sys.modules) - before:
-            file = getattr(sys.modules[name], "__file__", None)
-            if file and pathlib.Path(file).is_relative_to(folder.resolve()):
+            top = name.partition(".")[0]
+            file = getattr(sys.modules.get(top), "__file__", None)
+            is_here = bool(file) and pathlib.Path(file).resolve().is_relative_to(folder.resolve())
+            if top in own - {"vit_jax"} and is_here:
                 del sys.modules[name]

@@ -55,7 +55,7 @@ def require_libtpu() -> None:
         )
 
 
-def run(command: CommandLine) -> int:
+def run(command: CommandLine, topology: Topology) -> int:
     """Plans a run and prints it.
 
     Returns:
@@ -70,7 +70,6 @@ def run(command: CommandLine) -> int:
     from vit_jax.plan.search import attempts
     from vit_jax.plan.search import search as compile_attempts
 
-    topology = topology_of(command)
     json, search = (name in command.switches for name in ("json", "search"))
     console, progress = Console(highlight=False), Console(stderr=True)
     recipe = command.recipe
