@@ -22,7 +22,7 @@ KEY = jax.random.key(0)
 def logits(model: nnx.Module, seed: int | None = None) -> np.ndarray:
     """All outputs, (outputs, images, classes)."""
     key = None if seed is None else calls.dropout_key(seed)
-    return np.stack(jax.tree.leaves(calls.logits(model, images(), key)))
+    return np.stack(jax.tree.leaves(calls.logits(model, images(batch=8), key)))
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])

@@ -58,7 +58,6 @@ DROPOUT: dict[str, Any] = {
 }
 STACKED: dict[str, Any] = {**DROPOUT, "scan_layers": True, "remat": "blocks"}
 SCHEDULE: dict[str, Any] = {
-    "optimizer__learning_rate": 1e-3,
     "optimizer__schedule": "cosine",
     "optimizer__warmup_epochs": 0.2,
     "optimizer__warmup_learning_rate": 1e-6,
@@ -88,7 +87,8 @@ def run(model: str, layout: str, parts: int = 1, **kwargs: Any) -> TrainConfig:
         data__random_erasing=0.2 if as_recipes else 0.0,
         data__horizontal_flip=True,
         data__padding_crop=2,
-        **(SCHEDULE if as_recipes else {"optimizer__learning_rate": 3e-3}),
+        optimizer__learning_rate=1e-3 if FULL else 3e-3,
+        **(SCHEDULE if as_recipes else {}),
         optimizer__weight_decay=0.05,
         optimizer__decay_mask="matrices",
         loss__label_smoothing=0.1,
