@@ -154,7 +154,7 @@ def test_model_kwargs_that_fit(kwargs):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"depht": 3}, r"kwargs\.depht: vit_a has no such field; did you mean depth; it takes: class_token, de"),
+        ({"depht": 3}, r"kwargs\.depht: vit_a has no such field; did you mean depth; it takes: cl"),
         ({"depth": "3"}, r"kwargs\.depth: wanted a value like vit_a's default 12, got '3'"),
         ({"depth": 3.5}, "depth"),
         ({"depth": True}, "depth"),
