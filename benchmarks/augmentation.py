@@ -32,7 +32,7 @@ _AUGMENTATION: dict[str, Any] = {
 def measure(work: Workload, rounds: int) -> dict[str, float]:
     """Median seconds of the plain step, of `_DRAWS` augmentations, and of the step with one."""
     plain, augmented = TrainedStep(work), TrainedStep(work, _AUGMENTATION, steps_per_epoch=1)
-    prepare = jax.jit(augmented.program.settings.prepare_train)
+    prepare = jax.jit(augmented.run.prepare_train)
     batch = augmented.batch
     keys = [example_keys(jax.random.key(0), draw, batch["index"]) for draw in range(_DRAWS)]
     return medians(

@@ -1,7 +1,7 @@
 """How long the training loop waits for its input, as a share of its time.
 
 The loop is `vit_jax.training.train` itself, on all cores and with the loader's default workers:
-only `Setup.on_device`, from which it takes its batches, is watched. Measured from the ninth step
+only `Run.on_device`, from which it takes its batches, is watched. Measured from the ninth step
 on, when all is compiled and the workers have made their first batches. On a device that computes
 beside the loop, a wait need not delay it: the share is at most what input costs.
 """
@@ -28,7 +28,7 @@ from vit_jax.config import (
 from vit_jax.config.recipes import find_recipe, load_recipe
 from vit_jax.data.loader import Batches
 from vit_jax.training import train
-from vit_jax.training.setup import Setup
+from vit_jax.training.run import Run
 
 # The loop dispatches a few steps ahead before it waits for one: these are not measured.
 _FIRST = 8
@@ -71,10 +71,10 @@ def measure_wait(data_dir: pathlib.Path, console: Console) -> list[dict[str, Any
 def _measure(name: str, config: TrainConfig, console: Console) -> dict[str, Any]:
     asked: list[float] = []
     got: list[float] = []
-    on_device = Setup.on_device
+    on_device = Run.on_device
 
-    def watched(setup: Setup, batches: Batches) -> Iterator[Any]:
-        found = on_device(setup, batches)
+    def watched(run: Run, batches: Batches) -> Iterator[Any]:
+        found = on_device(run, batches)
         while True:
             asked.append(time.perf_counter())
             batch = next(found, None)
@@ -83,7 +83,7 @@ def _measure(name: str, config: TrainConfig, console: Console) -> dict[str, Any]
                 return
             yield batch
 
-    with tempfile.TemporaryDirectory() as workdir, mock.patch.object(Setup, "on_device", watched):
+    with tempfile.TemporaryDirectory() as workdir, mock.patch.object(Run, "on_device", watched):
         train(config, workdir)
     waited = sum(end - start for start, end in zip(asked[_FIRST:], got[_FIRST:], strict=True))
     took = got[-1] - asked[_FIRST]

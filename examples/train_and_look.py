@@ -17,12 +17,13 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+import vit_jax
 from vit_jax.config import TrainConfig, find_recipe, load_recipe
-from vit_jax.data import make_eval_preprocess, open_splits
+from vit_jax.data import open_splits
 from vit_jax.inference.predict import Prediction, predict
 from vit_jax.inspect.attention import attention_maps, attention_rollout, class_attention
+from vit_jax.models.base import VisionModel
 from vit_jax.training import train
-from vit_jax.weights.load import LoadedModel, load_model
 
 COUNT = 8
 
@@ -39,20 +40,14 @@ def short_run(epochs: int, examples: int | None) -> TrainConfig:
     )
 
 
-def rollout(loaded: LoadedModel, images: np.ndarray) -> np.ndarray:
+def rollout(model: VisionModel, images: np.ndarray) -> np.ndarray:
     """How much each patch counts for the class token, (B, rows, columns), of uint8 images."""
-    preprocessing = loaded.model.preprocessing
-    assert preprocessing is not None  # the run has written it down
-    prepare = make_eval_preprocess(
-        loaded.image_size, mean=preprocessing.mean, std=preprocessing.std
-    )
 
     @jax.jit
     def attended(images: jax.Array) -> jax.Array:
-        maps = attention_maps(loaded.model, prepare(images))
-        return class_attention(attention_rollout(maps), loaded.model)
+        return class_attention(attention_rollout(attention_maps(model, images)), model)
 
-    return np.asarray(attended(images))
+    return np.asarray(attended(vit_jax.preprocess(model, images)))
 
 
 def draw(
@@ -98,18 +93,18 @@ def main() -> None:
     results = train(config, options.workdir)
     print(f"test top-1 {results['test_top1']:.3f}")
 
-    loaded = load_model(options.workdir)
+    model = vit_jax.from_pretrained(options.workdir)
     test = open_splits("digits").test
     assert test is not None
     examples = [test[index] for index in range(COUNT)]
     images = np.stack([example["image"] for example in examples])  # (B, 8, 8, 1) uint8
-    predictions = list(predict(loaded, list(images), top=3))
+    predictions = list(predict(model, list(images), top=3))
     for example, prediction in zip(examples, predictions, strict=True):
         guesses = ", ".join(f"{guess.name} {guess.probability:.2f}" for guess in prediction.top)
         print(f"a {example['label']}: {guesses}")
 
     lines = (options.workdir / "metrics.jsonl").read_text().splitlines()
-    figure = draw(list(map(json.loads, lines)), images, predictions, rollout(loaded, images))
+    figure = draw(list(map(json.loads, lines)), images, predictions, rollout(model, images))
     figure.savefig(options.workdir / "look.png", dpi=100)
     print(f"wrote {options.workdir / 'look.png'}")
 

@@ -33,7 +33,7 @@ with warnings.catch_warnings():
     # flax's nnx.List is a typing.MutableSequence, which beartype calls deprecated.
     warnings.simplefilter("ignore", BeartypeDecorHintPep585DeprecationWarning)
     import vit_jax.models.registry
-    import vit_jax.weights.pretrained  # noqa: F401
+    import vit_jax.weights.load  # noqa: F401
 
 _MOST_MEMORY, _GROWTH = 3 * 2**29, 2**28  # bytes
 _limit = _MOST_MEMORY

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.breaks.table import BREAKS
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "vit_jax"
 
@@ -91,6 +93,11 @@ def late():
     from vit_jax.data.loader import Loader
 """
     assert imported_parts(source) == {"models", "training", "", "data"}
+
+
+def test_each_break_of_the_table_stands_where_it_is_to_be_planted() -> None:
+    for entry in BREAKS:
+        assert (ROOT / entry.file).read_text().count(entry.old) == 1, entry.name
 
 
 def run(code: str) -> str:

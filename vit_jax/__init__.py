@@ -5,16 +5,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vit_jax import parity
+    from vit_jax.inference.preprocess import preprocess
     from vit_jax.models.registry import create_model, list_models
-    from vit_jax.weights.pretrained import load_pretrained, save_pretrained
+    from vit_jax.weights.load import from_pretrained, load_pretrained
+    from vit_jax.weights.save import save_pretrained
     from vit_jax.weights.state_dict import load_state_dict, state_dict
 
 __all__ = [
     "create_model",
+    "from_pretrained",
     "list_models",
     "load_pretrained",
     "load_state_dict",
     "parity",
+    "preprocess",
     "save_pretrained",
     "state_dict",
 ]
@@ -22,11 +26,13 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "create_model": "vit_jax.models.registry",
+    "from_pretrained": "vit_jax.weights.load",
     "list_models": "vit_jax.models.registry",
-    "load_pretrained": "vit_jax.weights.pretrained",
+    "load_pretrained": "vit_jax.weights.load",
     "load_state_dict": "vit_jax.weights.state_dict",
     "parity": "vit_jax.parity",
-    "save_pretrained": "vit_jax.weights.pretrained",
+    "preprocess": "vit_jax.inference.preprocess",
+    "save_pretrained": "vit_jax.weights.save",
     "state_dict": "vit_jax.weights.state_dict",
 }
 

@@ -10,10 +10,10 @@ from flax import nnx
 from benchmarks.contestants import Workload
 from vit_jax.allocator import keep_freed_memory
 from vit_jax.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
-from vit_jax.data.statistics import Statistics
 from vit_jax.models.registry import model_fields
+from vit_jax.plan.compile import planned_run
 from vit_jax.training.mesh import put_batch
-from vit_jax.training.program import Program, abstract_model_of, config_mesh, make_program
+from vit_jax.training.run import Run
 
 
 def set_up() -> None:
@@ -22,21 +22,26 @@ def set_up() -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
-def make_step(work: Workload, data: Mapping[str, Any], steps_per_epoch: int) -> Program:
-    """The program of a run on one device, whose data have the given fields beside the batch."""
+def make_step(work: Workload, data: Mapping[str, Any], steps_per_epoch: int) -> Run:
+    """A run on one device, whose data have the given fields beside the batch."""
     config = TrainConfig(
         num_epochs=1,
         model=ModelConfig(
             name=work.model,
             kwargs={"img_size": work.image_size, "dtype": work.dtype, **work.fields},
         ),
-        data=DataConfig(source="digits", batch_size=work.batch, eval_batch_size=work.batch, **data),
+        data=DataConfig(
+            source="tfds",
+            name="pictures",
+            batch_size=work.batch,
+            eval_batch_size=work.batch,
+            mean=(0.5,) * 3,
+            std=(0.5,) * 3,
+            **data,
+        ),
         optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.05, decay_mask="matrices"),
     )
-    mesh = config_mesh(config, jax.devices()[:1])
-    abstract = abstract_model_of(config)
-    statistics = Statistics((0.5,) * 3, (0.5,) * 3)
-    return make_program(config, mesh, abstract, statistics, steps_per_epoch)
+    return planned_run(config, jax.devices()[:1], steps_per_epoch)
 
 
 class TrainedStep:
@@ -51,14 +56,14 @@ class TrainedStep:
     def __init__(
         self, work: Workload, data: Mapping[str, Any] | None = None, steps_per_epoch: int = 1000
     ):
-        self.program = make_step(work, data or {}, steps_per_epoch)
-        self._state = self.program.init()
-        self._step: Any = self.program.train_step
+        self.run = make_step(work, data or {}, steps_per_epoch)
+        self._state = self.run.steps.init()
+        self._step: Any = self.run.steps.train
         rng = np.random.default_rng(0)
         shape = (work.batch, work.image_size, work.image_size, 3)
         classes = (model_fields(work.model) | dict(work.fields))["num_classes"]
         self.batch = put_batch(
-            self.program.mesh,
+            self.run.mesh,
             {
                 "image": rng.integers(0, 256, shape, np.uint8),
                 "label": rng.integers(0, classes, work.batch, np.int32),
@@ -74,7 +79,7 @@ class TrainedStep:
     def compile(self) -> jax.stages.Compiled:
         """Traces and compiles the step as if for the first time; it is what runs from then on."""
         jax.clear_caches()
-        jitted: Any = self.program.train_step
+        jitted: Any = self.run.steps.train
         self._step = jitted.lower(self._state, self.batch).compile()
         return self._step
 
@@ -86,10 +91,10 @@ def make(work: Workload, form: str) -> Callable[[], Any]:
     if form == "compile":
         jax.config.update("jax_enable_compilation_cache", False)
         return TrainedStep(work).compile
-    program = make_step(work, {}, 1000)
-    state = program.init()
+    run = make_step(work, {}, 1000)
+    state = run.steps.init()
     shape = (work.batch, work.image_size, work.image_size, 3)
     images = jax.device_put(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
-    graph = program.settings.graphs.eval
+    graph = run.eval_graph
     forward = jax.jit(lambda params, frozen, images: nnx.merge(graph, params, frozen)(images))
     return lambda: forward(state.params, state.frozen, images).block_until_ready()

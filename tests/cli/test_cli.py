@@ -48,6 +48,9 @@ def test_train_py_ends_a_mistake_in_one_line(tmp_path):
         ["train", "--config=nowhere.py"],
         ["train", "--config=digits_vit", "--config.model.kwargs.num_heads=5"],
         ["train", "--config=digits_vit", "--config.model.kwargs.num_classes=3"],
+        ["train", "--config=digits_vit", "--config.model.kwargs.depth=x"],
+        ["train", "--config=digits_vit", "--config.model.kwargs.depth=None"],
+        ["plan", "--config=digits_vit", "--config.model.kwargs.img_size=(32,32,3)"],
     ],
 )
 def test_a_mistake_is_status_2_and_one_line(arguments, capfd, tmp_path, monkeypatch):

@@ -8,7 +8,6 @@ import pytest
 from tests.config.conftest import RECIPE
 from vit_jax.config import (
     TrainConfig,
-    check_model_kwargs,
     find_recipe,
     load_recipe,
     recipe_names,
@@ -17,6 +16,7 @@ from vit_jax.config import (
 )
 from vit_jax.config.recipes import recipe_name
 from vit_jax.models.registry import model_fields
+from vit_jax.training.run import model_to_train
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -30,7 +30,7 @@ def test_a_recipe_is_valid_and_says_how_it_went(name):
     path = find_recipe(name)
     config = load_recipe(path)
     validate(config)
-    check_model_kwargs(config.model.name, config.model.kwargs, model_fields(config.model.name))
+    model_to_train(config)
     text = path.read_text().split('"""')[1]
     assert f"python train.py --config configs/{name}.py" in text
     assert recipe_name(path) == name
@@ -85,7 +85,7 @@ def test_imagenet_t2t_has_the_numbers_of_the_release(name, learning_rate, weight
     assert recipe_name(path) == f"imagenet_{name}"
     config = load_recipe(path)
     validate(config)
-    check_model_kwargs(name, config.model.kwargs, model_fields(name))
+    model_to_train(config)
     optimizer = config.optimizer
     assert config.model.name == name
     assert config.model.kwargs["drop_path_rate"] == 0.1

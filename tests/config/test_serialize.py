@@ -13,13 +13,15 @@ from vit_jax.config import (
     load_config,
     to_dict,
 )
+from vit_jax.config.serialize import to_json
 from vit_jax.config.validate import fields_of
 
 
 def test_json_round_trip_gives_the_same_config(config, tmp_path):
     config.data.mean, config.data.std = (0.1, 0.2), (0.3, 0.4)
-    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
-    assert load_config(tmp_path / "config.json") == config
+    for text in (to_json(config), json.dumps(to_dict(config))):  # the latter of 0.1.0
+        (tmp_path / "config.json").write_text(text)
+        assert load_config(tmp_path / "config.json") == config
     assert config.model.kwargs["img_size"] == (64, 96)
 
 
@@ -51,7 +53,9 @@ def test_a_dict_that_is_no_config(config, change, message):
         from_dict(values)
 
 
-@pytest.mark.parametrize("text", ['{"seed": ', "[1]", "{}"])
+@pytest.mark.parametrize(
+    "text", ['{"seed": ', "[1]", "{}", '{"spec_version": 2}', '{"spec_version": "1"}']
+)
 def test_a_file_that_is_no_config_is_named(tmp_path, text):
     path = tmp_path / "config.json"
     path.write_text(text)

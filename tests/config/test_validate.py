@@ -7,7 +7,7 @@ import pytest
 
 import vit_jax.config
 from tests.config.conftest import FIELDS
-from vit_jax.config import TrainConfig, check_model_kwargs, validate
+from vit_jax.config import TrainConfig, check_kwargs_names, validate
 from vit_jax.config.validate import fields_of
 
 
@@ -134,45 +134,11 @@ def test_model_kwargs_hold_what_json_holds(config, value):
         validate(config)
 
 
-@pytest.mark.parametrize(
-    "kwargs",
-    [
-        {"img_size": 64},
-        {"img_size": (64, 96)},
-        {"mlp_ratio": 3},
-        {"qk_scale": 0.1},
-        {"qk_scale": None},
-        {"init_values": None},
-        {"head_units": (1, 2, 3)},
-        {"dtype": "bfloat16"},
-    ],
-)
-def test_model_kwargs_that_fit(kwargs):
-    check_model_kwargs("vit_a", kwargs, FIELDS["vit_a"])
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        ({"depht": 3}, r"kwargs\.depht: vit_a has no such field; did you mean depth; it takes: cl"),
-        ({"depth": "3"}, r"kwargs\.depth: wanted a value like vit_a's default 12, got '3'"),
-        ({"depth": 3.5}, "depth"),
-        ({"depth": True}, "depth"),
-        ({"depth": None}, "depth"),
-        ({"depth": (3, 3)}, "depth"),
-        ({"img_size": (64, 64, 3)}, "img_size"),
-        ({"img_size": (64, "96")}, "img_size"),
-        ({"mlp_ratio": "4"}, "mlp_ratio"),
-        ({"mlp_ratio": float("nan")}, "mlp_ratio"),
-        ({"qkv_bias": 1}, "qkv_bias"),
-        ({"global_pool": 1}, "global_pool"),
-        ({"head_units": 8}, "head_units"),
-        ({"dtype": 32}, "dtype"),
-    ],
-)
-def test_model_kwargs_that_do_not_fit(kwargs, message):
+def test_unknown_model_kwargs_are_refused():
+    check_kwargs_names("vit_a", {"depth": "any"}, FIELDS["vit_a"])
+    message = r"kwargs\.depht: vit_a has no such field; did you mean depth; it takes: cl"
     with pytest.raises(ValueError, match=message):
-        check_model_kwargs("vit_a", kwargs, FIELDS["vit_a"])
+        check_kwargs_names("vit_a", {"depht": 3}, FIELDS["vit_a"])
 
 
 def test_every_field_is_read_somewhere():

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from vit_jax.data import ArraySource, write_prepared
+from vit_jax.data import ArraySource
+from vit_jax.data.prepared_writer import write_prepared
 
 CLASSES = ("ant", "bee", "cow")
 

@@ -16,7 +16,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tests.data.conftest import cifar_members, prepare_small, write_tar
-from vit_jax.data import cifar_archive, open_splits, prepare
+from vit_jax.data import cifar_archive, open_splits
+from vit_jax.data.prepare import prepare
 
 ARCHIVES = {"cifar10": "cifar-10-binary.tar.gz", "cifar100": "cifar-100-binary.tar.gz"}
 

@@ -12,8 +12,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from tests.data.conftest import CLASSES, prepare_small, random_images
-from vit_jax.data import open_splits, write_prepared
+from vit_jax.data import open_splits
 from vit_jax.data.decode import decode_image
+from vit_jax.data.prepared_writer import write_prepared
 from vit_jax.data.tfds_source import default_data_dir, find_prepared, open_tfds
 
 

@@ -18,10 +18,11 @@ from vit_jax.inspect.attention import (
     class_attention,
     token_attention_maps,
 )
-from vit_jax.inspect.recorder import plain
+from vit_jax.inspect.recorder import plain, recast
 from vit_jax.layers.performer import TokenPerformer, linear_attention
 from vit_jax.models.base import VisionModel
 from vit_jax.models.registry import abstract_model
+from vit_jax.parity.sides import ModelSide
 
 FIELDS = {
     "img_size": (8, 12),
@@ -164,6 +165,21 @@ def test_maps_by_name_whatever_the_form_and_mode() -> None:
         np.testing.assert_allclose(got[name], weights, rtol=0, atol=1e-5)
     assert not scanned.deterministic
     assert type(scanned) is type(plain(scanned))  # no class was changed
+
+
+def test_the_plain_copy_of_a_model_inside_of_a_users_module() -> None:
+    """Recast too; the module itself and what parity asks of it stay as they are."""
+
+    class Users(nnx.Module):
+        def __init__(self) -> None:
+            self.inner = build("vit", remat="blocks", depth=1)
+
+    users = Users()
+    copy = plain(users)
+    assert (copy.inner.config.remat, users.inner.config.remat) == ("none", "blocks")
+    assert recast(users, jnp.bfloat16).inner.config.dtype == "bfloat16"
+    assert not ModelSide(users, jnp.float32).is_plain
+    assert ModelSide(copy, jnp.float32).is_plain
 
 
 def test_layers_that_are_shared_or_attend_across_the_batch() -> None:

@@ -2,11 +2,14 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
+from flax import nnx
 from sklearn.metrics import confusion_matrix, recall_score
 
+import vit_jax
 from tests.data.conftest import write_png
 from tests.training.runs import rows
 from vit_jax import cli
@@ -14,14 +17,13 @@ from vit_jax.config import DataConfig
 from vit_jax.data.sources import ArraySource
 from vit_jax.inference.evaluate import Evaluation, _labels_of, evaluate
 from vit_jax.inference.labelled import open_labelled
-from vit_jax.weights.load import LoadedModel, load_model
 
 pytestmark = pytest.mark.xdist_group("run")
 
 
 @pytest.fixture(scope="module")
-def loaded(run) -> LoadedModel:
-    return load_model(run)
+def loaded(run) -> Any:
+    return vit_jax.from_pretrained(run)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,9 @@ def test_the_test_row_of_a_run_to_the_last_bit(run, found):
 
 def test_averaged_weights_give_their_row(run):
     labelled = open_labelled(run)
-    found = evaluate(load_model(run, ema=True), labelled.source, labelled.batch_size, 0)
+    found = evaluate(
+        vit_jax.from_pretrained(run, ema=True), labelled.source, labelled.batch_size, 0
+    )
     row = rows(run)[-1]
     assert (found.loss, found.top1) == (row["ema_loss"], row["ema_top1"])
 
@@ -104,7 +108,8 @@ def source_of(*names: str, channels: int = 1) -> ArraySource:
 
 
 def test_labels_go_by_name_where_there_are_names(loaded):
-    named = dataclasses.replace(loaded, class_names=tuple("abcdefghij"))
+    named = nnx.clone(loaded)
+    named.spec = dataclasses.replace(named.spec, class_names=tuple("abcdefghij"))
     by_name, notes = _labels_of(named, source_of("c", "a"))
     assert (by_name.tolist(), notes) == ([2, 0], ())
     assert _labels_of(named, source_of("a", "b"))[0].tolist() == [0, 1]
@@ -113,6 +118,19 @@ def test_labels_go_by_name_where_there_are_names(loaded):
     assert "classes go by index: made up names class 9 'x', the model 'j'" in notes[0]
     with pytest.raises(ValueError, match="class 'x' of made up is none of the model's 10"):
         _labels_of(named, source_of("a", "x"))
+
+
+def test_labels_go_by_index_where_nothing_names_the_classes(loaded):
+    """Numbers are no names: class "10" of eleven sorted folders is the third."""
+    unnamed = nnx.clone(loaded)
+    unnamed.spec = dataclasses.replace(unnamed.spec, class_names=None)
+    by_index, notes = _labels_of(
+        unnamed, source_of(*sorted(["0", "1", "10", "2", "3", "4", "5", "6", "7", "8"]))
+    )
+    assert by_index.tolist() == list(range(10))
+    assert notes == ("classes go by index: nothing names the model's 10",)
+    with pytest.raises(ValueError, match="names the model's 10 classes, and made up has 2"):
+        _labels_of(unnamed, source_of("0", "1"))
 
 
 def test_relabelled_examples_are_counted_where_they_belong(loaded):

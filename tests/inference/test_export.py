@@ -17,15 +17,15 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+import vit_jax
 from tests.models.families import FAMILIES
 from tests.tiers import mostly_slow
 from vit_jax import cli
 from vit_jax.data.augment import make_eval_preprocess, normalize
 from vit_jax.inference import export
-from vit_jax.inference.classifier import Classifier
 from vit_jax.inference.export import export_model
+from vit_jax.inference.preprocess import shown
 from vit_jax.models.registry import abstract_model, model_fields
-from vit_jax.weights.load import LoadedModel, load_model
 
 pytestmark = pytest.mark.xdist_group("run")
 
@@ -47,9 +47,10 @@ def small(family: str, **overrides: Any) -> Any:
     return model
 
 
-def loaded(model: Any) -> LoadedModel:
+def loaded(model: Any) -> Any:
     names = tuple(f"class {label}" for label in range(model.num_classes))
-    return LoadedModel(model, "small", model.img_size, names, "nowhere")
+    model.spec = dataclasses.replace(model.spec, class_names=names, source="nowhere")
+    return model
 
 
 @pytest.fixture
@@ -131,15 +132,15 @@ for folder in map(pathlib.Path, sys.argv[1:]):
 
 def test_a_process_without_the_package(run, tmp_path, one_batch):
     """Batches of 1, 7 and 64 from one file each, of normalised images and of pixels."""
-    trained = load_model(run)
-    preprocessing = trained.model.preprocessing
+    trained = vit_jax.from_pretrained(run)
+    preprocessing = trained.spec.preprocessing
     assert preprocessing is not None
     pixels = np.random.default_rng(0).integers(256, size=(72, 8, 8, 1), dtype=np.uint8)
 
     @jax.jit
     def live(pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
         images = normalize(pixels, preprocessing.mean, preprocessing.std)
-        return images, trained.model(images)
+        return images, trained(images)
 
     images, want = map(np.asarray, live(pixels))
     for input, given in (("float32", images), ("uint8", pixels)):
@@ -156,7 +157,7 @@ def test_a_process_without_the_package(run, tmp_path, one_batch):
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedModel, Path]:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """A model of square images, and its export; nothing writes there but another export."""
     model = small("vit", img_size=16)
     folder = tmp_path_factory.mktemp("export") / "out"
@@ -175,7 +176,7 @@ def test_what_is_beside_the_program(exported):
     assert about["output"]["values"] == "logits"
     assert about["platforms"] == ["cpu", "cuda", "tpu"]
     assert about["preprocessing"] == json.loads(
-        json.dumps(dataclasses.asdict(model.model.preprocessing))
+        json.dumps(dataclasses.asdict(model.spec.preprocessing))
     )
     assert about["verified"]["batch_sizes"] == [1, 3]
     assert about["verified"]["largest_difference"] <= about["verified"]["bound"] <= 1e-5
@@ -187,20 +188,22 @@ def test_what_is_beside_the_program(exported):
 @pytest.mark.parametrize("size", [(16, 16), (50, 33), (12, 10)])
 def test_run_py_makes_images_ready_as_predict_does(exported, tmp_path, size, data_size):
     model, folder = exported
-    model = dataclasses.replace(model, data_size=data_size)
+    preprocessing = dataclasses.replace(model.spec.preprocessing, resized_from=data_size)
+    model = nnx.clone(model)
+    model.spec = dataclasses.replace(model.spec, preprocessing=preprocessing)
     noise = np.random.default_rng(0).normal(size=(5, 4, 3)) * 40 + 128
     pixels = np.asarray(
         Image.fromarray(noise.clip(0, 255).astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)
     )
     Image.fromarray(pixels).save(tmp_path / "image.png")
     about = json.loads((folder / "model.json").read_text())
-    assert about["data_size"] is None
-    about["data_size"] = data_size and list(data_size)
+    assert about["preprocessing"]["resized_from"] is None
+    about["preprocessing"]["resized_from"] = data_size and list(data_size)
     got = script(folder).read(str(tmp_path / "image.png"), about)
-    made_ready = model.model.preprocessing
+    made_ready = preprocessing
     assert made_ready.crop_fraction < 1
     prepare = make_eval_preprocess((16, 16), mean=made_ready.mean, std=made_ready.std)
-    want = jax.jit(prepare)(Classifier.of(model).fit(pixels)[None])
+    want = jax.jit(prepare)(shown(model, pixels)[None])
     assert got.shape == want.shape
     assert got.dtype == want.dtype
     # Two implementations of one kernel: a few grey levels here and there.
@@ -214,7 +217,7 @@ def test_run_py_names_the_classes(exported, tmp_path, capsys):
     images = np.random.default_rng(0).normal(size=(1, 16, 16, 3)).astype(np.float32)
     np.save(tmp_path / "images.npy", images)
     script(folder).main([str(tmp_path / "images.npy")])
-    shares = np.asarray(jax.jit(lambda images: jax.nn.softmax(model.model(images)))(images)[0])
+    shares = np.asarray(jax.jit(lambda images: jax.nn.softmax(model(images)))(images)[0])
     words = ", ".join(f"class {i} {shares[i]:.4f}" for i in np.argsort(-shares))
     assert capsys.readouterr().out == f"{tmp_path / 'images.npy'}: {words}\n"
 
@@ -289,7 +292,9 @@ def test_onnx(tmp_path):
     run = script(report.folder)
     call, about = run.load()
     assert about["versions"]["onnxruntime"] == runtime.__version__
-    images = normalize(jnp.asarray(pixels), model.preprocessing.mean, model.preprocessing.std)
+    images = normalize(
+        jnp.asarray(pixels), model.spec.preprocessing.mean, model.spec.preprocessing.std
+    )
     got = call(run.read(str(tmp_path / "pixels.npy"), about))
     np.testing.assert_allclose(got, jax.jit(model)(images), rtol=0, atol=report.bound)
 
@@ -309,10 +314,12 @@ def test_the_command(run, tmp_path, capsys, one_batch):
     said = capsys.readouterr().out
     assert "on cpu, with batches of 3, it differs from the live model by at most" in said
     assert f"wrote {out}; run it: python {out / 'run.py'} IMAGE" in said
-    assert json.loads((out / "model.json").read_text())["data_size"] == [8, 8]
+    about = json.loads((out / "model.json").read_text())
+    assert about["preprocessing"]["resized_from"] == [8, 8]
+    assert about["vit_jax"]["spec_version"] == 1
     pixels = np.random.default_rng(0).integers(256, size=(2, 8, 8, 1), dtype=np.uint8)
-    model = load_model(run, ema=True).model
-    made_ready = model.preprocessing
+    model = vit_jax.from_pretrained(run, ema=True)
+    made_ready = model.spec.preprocessing
     assert made_ready is not None
 
     @jax.jit

@@ -3,12 +3,15 @@
 import dataclasses
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
+import vit_jax
 from tests.data.conftest import write_png
 from tests.inference.broken import write_broken
 from tests.training.runs import tiny
@@ -17,19 +20,15 @@ from vit_jax.config import load_config
 from vit_jax.data.folder import FolderSource
 from vit_jax.data.splits import open_splits
 from vit_jax.inference.predict import predict
-from vit_jax.training.program import model_maker
-from vit_jax.training.setup import Setup
-from vit_jax.training.setup import build as build_run
-from vit_jax.weights.formats import check_preprocessing
-from vit_jax.weights.load import LoadedModel, load_model
+from vit_jax.training.run import Run, open_run
 from vit_jax.weights.run_folder import CONFIG_FILE
 
 pytestmark = pytest.mark.xdist_group("run")
 
 
 @pytest.fixture(scope="module")
-def loaded(run) -> LoadedModel:
-    return load_model(run)
+def loaded(run) -> Any:
+    return vit_jax.from_pretrained(run)
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +52,14 @@ def probabilities(predictions, classes: int) -> np.ndarray:
     return found
 
 
-def of_training(setup: Setup, model, source) -> np.ndarray:
+def of_training(run: Run, model, source) -> np.ndarray:
     """The probabilities that the evaluation of a run sees."""
 
     @jax.jit
     def evaluated(images: jax.Array) -> jax.Array:
-        return jax.nn.softmax(model(setup.program.settings.prepare_eval(images)))
+        return jax.nn.softmax(model(run.prepare_eval(images)))
 
-    batches = setup.eval_batches(source)
+    batches = run.eval_batches(source)
     return np.concatenate([np.asarray(evaluated(b["image"]))[b["mask"]] for b in batches])
 
 
@@ -69,8 +68,7 @@ def test_predictions_are_those_of_evaluation(run, loaded, files):
     assert test is not None
     predictions = list(predict(loaded, files, top=99, batch_size=16))
     assert [prediction.path for prediction in predictions] == files
-    setup = build_run(load_config(run / CONFIG_FILE))
-    wanted = of_training(setup, loaded.model, test)[:40]
+    wanted = of_training(open_run(load_config(run / CONFIG_FILE)), loaded, test)[:40]
     np.testing.assert_allclose(probabilities(predictions, 10), wanted, atol=1e-6)
     first = predictions[0].top
     assert [guess.index for guess in first] == np.argsort(-wanted[0]).tolist()
@@ -97,16 +95,15 @@ def test_predictions_are_those_of_evaluation_on_images_that_vary(tmp_path):
         data__eval_interpolation="bicubic",
     )
     config.model.kwargs |= {"in_chans": 3, "num_classes": 2}
-    setup = build_run(config)
-    assert setup.preprocessing["crop_fraction"] == 0.8
-    model = model_maker(config)()
+    run = open_run(config)
+    assert run.preprocessing.crop_fraction == 0.8
+    model = vit_jax.create_model(config.model.name, rngs=nnx.Rngs(0), **config.model.kwargs)
     model.eval()
-    model.preprocessing = check_preprocessing(**setup.preprocessing)
-    loaded = LoadedModel(model, config.model.name, (8, 8), ("a", "b"), "by hand")
-    source = setup.splits.test
+    model.spec = run.model.spec
+    source = run.data.test
     assert isinstance(source, FolderSource)
-    predictions = list(predict(loaded, source.paths, batch_size=3))
-    wanted = of_training(setup, model, source)
+    predictions = list(predict(model, source.paths, batch_size=3))
+    wanted = of_training(run, model, source)
     np.testing.assert_allclose(probabilities(predictions, 2), wanted, atol=1e-6)
 
 
@@ -115,13 +112,19 @@ def test_other_sizes_go_through_the_size_of_the_data(loaded, files):
     from vit_jax.inference.classifier import Classifier
     from vit_jax.inference.images import ImageFiles
 
-    assert loaded.data_size == (8, 8)
-    shown = dataclasses.replace(loaded, image_size=(16, 16))
-    classifier = Classifier.of(shown)
+    assert loaded.spec.preprocessing.resized_from == (8, 8)
+
+    def shown(**fields):
+        model = nnx.clone(loaded)
+        preprocessing = dataclasses.replace(model.spec.preprocessing, size=(16, 16), **fields)
+        model.spec = dataclasses.replace(model.spec, preprocessing=preprocessing)
+        return Classifier.of(model)
+
+    classifier = shown()
     images = [np.zeros((30, 40, 1), np.uint8), files[0]]
     (batch,) = classifier.batches(ImageFiles(images, 1), 2, 0)
     assert batch["image"].shape == (2, 8, 8, 1)
-    unknown = Classifier.of(dataclasses.replace(shown, data_size=None))
+    unknown = shown(resized_from=None)
     (batch,) = unknown.batches(ImageFiles(images, 1), 2, 0)
     assert batch["image"].shape == (2, 16, 16, 1)
 
@@ -163,15 +166,58 @@ def test_memory_does_not_grow_with_the_folder(loaded, files, monkeypatch):
 )
 def test_what_cannot_be_predicted(loaded, change, options, message):
     if change:
-        loaded = dataclasses.replace(loaded, model=SimpleNamespace(**change))
+        loaded = SimpleNamespace(**change, spec=loaded.spec)
     with pytest.raises(ValueError, match=message):
         predict(loaded, **{"images": ["a.png"], **options})
 
 
+def test_a_model_in_train_mode_is_computed_in_eval_mode(tmp_path):
+    """One of two heads returns both in train mode; the model stays as it is."""
+    model = vit_jax.create_model(
+        "deit_tiny_distilled_patch16_224",
+        rngs=nnx.Rngs(0),
+        img_size=8,
+        patch_size=4,
+        depth=1,
+        embed_dim=8,
+        num_heads=2,
+    )
+    image = np.zeros((8, 8, 3), np.uint8)
+    (found,) = predict(model, [image], top=1, num_workers=0)
+    assert len(found.top) == 1
+    assert not model.deterministic
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "wanted one image or more"),
+        (np.zeros((0, 8, 1), np.uint8), r"wanted uint8 \(H, W, 1\), got uint8 \(0, 8, 1\)"),
+        (np.zeros((8, 8, 1), np.float32), r"got float32 \(8, 8, 1\)"),
+        ("missing.png", "missing.png: No such file"),
+    ],
+    ids=["none", "empty", "floats", "missing"],
+)
+def test_images_that_cannot_be_prepared(loaded, given, message):
+    with pytest.raises(ValueError, match=message):
+        vit_jax.preprocess(loaded, given)
+
+
+def test_preprocess_takes_what_predict_takes(loaded, files):
+    """Paths, PIL images and arrays, one or several."""
+    arrays = [np.asarray(Image.open(path))[..., None] for path in files[:3]]
+    want = vit_jax.preprocess(loaded, files[:3])
+    assert want.shape == (3, 8, 8, 1)
+    for same in (arrays, np.stack(arrays), [Image.open(path) for path in files[:3]], iter(arrays)):
+        np.testing.assert_array_equal(vit_jax.preprocess(loaded, same), want)
+    np.testing.assert_array_equal(vit_jax.preprocess(loaded, files[0]), want[:1])
+
+
 def test_a_model_without_preprocessing(loaded):
-    model = SimpleNamespace(in_chans=1, num_classes=10, preprocessing=None)
+    model = nnx.clone(loaded)
+    model.spec = dataclasses.replace(model.spec, preprocessing=None)
     with pytest.raises(ValueError, match="nothing states the mean"):
-        next(predict(dataclasses.replace(loaded, model=model), ["a.png"]))
+        next(predict(model, ["a.png"]))
 
 
 def test_command_prints_names_and_bars(run, files, capsys):

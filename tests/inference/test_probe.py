@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+import vit_jax
 from vit_jax.cli import main
 from vit_jax.inference import probe as probing
 from vit_jax.inference.probe import Features, knn_classify, linear_probe, probe
-from vit_jax.weights.load import load_model
 
 pytestmark = pytest.mark.xdist_group("run")
 
@@ -81,7 +81,7 @@ def test_other_methods_and_sets_of_other_classes() -> None:
 
 def test_the_features_of_a_run(run, capsys) -> None:
     """Its images, its preprocessing, its own test split; and what the head would make of them."""
-    loaded = load_model(run)
+    loaded = vit_jax.from_pretrained(run)
     status = main(["probe", str(run), "--method", "linear", "--json"])
     figures = json.loads(capsys.readouterr().out)
     assert status == 0
@@ -93,7 +93,7 @@ def test_the_features_of_a_run(run, capsys) -> None:
     assert figures["num_test"] == len(test)
     found = probing.extract_features(loaded, test)
     np.testing.assert_array_equal(found.labels[:5], [test[i]["label"] for i in range(5)])
-    head = loaded.model.head
+    head = loaded.head
     logits = found.features @ np.asarray(head.kernel[...]) + np.asarray(head.bias[...])
     from vit_jax.inference.evaluate import evaluate
 

@@ -120,7 +120,7 @@ def test_all_blocks_have_timms_arrays(name: str) -> None:
 def test_parameters_of_the_classifier() -> None:
     model = abstract_model("vit_classifier")
     assert parameters(model) == CLASSIFIER_PARAMETERS
-    assert model.preprocessing.mean == pytest.approx((0.5071, 0.4865, 0.4409), abs=5e-4)
+    assert model.spec.preprocessing.mean == pytest.approx((0.5071, 0.4865, 0.4409), abs=5e-4)
     assert sum(p.numel() for p in ClassifierViT().parameters()) == CLASSIFIER_PARAMETERS
     # The text's own: one class token for each of 32 batch slots.
     assert parameters(abstract_model("vit_classifier", class_token_batch=32)) == 2_620_900
@@ -134,10 +134,10 @@ def test_scanned_form_has_the_same_parameters(name: str) -> None:
 def assert_preprocessing(name: str, model: nnx.Module) -> None:
     """timm's: Inception statistics for ViT, ImageNet's for DeiT, no crop at 384."""
     half, imagenet = (0.5, 0.5, 0.5), (0.485, 0.456, 0.406)
-    assert model.preprocessing.mean == (half if name.startswith("vit") else imagenet)
-    assert model.preprocessing.interpolation == "bicubic"
+    assert model.spec.preprocessing.mean == (half if name.startswith("vit") else imagenet)
+    assert model.spec.preprocessing.interpolation == "bicubic"
     if name.endswith("384"):
-        assert model.preprocessing.crop_fraction == 1.0
+        assert model.spec.preprocessing.crop_fraction == 1.0
 
 
 @pytest.mark.usefixtures("promoting")

@@ -92,10 +92,10 @@ def test_parameters_fields_and_preprocessing_are_the_releases(name: str) -> None
     else:
         stem = parameters(abstract_model(name, depth=0))
         assert stem + fields["depth"] * (parameters(model) - stem) == count
-    assert model.preprocessing.mean == (0.485, 0.456, 0.406)
-    assert model.preprocessing.std == (0.229, 0.224, 0.225)
-    assert model.preprocessing.crop_fraction == 0.9
-    assert model.preprocessing.interpolation == "bicubic"
+    assert model.spec.preprocessing.mean == (0.485, 0.456, 0.406)
+    assert model.spec.preprocessing.std == (0.229, 0.224, 0.225)
+    assert model.spec.preprocessing.crop_fraction == 0.9
+    assert model.spec.preprocessing.interpolation == "bicubic"
 
 
 @pytest.mark.parametrize("name", mostly_slow(MODELS, ["t2t_vit_14_wide"]))
@@ -235,6 +235,6 @@ def test_the_performers_dropout_is_active_without_any_rate() -> None:
 def test_channels_of_another_number() -> None:
     name, fields = named("t2t performer", in_chans=1, depth=1)
     model = abstract_model(name, **fields)
-    assert model.preprocessing is None
+    assert model.spec.preprocessing is None
     images = jax.ShapeDtypeStruct((2, 8, 12, 1), jnp.float32)
     assert jax.eval_shape(type(model).__call__, model, images).shape == (2, 5)

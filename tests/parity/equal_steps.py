@@ -23,7 +23,7 @@ from tests.reference.classifier_vit import ClassifierViT
 from vit_jax.config import TrainConfig
 from vit_jax.config.recipes import load_recipe
 from vit_jax.data.augment import make_eval_preprocess
-from vit_jax.training.setup import build, statistics_of
+from vit_jax.training.run import open_run, statistics_of
 
 # What makes two runs differ by chance, and so is off here.
 DETERMINISTIC = {"drop_rate": 0.0, "head_drop_rate": 0.0, "dtype": "float64"}
@@ -47,13 +47,11 @@ def run_both(config: TrainConfig, steps: int) -> tuple[np.ndarray, dict[str, flo
     Returns:
       Losses (steps, 2), ours first; by parameter the largest difference after the last update.
     """
-    setup = build(config)
-    state = setup.program.init()
+    run = open_run(config)
+    state = run.steps.init()
 
     def weights():
-        return vit_jax.state_dict(
-            nnx.merge(setup.program.settings.graphs.train, state.params, state.frozen)
-        )
+        return vit_jax.state_dict(nnx.merge(run.train_graph, state.params, state.frozen))
 
     fields = {k: v for k, v in config.model.kwargs.items() if "dtype" not in k}
     theirs = ClassifierViT(**fields).double()
@@ -62,18 +60,18 @@ def run_both(config: TrainConfig, steps: int) -> tuple[np.ndarray, dict[str, flo
     optimizer = torch.optim.AdamW(
         theirs.parameters(), lr=adamw.learning_rate, weight_decay=adamw.weight_decay
     )
-    statistics = statistics_of(config, setup.splits.train.channels)
+    statistics = statistics_of(config, run.data.train.channels)
     preprocess = jax.jit(
         make_eval_preprocess(
-            setup.image_size, mean=statistics.mean, std=statistics.std, dtype=np.float64
+            run.model.input_size, mean=statistics.mean, std=statistics.std, dtype=np.float64
         )
     )
     losses = []
-    with setup.train_batches(0) as batches:
+    with run.train_batches(0) as batches:
         for _, batch in zip(range(steps), batches, strict=False):
             # Copied: images and labels are NumPy's here, and the state's buffers are donated.
             images = np.array(preprocess(batch["image"])).transpose(0, 3, 1, 2)
-            state, ours = setup.program.train_step(state, batch)
+            state, ours = run.steps.train(state, batch)
             labels = torch.from_numpy(batch["label"].astype(np.int64))
             loss = torch.nn.functional.cross_entropy(theirs(torch.from_numpy(images)), labels)
             optimizer.zero_grad()

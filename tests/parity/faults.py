@@ -223,7 +223,7 @@ def stacked_weights_in_another_order(pair: Pair, patch: Patch) -> None:
 def scale_of_the_whole_width(pair: Pair, patch: Patch) -> None:
     for _, module in nnx.iter_modules(pair.model):
         if hasattr(module, "scale") and isinstance(module.scale, float):
-            module.scale = pair.model.embed_dim**-0.5
+            module.scale = pair.model.config.embed_dim**-0.5
 
 
 @fault("t2t transformer", "tokens_to_token.attention1.attn", "attention_scale")
@@ -385,7 +385,7 @@ def gate_without_the_class_token(pair: Pair, patch: Patch) -> None:
 
 @fault("vit", "pos_embed", "resize_kernel")
 def positions_resized_by_another_kernel(pair: Pair, patch: Patch) -> None:
-    dim = pair.model.embed_dim
+    dim = pair.model.config.embed_dim
     rows, columns = pair.model.patch_embed.grid_size
     table = np.random.default_rng(0).normal(size=(1, 1 + (rows - 1) * (columns - 1), dim))
     tables = {

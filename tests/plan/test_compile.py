@@ -12,7 +12,7 @@ import pytest
 from vit_jax.config.recipes import find_recipe, load_recipe
 from vit_jax.plan.compile import _needed, _text, compile_step, stored_image
 from vit_jax.plan.plan import count
-from vit_jax.training.program import abstract_model_of
+from vit_jax.training.run import model_to_train
 
 _SMALL = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 16, "num_heads": 2}
 _FLAGS = [f"--config.model.kwargs.{name}={value}" for name, value in _SMALL.items()]
@@ -28,16 +28,16 @@ def _small():
 
 def test_images_reach_the_device_as_they_are_stored():
     config = load_recipe(find_recipe("cifar100_vit"))
-    assert stored_image(config, abstract_model_of(config)) == (32, 32, 3)
+    assert stored_image(config, model_to_train(config)) == (32, 32, 3)
     config = load_recipe(find_recipe("imagenette_t2t_vit_7"))
-    assert stored_image(config, abstract_model_of(config)) == (128, 128, 3)
+    assert stored_image(config, model_to_train(config)) == (128, 128, 3)
 
 
 def test_channels_of_the_set_and_the_model_agree():
     config = load_recipe(find_recipe("digits_vit"))
     config.model.kwargs["in_chans"] = 3
     with pytest.raises(ValueError, match=r"1 channels and the model takes 3.*in_chans=1"):
-        stored_image(config, abstract_model_of(config))
+        stored_image(config, model_to_train(config))
 
 
 @pytest.mark.parametrize(

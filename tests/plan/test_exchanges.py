@@ -3,7 +3,6 @@
 In the form for CPUs, and in that for all others.
 """
 
-import dataclasses
 import functools
 import json
 import os
@@ -13,16 +12,16 @@ from typing import Any
 
 import jax
 import pytest
+from flax import nnx
 
 from tests import compilation
 from tests.tiers import mostly_slow
 from vit_jax.config import from_dict, to_dict
 from vit_jax.config.recipes import find_recipe, load_recipe
-from vit_jax.data.statistics import Statistics
+from vit_jax.layers.forms import set_form
 from vit_jax.plan.collectives import collectives, totals
-from vit_jax.plan.compile import abstract_inputs
+from vit_jax.plan.compile import abstract_inputs, planned_run
 from vit_jax.plan.hlo import HloProgram
-from vit_jax.training.program import abstract_model_of, config_mesh, make_program
 from vit_jax.training.step import jit_train_step
 
 _MODEL = {"img_size": 16, "patch_size": 4, "depth": 2, "embed_dim": 64, "num_heads": 4}
@@ -43,17 +42,16 @@ def main() -> None:
     """Compiles each config that is given as JSON, in each form, and tells what it exchanges."""
     told: list[list[Any]] = []
     for values in json.load(sys.stdin):
-        config = from_dict(values)
-        mesh, model = config_mesh(config), abstract_model_of(config)
-        program = make_program(config, mesh, model, Statistics((0.5,), (0.5,)), 10)
-        inputs = abstract_inputs(config, program, (8, 8, 1))
-        parameters = jax.tree.leaves(program.template.params)
+        run = planned_run(from_dict(values))
+        inputs = abstract_inputs(run, (8, 8, 1))
+        parameters = jax.tree.leaves(run.template.params)
         told.append([])
         for platform in ("cpu", "tpu"):
-            settings = dataclasses.replace(program.settings, platform=platform)
-            step: Any = jit_train_step(settings, mesh, program.shardings)
+            set_form(run.model, platform, run.gathered)
+            run.platform, run.train_graph = platform, nnx.graphdef(run.model)
+            step: Any = jit_train_step(run)
             text = step.lower(*inputs).compile().as_text()
-            rows = totals(collectives(HloProgram(text), mesh.size))
+            rows = totals(collectives(HloProgram(text), run.mesh.size))
             told[-1].append(
                 {
                     "parameters": sum(leaf.size * leaf.dtype.itemsize for leaf in parameters),

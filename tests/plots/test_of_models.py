@@ -144,7 +144,7 @@ def test_windows_apart_are_the_unfold_of_the_image():
 @pytest.mark.parametrize("design", LEARNED)
 def test_positions_are_those_that_the_model_adds(design):
     model = tiny(design)
-    table = np.random.default_rng(0).normal(size=(6, model.embed_dim))
+    table = np.random.default_rng(0).normal(size=(6, model.config.embed_dim))
     model.eval()
     # Found by what it does: the change of the tokens' positions as state_dict names them.
     names = {
@@ -155,7 +155,7 @@ def test_positions_are_those_that_the_model_adds(design):
     weights = vit_jax.state_dict(model)
     name = name if name in weights else "pos_embed"
     array = weights[name].copy()
-    flat = array.reshape(-1, model.embed_dim)
+    flat = array.reshape(-1, model.config.embed_dim)
     first = 0 if design == "deit3" else model.num_prefix_tokens
     flat[first : first + 6] = table
     vit_jax.load_state_dict(model, weights | {name: array})

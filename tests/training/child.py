@@ -44,11 +44,11 @@ def command(order: dict) -> int:
     """
     from vit_jax import cli
     from vit_jax.training import workdir
-    from vit_jax.training.setup import Setup
+    from vit_jax.training.run import Run
 
     workdir._SHARED_WITHIN = order.get("shared_within", workdir._SHARED_WITHIN)
     for name in ("train_batches", "eval_batches"):
-        setattr(Setup, name, _watched(name, getattr(Setup, name), order))
+        setattr(Run, name, _watched(name, getattr(Run, name), order))
     return cli.main(order["command"])
 
 

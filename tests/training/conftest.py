@@ -127,14 +127,14 @@ def first_state(capsys: pytest.CaptureFixture[str], tmp_path: pathlib.Path) -> F
         seen = {}
 
         def stop(self: Any) -> None:
-            graph, state = self.setup.program.settings.graphs.train, self.state
+            graph, state = self.run.train_graph, self.state
             for prefix, params in (("", state.params), ("ema/", state.ema)):
                 if params is not None:
                     arrays = vit_jax.state_dict(nnx.merge(graph, params, state.frozen))
                     seen.update({prefix + name: array for name, array in arrays.items()})
             raise SystemExit
 
-        with mock.patch.object(loop._Run, "train", stop), pytest.raises(SystemExit):
+        with mock.patch.object(loop._Loop, "train", stop), pytest.raises(SystemExit):
             train(config, tmp_path / "new")
         return seen, capsys.readouterr().out
 

@@ -17,7 +17,7 @@ import vit_jax
 from tests import compilation
 from tests.training.runs import ROOT, environment
 from vit_jax.config import TrainConfig, from_dict, to_dict
-from vit_jax.training.setup import build
+from vit_jax.training.run import open_run
 
 DEVICES = 8
 # Of a run, by name: "loss" (steps,); "redrawn", on one device, the first one with the dropout
@@ -29,22 +29,22 @@ Result = dict[str, np.ndarray]
 
 def take_steps(config: TrainConfig, steps: int) -> Result:
     """Makes `steps` updates, as the loop does but without logs and checkpoints."""
-    setup = build(config)
-    state = setup.program.init()
+    run = open_run(config)
+    state = run.steps.init()
     losses, redrawn = [], []
-    with setup.train_batches(0) as batches:
-        for _, batch in zip(range(steps), setup.on_device(batches), strict=False):
-            if not losses and setup.program.mesh.size == 1:
+    with run.train_batches(0) as batches:
+        for _, batch in zip(range(steps), run.on_device(batches), strict=False):
+            if not losses and run.mesh.size == 1:
                 # Dropout alone is keyed by the step; augmentation is by the epoch.
-                later = dataclasses.replace(setup.program.init(), step=state.step + 1)
-                redrawn.append(float(setup.program.train_step(later, batch)[1]))
-            state, loss = setup.program.train_step(state, batch)
+                later = dataclasses.replace(run.steps.init(), step=state.step + 1)
+                redrawn.append(float(run.steps.train(later, batch)[1]))
+            state, loss = run.steps.train(state, batch)
             losses.append(float(loss))
     assert len(losses) == steps, f"the epochs hold {len(losses)} updates only"
-    model = nnx.merge(setup.program.settings.graphs.train, state.params, state.frozen)
+    model = nnx.merge(run.train_graph, state.params, state.frozen)
     found = {f"param/{name}": value for name, value in vit_jax.state_dict(model).items()}
     if state.ema is not None:
-        model = nnx.merge(setup.program.settings.graphs.train, state.ema, state.frozen)
+        model = nnx.merge(run.train_graph, state.ema, state.frozen)
         found |= {f"ema/{name}": value for name, value in vit_jax.state_dict(model).items()}
     for field in ("params", "opt_state", "sums"):
         types = {str(leaf.dtype) for leaf in jax.tree.leaves(getattr(state, field))}

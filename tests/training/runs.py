@@ -14,8 +14,8 @@ import jax
 import orbax.checkpoint as ocp
 
 from vit_jax.config import TrainConfig, from_dict, to_dict
-from vit_jax.training import setup
-from vit_jax.training.program import Program, make_program
+from vit_jax.training.run import Run
+from vit_jax.training.step import Steps, make_steps
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -63,22 +63,23 @@ def tiny(**overrides: Any) -> TrainConfig:
 # What tells nothing of the computation.
 _INIT = {"init_from", "init_head", "init_resize", "init_weights"}
 _BESIDE = _INIT | {"evaluation", "checkpoint", "log"}
-_programs: dict[str, Program] = {}
+_steps: dict[str, Steps] = {}
 
 
-def _shared_program(config: TrainConfig, mesh: Any, *inputs: Any) -> Program:
-    values = {name: value for name, value in to_dict(config).items() if name not in _BESIDE}
+def _shared_steps(run: Run) -> Steps:
+    values = {name: value for name, value in to_dict(run.config).items() if name not in _BESIDE}
     values["data"] |= {"num_workers": 0, "worker_kind": ""}
-    key = json.dumps([values, mesh.shape, jax.config.jax_enable_x64], sort_keys=True, default=str)
-    if key not in _programs:
-        _programs[key] = make_program(config, mesh, *inputs)
-    return _programs[key]
+    of_process = [run.mesh.shape, jax.config.jax_enable_x64]
+    key = json.dumps([values, of_process], sort_keys=True, default=str)
+    if key not in _steps:
+        _steps[key] = make_steps(run)
+    return _steps[key]
 
 
 @contextlib.contextmanager
 def shared_programs() -> Iterator[None]:
-    """Runs of this process that compute the same share a program, so that it is traced once."""
-    with mock.patch.object(setup, "make_program", _shared_program):
+    """Runs of this process that compute the same share their steps, which are traced once."""
+    with mock.patch("vit_jax.training.run.make_steps", _shared_steps):
         yield
 
 

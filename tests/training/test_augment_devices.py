@@ -11,10 +11,8 @@ import jax, numpy as np
 from tests import compilation
 from tests.training.runs import tiny
 from vit_jax.data.augment import example_keys
-from vit_jax.data.statistics import Statistics
-from vit_jax.training.program import abstract_model_of
 from vit_jax.training.mesh import put_batch
-from vit_jax.training.program import config_mesh, make_program
+from vit_jax.plan.compile import planned_run
 
 compilation.write_whole_entries()
 config = tiny(
@@ -23,6 +21,8 @@ config = tiny(
     data__horizontal_flip=True,
     data__rand_augment="rand-m9-mstd0.5-inc1",
     data__random_erasing=0.5,
+    data__mean=(0.5,) * 3,
+    data__std=(0.5,) * 3,
 )
 batch = {
     "image": np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8),
@@ -30,16 +30,14 @@ batch = {
 }
 pixels = {}
 for devices in (1, 4):
-    mesh = config_mesh(config, jax.devices()[:devices])
-    statistics = Statistics((0.5,) * 3, (0.5,) * 3)
-    program = make_program(config, mesh, abstract_model_of(config), statistics, 9)
-    assert program.settings.platform == "cpu"
+    run = planned_run(config, jax.devices()[:devices])
+    assert run.platform == "cpu"
     prepare = jax.jit(
-        lambda batch: program.settings.prepare_train(
+        lambda batch: run.prepare_train(
             example_keys(jax.random.key(0), 0, batch["index"]), batch["image"]
         )
     )
-    placed = put_batch(mesh, batch)
+    placed = put_batch(run.mesh, batch)
     if devices == 4:
         prepare = prepare.lower(placed).compile()
         text = prepare.as_text()

@@ -16,15 +16,16 @@ from tests.training.layouts import Result, run_all
 from tests.training.runs import arrays, tiny
 from tests.training.test_layouts import BATCH, KEY_BIAS, LAYOUTS, LOSS, PARAMETER, differences
 from vit_jax.config import DistillationConfig, TrainConfig
-from vit_jax.layers.target import tracing_for
+from vit_jax.layers.forms import eval_graph
 from vit_jax.models.registry import abstract_model, create_model
+from vit_jax.models.spec import Preprocessing
 from vit_jax.plan.compile import compile_step
 from vit_jax.training import train
 from vit_jax.training.distillation import Teacher, distillation_loss, make_teacher
 from vit_jax.training.mixing import smooth_one_hot
-from vit_jax.training.program import abstract_model_of
-from vit_jax.training.setup import build
-from vit_jax.weights.pretrained import load_pretrained, save_pretrained
+from vit_jax.training.run import model_to_train, open_run
+from vit_jax.weights.load import load_pretrained
+from vit_jax.weights.save import save_pretrained
 from vit_jax.weights.state_dict import torch_shapes
 
 pytestmark = pytest.mark.xdist_group("runs")
@@ -160,7 +161,7 @@ def test_the_teacher_is_said(every_method, first_state):
 
 
 def test_the_teacher_is_in_no_checkpoint(every_method, every_method_finished):
-    shapes = torch_shapes(abstract_model_of(every_method))
+    shapes = torch_shapes(model_to_train(every_method))
     stored = {k: v for k, v in arrays(every_method_finished, 24).items() if k.startswith("model/")}
     own = sum(4 * math.prod(shape) for shape in shapes.values())
     assert sum(map(len, stored.values())) == own + 4 * (len(stored) - 1)  # and the fingerprints
@@ -172,21 +173,28 @@ def test_the_second_head_alone_learns_from_the_teacher(teacher_file):
     config.distillation.kind, config.distillation.alpha = "soft", 1.0
     config.optimizer.learning_rate = 1e-2
     config.model.kwargs["drop_rate"] = 0.0
-    setup = build(config)
-    state = setup.program.init()
+    run = open_run(config)
+    state = run.steps.init()
     start = jax.device_get(state.params)
     losses = []
-    with setup.train_batches(0) as batches:
-        for batch in setup.on_device(batches):
-            state, loss = setup.program.train_step(state, batch)
+    with run.train_batches(0) as batches:
+        for batch in run.on_device(batches):
+            state, loss = run.steps.train(state, batch)
             losses.append(float(loss))
     assert np.mean(losses[-3:]) < 0.3 * np.mean(losses[:3])
     np.testing.assert_array_equal(state.params["head"]["kernel"], start["head"]["kernel"])
     assert np.abs(state.params["head_dist"]["kernel"] - start["head_dist"]["kernel"]).max() > 1e-3
 
 
+def model_sized(config: TrainConfig, size: int) -> Any:
+    model = model_to_train(config)
+    preprocessing = Preprocessing((0.5,), (0.5,), size=(size, size))
+    model.spec = dataclasses.replace(model.spec, preprocessing=preprocessing)
+    return model
+
+
 def teacher_of(config: TrainConfig, size: int = 8) -> Teacher:
-    found = make_teacher(config, abstract_model_of(config), (size, size))
+    found = make_teacher(config, model_sized(config, size), "cpu")
     assert found is not None
     return found
 
@@ -201,10 +209,9 @@ def test_a_work_directory_knows_its_model(every_method, every_method_finished):
     model = abstract_model(TEACHER, **every_method.model.kwargs)
     load_pretrained(model, every_method_finished)
     model.eval()
-    graph, wanted = nnx.split(model)
-    found = jax.jit(lambda state, images: teacher.logits(state, images, "cpu"))(state, images)
-    with tracing_for("cpu"):
-        wanted = jax.jit(lambda state, images: nnx.merge(graph, state)(images))(wanted, images)
+    graph, wanted = eval_graph(model, "cpu"), nnx.state(model)
+    found = jax.jit(teacher.logits)(state, images)
+    wanted = jax.jit(lambda state, images: nnx.merge(graph, state)(images))(wanted, images)
     np.testing.assert_array_equal(found, wanted)
 
 

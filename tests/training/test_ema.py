@@ -16,7 +16,7 @@ from vit_jax.config import EmaConfig, TrainConfig
 from vit_jax.models.base import VisionModel
 from vit_jax.training.ema import averaged, update_average
 from vit_jax.training.losses import classification_loss
-from vit_jax.training.setup import build
+from vit_jax.training.run import open_run
 from vit_jax.training.start import load_initial_weights
 from vit_jax.training.state import TrainState, first_average
 from vit_jax.weights.run_folder import load_checkpoint
@@ -49,16 +49,16 @@ def test_parameters_that_rest_are_the_average_in_the_end():
 
 
 def test_the_steps_average_is_that_of_the_parameters_after_each_update(every_method):
-    setup = build(every_method)
-    state = setup.program.init()
+    run = open_run(every_method)
+    state = run.steps.init()
 
     def copy(tree):
         return [np.array(leaf, np.float64) for leaf in jax.tree.leaves(tree)]
 
     average = copy(state.params)
-    with setup.train_batches(0) as batches:
-        for number, batch in zip(range(1, 6), setup.on_device(batches), strict=False):
-            state, _ = setup.program.train_step(state, batch)
+    with run.train_batches(0) as batches:
+        for number, batch in zip(range(1, 6), run.on_device(batches), strict=False):
+            state, _ = run.steps.train(state, batch)
             pairs = zip(average, copy(state.params), strict=True)
             decay = min(0.9, (1 + number) / (10 + number))
             average = [decay * mean + (1 - decay) * param for mean, param in pairs]
@@ -111,7 +111,7 @@ def test_rows_tell_both_and_the_best_is_that_of_the_average(every_method_finishe
 
 
 def test_what_is_frozen_stays_and_is_in_no_average(every_method, every_method_finished):
-    first = build(every_method).program.init()
+    first = open_run(every_method).steps.init()
     stored = arrays(every_method_finished, LAST)
     assert stored["model/pos_embed"] == np.asarray(first.frozen["pos_embed"][...]).tobytes()
     assert stored["model/cls_token"] != np.asarray(first.params["cls_token"][...]).tobytes()
@@ -132,9 +132,9 @@ def test_the_average_can_be_loaded_and_is_what_was_evaluated(every_method, every
     assert (mean["head.weight"] != raw["head.weight"]).any()
     np.testing.assert_array_equal(mean["pos_embed"], raw["pos_embed"])
 
-    setup = build(every_method)
-    assert setup.splits.validation is not None
-    with setup.eval_batches(setup.splits.validation) as batches:
+    run = open_run(every_method)
+    assert run.data.validation is not None
+    with run.eval_batches(run.data.validation) as batches:
         batch = [dict(batch) for batch in batches]
     images, labels, mask = (
         np.concatenate([part[name] for part in batch]) for name in ("image", "label", "mask")
@@ -143,7 +143,7 @@ def test_the_average_can_be_loaded_and_is_what_was_evaluated(every_method, every
 
     @jax.jit
     def evaluate(images: np.ndarray, labels: np.ndarray) -> tuple[jax.Array, jax.Array]:
-        prepared = setup.program.settings.prepare_eval(images)
+        prepared = run.prepare_eval(images)
         return classification_loss(model(prepared), labels)
 
     losses, logits = map(np.asarray, evaluate(images, labels))

@@ -15,7 +15,7 @@ from vit_jax.data.statistics import STATISTICS
 from vit_jax.training import Interrupted, train
 from vit_jax.training import loop as loop_module
 from vit_jax.training.checkpoint import Checkpoints
-from vit_jax.training.setup import build
+from vit_jax.training.run import open_run
 from vit_jax.training.workdir import locked
 
 pytestmark = pytest.mark.xdist_group("runs")
@@ -23,14 +23,14 @@ pytestmark = pytest.mark.xdist_group("runs")
 
 def stop_at(monkeypatch, step: int, what) -> None:
     """Does `what(run)` once, after step `step` and all that is due there."""
-    original = loop_module._Run._after_step
+    original = loop_module._Loop._after_step
 
     def after_step(self, timer) -> None:
         original(self, timer)
         if self.step == step:
             what(self)
 
-    monkeypatch.setattr(loop_module._Run, "_after_step", after_step)
+    monkeypatch.setattr(loop_module._Loop, "_after_step", after_step)
 
 
 def same(first: pathlib.Path, second: pathlib.Path) -> bool:
@@ -67,7 +67,7 @@ def test_latest_and_best_checkpoints_stay(finished):
 
 
 def test_finished_run_returns_at_once(finished, monkeypatch, capsys):
-    monkeypatch.setattr(loop_module, "build", lambda config: pytest.fail("it was built again"))
+    monkeypatch.setattr(loop_module, "open_run", lambda config: pytest.fail("it was built again"))
     metrics = train(tiny(log__progress="plain"), finished)
     assert metrics["test_top1"] == rows(finished)[-1]["top1"]
     assert "is finished" in capsys.readouterr().out
@@ -199,9 +199,9 @@ def test_image_that_cannot_be_read_ends_the_run_and_loses_nothing(finished, tmp_
         def __exit__(self, *error):
             self.batches.close()
 
-    original = loop_module.Setup.train_batches
+    original = loop_module.Run.train_batches
     monkeypatch.setattr(
-        loop_module.Setup, "train_batches", lambda self, step: Corrupt(original(self, step), 7)
+        loop_module.Run, "train_batches", lambda self, step: Corrupt(original(self, step), 7)
     )
     with pytest.raises(ValueError, match="image 17 of digits"):
         train(tiny(), tmp_path)
@@ -277,7 +277,7 @@ def test_init_from_a_work_directory_takes_its_latest_weights(finished, tmp_path,
             f"model/{k}": np.asarray(v).tobytes() for k, v in named_arrays(state.params).items()
         }
 
-    monkeypatch.setattr(loop_module._Run, "train", look)
+    monkeypatch.setattr(loop_module._Loop, "train", look)
     with pytest.raises(SystemExit):
         train(tiny(seed=9, init_from=str(finished)), tmp_path / "new")
     monkeypatch.undo()
@@ -293,11 +293,11 @@ def test_init_from_another_model_names_what_differs(finished, tmp_path):
 def test_a_step_in_bfloat16_keeps_what_it_learns_in_float32():
     losses = []
     for dtype in ("float32", "bfloat16"):
-        setup = build(tiny(model__kwargs__dtype=dtype))
-        state = setup.program.init()
-        with setup.train_batches(0) as batches:
-            batch = next(iter(setup.on_device(batches)))
-            state, loss = setup.program.train_step(state, batch)
+        run = open_run(tiny(model__kwargs__dtype=dtype))
+        state = run.steps.init()
+        with run.train_batches(0) as batches:
+            batch = next(iter(run.on_device(batches)))
+            state, loss = run.steps.train(state, batch)
         losses.append(float(loss))
     assert 1e-6 < abs(losses[1] / losses[0] - 1) < 1e-2
     kept = (state.params, state.opt_state, state.sums)
@@ -306,11 +306,16 @@ def test_a_step_in_bfloat16_keeps_what_it_learns_in_float32():
 
 def test_checkpoints_know_the_preprocessing(finished, tmp_path):
     info = json.loads((finished / "checkpoints" / "12" / "info" / "metadata").read_text())
-    assert info["preprocessing"] == {
+    assert info["spec"]["spec_version"] == 1
+    assert info["spec"]["name"] == tiny().model.name
+    assert info["spec"]["class_names"] == list("0123456789")
+    assert info["spec"]["preprocessing"] == {
         "mean": list(STATISTICS["digits"].mean),
         "std": list(STATISTICS["digits"].std),
         "crop_fraction": 1.0,
         "interpolation": "bilinear",
+        "size": None,
+        "resized_from": [8, 8],
     }
     assert info["best_step"] in (6, 12)
     Checkpoints(tmp_path / "empty", keep=1, keep_best=True).close()

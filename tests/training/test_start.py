@@ -16,11 +16,11 @@ from vit_jax.config.validate import fields_of
 from vit_jax.models.base import VisionModel
 from vit_jax.models.registry import create_model
 from vit_jax.training import train
-from vit_jax.training.setup import build
+from vit_jax.training.run import open_run
 from vit_jax.training.start import load_initial_weights
 from vit_jax.weights.adapt import RESIZE
-from vit_jax.weights.pretrained import save_pretrained
 from vit_jax.weights.resize import resize_pos_embed
+from vit_jax.weights.save import save_pretrained
 
 pytestmark = pytest.mark.xdist_group("runs")
 
@@ -46,9 +46,9 @@ def other(init_from: Any, **overrides: Any) -> TrainConfig:
 
 
 def fresh(config: TrainConfig) -> dict[str, np.ndarray]:
-    program = build(config).program
-    state = jax.jit(lambda state: state)(program.init())
-    return vit_jax.state_dict(nnx.merge(program.settings.graphs.train, state.params, state.frozen))
+    run = open_run(config)
+    state = jax.jit(lambda state: state)(run.steps.init())
+    return vit_jax.state_dict(nnx.merge(run.train_graph, state.params, state.frozen))
 
 
 @pytest.mark.parametrize("form", ["workdir", "checkpoint", "weights"])

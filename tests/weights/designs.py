@@ -1,5 +1,6 @@
 """A small model of each design, ours and in plain PyTorch, for the tests of weight files."""
 
+import dataclasses
 import inspect
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.reference.modular_vit import ModularViT
 from tests.reference.t2t_vit import T2TViT, T2TViTDense, T2TViTGhost, T2TViTSE
 from tests.reference.vit import VisionTransformer
 from vit_jax.models.registry import abstract_model, model_fields
+from vit_jax.models.spec import Preprocessing
 from vit_jax.weights.state_dict import torch_shapes
 
 _SEQUENCE = {"embed_dim": 12, "depth": 2, "num_heads": 3, "mlp_dim": 20, "max_tokens": 30}
@@ -54,6 +56,12 @@ def redraw(model: Any, seed: int = 0) -> Any:
     vit_jax.load_state_dict(
         model, {key: 0.3 * generator.normal(size=shapes[key]) for key in sorted(shapes)}
     )
+    return model
+
+
+def with_preprocessing(model: Any, preprocessing: Preprocessing | None) -> Any:
+    """The model, with another preprocessing in its description."""
+    model.spec = dataclasses.replace(model.spec, preprocessing=preprocessing)
     return model
 
 

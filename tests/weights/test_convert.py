@@ -14,7 +14,7 @@ from rich.console import Console
 import vit_jax
 from tests.models.families import FAMILIES, build
 from tests.training.runs import arrays, tiny
-from tests.weights.designs import assert_same_weights, redraw
+from tests.weights.designs import assert_same_weights, redraw, with_preprocessing
 from vit_jax.models.registry import abstract_model
 from vit_jax.weights.convert import convert, print_report
 
@@ -38,8 +38,8 @@ def test_a_run_is_a_source(run: Path, place: str, step: int) -> None:
     for name, other in (("pos_embed", "pos_embed"), ("norm.weight", "norm.scale")):
         (found,) = (raw for key, raw in stored.items() if key.endswith(f"model/{other}"))
         assert state[name].tobytes() == found
-    assert model.preprocessing is not None
-    assert len(model.preprocessing.mean) == 1
+    assert model.spec.preprocessing is not None
+    assert len(model.spec.preprocessing.mean) == 1
 
 
 @pytest.mark.parametrize(
@@ -57,13 +57,13 @@ def test_a_run_into_every_form(run: Path, tmp_path: Path, to: str, target: str) 
     trained, other = of_run(), of_run()
     vit_jax.load_pretrained(trained, run)
     assert_same_weights(model, trained)
-    other.preprocessing = None
+    with_preprocessing(other, None)
     vit_jax.load_pretrained(other, tmp_path / target)
     assert_same_weights(other, trained)
     if target in ("w.safetensors", "hf"):
-        assert other.preprocessing is not None
-        assert other.preprocessing.mean == trained.preprocessing.mean
-        assert other.preprocessing.std == trained.preprocessing.std
+        assert other.spec.preprocessing is not None
+        assert other.spec.preprocessing.mean == trained.spec.preprocessing.mean
+        assert other.spec.preprocessing.std == trained.spec.preprocessing.std
 
 
 def test_a_run_without_averaged_weights(run: Path, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_another_image_size_and_other_channels(source: Path, tmp_path: Path) -> 
     want = vit_jax.state_dict(old)["patch_embed.proj.weight"].sum(1, keepdims=True)
     np.testing.assert_allclose(state["patch_embed.proj.weight"], want, rtol=1e-6, atol=1e-7)
     assert len(report.adapted) == 2
-    assert model.preprocessing is None
+    assert model.spec.preprocessing is None
     assert report.left == ("its preprocessing, of 3 channels",)
 
 
@@ -173,7 +173,7 @@ def test_fields_that_the_source_states(tmp_path: Path) -> None:
     )
     fields = {key: value for key, value in FIELDS.items() if key != "num_heads"} | {"img_size": 8}
     model, _ = convert(str(tmp_path / "f"), str(tmp_path / "o.pth"), VIT, fields=fields)
-    assert (model.norm_eps, model.num_heads, model.num_classes) == (1e-3, 4, 5)
+    assert (model.config.norm_eps, model.config.num_heads, model.num_classes) == (1e-3, 4, 5)
     with pytest.raises(ValueError, match=r"norm_eps=0\.001, this one has 1e-05"):
         convert(
             str(tmp_path / "f"),
@@ -223,7 +223,7 @@ def test_targets_that_are_refused(
 def test_a_folder_of_ours_is_replaced_whole(tmp_path: Path) -> None:
     first = build("vit", img_size=8)
     second = redraw(build("vit", img_size=8), seed=5)
-    second.preprocessing = None
+    with_preprocessing(second, None)
     for dialect in ("huggingface", "orbax"):
         for model in (first, second):
             vit_jax.save_pretrained(model, tmp_path / dialect, dialect=dialect)

@@ -281,7 +281,7 @@ HUGE = "1" + "0" * 400
 def test_a_pretrained_cfg_that_is_none(tmp_path: Path, pretrained_cfg: str) -> None:
     folder = folder_of(tmp_path / "f")
     (folder / "config.json").write_text(f'{{"pretrained_cfg": {pretrained_cfg}}}')
-    assert read_weights(folder).preprocessing is None
+    assert read_weights(folder).spec.preprocessing is None
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_a_pretrained_cfg_that_is_none(tmp_path: Path, pretrained_cfg: str) -> N
 def test_preprocessing_of_timm_that_is_none(tmp_path: Path, fields: str) -> None:
     folder = folder_of(tmp_path / "f")
     (folder / "config.json").write_text(f'{{"pretrained_cfg": {fields}}}')
-    with pytest.raises(ValueError, match=r"config\.json': its preprocessing cannot be read"):
+    with pytest.raises(ValueError, match=r"config\.json': its description cannot be read"):
         read_weights(folder)
 
 
@@ -313,7 +313,7 @@ def test_preprocessing_of_timm(tmp_path: Path) -> None:
     stated = {"mean": [0.1], "std": [0.2], "crop_pct": 0.8, "interpolation": "bilinear"}
     for config in ({"pretrained_cfg": stated}, stated):
         (folder / "config.json").write_text(json.dumps(config))
-        read = read_weights(folder).preprocessing
+        read = read_weights(folder).spec.preprocessing
         assert read is not None
         assert (read.mean, read.std) == ((0.1,), (0.2,))
         assert (read.crop_fraction, read.interpolation) == (0.8, "bilinear")
@@ -322,7 +322,27 @@ def test_preprocessing_of_timm(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["[" * 100_000, "{}", "3", HUGE])
 def test_damaged_metadata(tmp_path: Path, text: str) -> None:
     save_file({"a": ONES}, tmp_path / "w.safetensors", metadata={"preprocessing": text})
-    with pytest.raises(ValueError, match="preprocessing cannot be read"):
+    with pytest.raises(ValueError, match="description cannot be read"):
+        read_weights(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, ""),
+        ("3", "wanted a JSON object, got int"),
+        ("{}", "wanted spec_version as a whole number, got None"),
+        ('{"spec_version": 2}', r"by a later version of vit_jax \(spec_version 2; .* upgrade"),
+        ('{"spec_version": true}', "wanted spec_version as a whole number, got True"),
+        ('{"spec_version": 1}', "wanted a name and the fields of a model"),
+        ('{"spec_version": 1, "name": "vit", "fields": {}, "class_names": [1]}', "a list of str"),
+        ('{"spec_version": 1, "name": "vit", "fields": {}, "preprocessing": 3}', ""),
+    ],
+    ids=lambda value: value[:20],
+)
+def test_a_description_that_is_none(tmp_path: Path, text: str, message: str) -> None:
+    save_file({"a": ONES}, tmp_path / "w.safetensors", metadata={"vit_jax": text})
+    with pytest.raises(ValueError, match=f"description cannot be read.*{message}"):
         read_weights(tmp_path / "w.safetensors")
 
 

@@ -112,6 +112,6 @@ def test_a_model_that_timm_wrote(cache: Path) -> None:
     other = redraw(build("vit"), seed=1)
     assert vit_jax.load_pretrained(other, "hf:timm/vit_tiny.x").dialect is None
     assert_same_weights(other, model)
-    assert other.preprocessing is not None
-    np.testing.assert_allclose(other.preprocessing.mean, (0.1, 0.2, 0.3))
-    assert other.preprocessing.crop_fraction == 0.875
+    assert other.spec.preprocessing is not None
+    np.testing.assert_allclose(other.spec.preprocessing.mean, (0.1, 0.2, 0.3))
+    assert other.spec.preprocessing.crop_fraction == 0.875

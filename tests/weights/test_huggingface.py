@@ -21,8 +21,9 @@ from tests.weights.designs import (
     logits,
     pytorch_logits,
     redraw,
+    with_preprocessing,
 )
-from vit_jax.models.base import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from vit_jax.models.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.xdist_group("huggingface")]
 
@@ -182,19 +183,19 @@ PREPROCESSING = Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 8 / 10, "bilinea
 def test_preprocessing_there_and_back(hf: Any, tmp_path: Path) -> None:
     """Also through their own reader and writer of it."""
     model = ours("vit")
-    model.preprocessing = PREPROCESSING
+    with_preprocessing(model, PREPROCESSING)
     vit_jax.save_pretrained(model, tmp_path / "f", dialect="huggingface")
     other = ours("vit")
     vit_jax.load_pretrained(other, tmp_path / "f")
-    assert other.preprocessing == PREPROCESSING
+    assert other.spec.preprocessing == PREPROCESSING
     processor = hf.processor.from_pretrained(tmp_path / "f")
     assert tuple(processor.image_mean) == PREPROCESSING.mean
     assert (int(processor.resample), processor.size["height"]) == (2, 10)
     processor.save_pretrained(tmp_path / "f")
-    other.preprocessing = None
+    with_preprocessing(other, None)
     vit_jax.load_pretrained(other, tmp_path / "f")
-    assert other.preprocessing is not None
-    assert (other.preprocessing.mean, other.preprocessing.std) == (
+    assert other.spec.preprocessing is not None
+    assert (other.spec.preprocessing.mean, other.spec.preprocessing.std) == (
         PREPROCESSING.mean,
         PREPROCESSING.std,
     )
@@ -234,21 +235,21 @@ def test_forms_of_their_preprocessor_config(
     vit_jax.save_pretrained(model, tmp_path / "f", dialect="huggingface")
     (tmp_path / "f" / "preprocessor_config.json").write_text(json.dumps(fields))
     if want is None:
-        with pytest.raises(ValueError, match=r"preprocessor_config\.json': its preprocessing"):
+        with pytest.raises(ValueError, match=r"preprocessor_config\.json': its description"):
             vit_jax.load_pretrained(model, tmp_path / "f")
     else:
         vit_jax.load_pretrained(model, tmp_path / "f")
-        assert model.preprocessing == want
+        assert model.spec.preprocessing == want
 
 
 def test_what_their_preprocessor_config_leaves_out_is_said(tmp_path: Path) -> None:
     model = ours("vit")
-    before = model.preprocessing
+    before = model.spec.preprocessing
     vit_jax.save_pretrained(model, tmp_path / "f", dialect="huggingface")
     (tmp_path / "f" / "preprocessor_config.json").write_text('{"image_mean": [0, 0, 0]}')
     report = vit_jax.load_pretrained(model, tmp_path / "f")
     assert report.left == ("preprocessor_config.json: it states no image_std, resample",)
-    assert model.preprocessing == before
+    assert model.spec.preprocessing == before
 
 
 def test_models_that_their_folder_cannot_be(tmp_path: Path) -> None:

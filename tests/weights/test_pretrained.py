@@ -10,12 +10,13 @@ from safetensors.torch import load_file
 import vit_jax
 from tests.models.families import FAMILIES, build
 from tests.reference.vit import VisionTransformer
-from vit_jax.models.base import Preprocessing
+from tests.weights.designs import with_preprocessing
+from vit_jax.models.spec import Preprocessing
 
 
 def test_every_bit_and_the_preprocessing_come_back(tmp_path):
     model = build("vit")
-    model.preprocessing = Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.8, "bilinear")
+    with_preprocessing(model, Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.8, "bilinear"))
     path = tmp_path / "deep" / "weights.safetensors"
     vit_jax.save_pretrained(model, path)
     other = build("vit", weight_init="kaiming_conv")
@@ -23,7 +24,7 @@ def test_every_bit_and_the_preprocessing_come_back(tmp_path):
     vit_jax.load_pretrained(other, path)
     for name, array in vit_jax.state_dict(model).items():
         np.testing.assert_array_equal(vit_jax.state_dict(other)[name], array)
-    assert other.preprocessing == model.preprocessing
+    assert other.spec.preprocessing == model.spec.preprocessing
     assert [file.name for file in path.parent.iterdir()] == ["weights.safetensors"]
 
 
@@ -38,7 +39,7 @@ def test_a_file_without_metadata_leaves_the_preprocessing(tmp_path):
     model = build("vit")
     save_file(vit_jax.state_dict(model), tmp_path / "weights.safetensors")
     vit_jax.load_pretrained(model, tmp_path / "weights.safetensors")
-    assert model.preprocessing is not None
+    assert model.spec.preprocessing is not None
 
 
 @pytest.mark.parametrize(
@@ -46,12 +47,12 @@ def test_a_file_without_metadata_leaves_the_preprocessing(tmp_path):
 )
 def test_preprocessing_that_cannot_be_read(tmp_path, metadata):
     model = build("vit")
-    before = dataclasses.replace(model.preprocessing)
+    before = dataclasses.replace(model.spec.preprocessing)
     path = tmp_path / "weights.safetensors"
     save_file(vit_jax.state_dict(model), path, metadata={"preprocessing": metadata})
-    with pytest.raises(ValueError, match="preprocessing cannot be read"):
+    with pytest.raises(ValueError, match="description cannot be read"):
         vit_jax.load_pretrained(model, path)
-    assert model.preprocessing == before
+    assert model.spec.preprocessing == before
 
 
 def test_files_that_are_none(tmp_path):
@@ -72,4 +73,4 @@ def test_files_that_are_none(tmp_path):
 
 
 def test_a_number_of_channels_that_is_not_the_names_has_no_preprocessing():
-    assert build("vit", in_chans=1).preprocessing is None
+    assert build("vit", in_chans=1).spec.preprocessing is None

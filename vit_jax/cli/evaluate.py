@@ -43,8 +43,8 @@ def run(arguments: Sequence[str]) -> int:
         split=options.split,
         batch_size=options.batch_size,
     )
-    loaded = load_given_model(options)
-    found = evaluate(loaded, labelled.source, labelled.batch_size, labelled.num_workers)
+    model = load_given_model(options)
+    found = evaluate(model, labelled.source, labelled.batch_size, labelled.num_workers)
     print_notes(found.notes)
     if options.json:
         print(json.dumps(_as_json(found)))

@@ -14,9 +14,9 @@ def run(arguments: Sequence[str]) -> int:
 
     platforms = None if options.platforms is None else options.platforms.split(",")
     check_platforms(options.format, platforms)  # before the wait for the model
-    loaded = load_given_model(options)
+    model = load_given_model(options)
     report = export_model(
-        loaded,
+        model,
         options.out,
         format=options.format,
         platforms=platforms,
@@ -25,7 +25,7 @@ def run(arguments: Sequence[str]) -> int:
     batches = " and ".join(map(str, report.batch_sizes))
     runs_on = ", ".join(report.platforms) or "ONNX runtimes"
     print(
-        f"{loaded.name} for {runs_on}, {report.size / 2**20:.1f} MiB; on "
+        f"{model.spec.name} for {runs_on}, {report.size / 2**20:.1f} MiB; on "
         f"{report.verified_on}, with batches of {batches}, it differs from the live model by "
         f"at most {report.largest_difference:.2g} (allowed: {report.bound:.2g})"
     )

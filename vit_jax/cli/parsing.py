@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from vit_jax.config.overrides import CommandLine, literal, parse_command_line
 
 if TYPE_CHECKING:
-    from vit_jax.weights.load import LoadedModel
+    from vit_jax.models.base import VisionModel
 
 
 class Parser(argparse.ArgumentParser):
@@ -69,22 +69,19 @@ def add_data(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     return data
 
 
-def load_given_model(options: argparse.Namespace) -> "LoadedModel":
+def load_given_model(options: argparse.Namespace) -> "VisionModel[Any]":
     """The model that the options of `add_model` name; tells on standard error what it is.
 
     Raises:
-      ValueError: see `vit_jax.weights.load.load_model`.
+      ValueError: see `vit_jax.from_pretrained`.
     """
-    from vit_jax.weights.load import load_model
+    from vit_jax.weights.load import load_with_notes
 
-    loaded = load_model(
-        options.source,
-        name=options.model,
-        fields=to_fields(options.field),
-        ema=options.ema,
+    model, notes = load_with_notes(
+        options.source, name=options.model, fields=to_fields(options.field), ema=options.ema
     )
-    print("; ".join([f"{loaded.name} from {loaded.source}", *loaded.notes]), file=sys.stderr)
-    return loaded
+    print("; ".join([f"{model.spec.name} from {model.spec.source}", *notes]), file=sys.stderr)
+    return model
 
 
 def to_fields(texts: list[str]) -> dict[str, Any]:

@@ -33,8 +33,8 @@ def run(arguments: Sequence[str]) -> int:
     # Pillow warns of files that are odd; those that cannot be read we name ourselves.
     warnings.filterwarnings("ignore", module="PIL")
     unread = 0
-    loaded = load_given_model(options)
-    for prediction in predict(loaded, paths, options.top, options.batch_size):
+    model = load_given_model(options)
+    for prediction in predict(model, paths, options.top, options.batch_size):
         if prediction.error is not None:
             unread += 1
             path = printable(prediction.path or "")

@@ -26,9 +26,9 @@ def run(arguments: Sequence[str]) -> int:
         )
         for split in (options.train_split, options.test_split)
     )
-    loaded = load_given_model(options)
+    model = load_given_model(options)
     seen, asked = (
-        extract_features(loaded, part.source, part.batch_size, part.num_workers)
+        extract_features(model, part.source, part.batch_size, part.num_workers)
         for part in (train, test)
     )
     found = probe(

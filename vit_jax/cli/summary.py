@@ -18,7 +18,7 @@ def run(arguments: Sequence[str]) -> int:
     from rich.console import Console
 
     from vit_jax.inspect.summary import print_summary, summarize
-    from vit_jax.weights.shapes import model_shapes
+    from vit_jax.weights.load import model_shapes
 
     model = model_shapes(options.source, name=options.model, fields=fields)
     summary = summarize(model, batch_size=options.batch_size, depth=options.depth)

@@ -23,7 +23,7 @@ from vit_jax.config.serialize import (
     load_config,
     to_dict,
 )
-from vit_jax.config.validate import check_model_kwargs, validate
+from vit_jax.config.validate import check_kwargs_names, validate
 
 __all__ = [
     "RESUMABLE_FIELDS",
@@ -39,7 +39,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "TrainConfig",
-    "check_model_kwargs",
+    "check_kwargs_names",
     "check_resumable",
     "diff",
     "find_recipe",

@@ -2,8 +2,8 @@
 
     --config RECIPE [--OPTION VALUE ...] [--SWITCH ...] [--config.FIELD=VALUE ...]
 
-A value is read by the type of its field. Fields of a model's constructor (`model.kwargs`) take any
-name here and a value as Python writes it; the constructor's defaults check both afterwards.
+A value is read by the type of its field. Fields of a model (`model.kwargs`) take a value as Python
+writes it; the model's design checks it as the run is made.
 """
 
 import ast
@@ -11,14 +11,14 @@ import copy
 import dataclasses
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from vit_jax.config.recipes import find_recipe, load_recipe, recipe_name, recipe_names
 from vit_jax.config.schema import OptionalStrs, TrainConfig
 from vit_jax.config.validate import (
     FieldInfo,
-    check_model_kwargs,
+    check_kwargs_names,
     fields_of,
     plain_kind,
     proposal,
@@ -57,7 +57,7 @@ class CommandLine:
 
 def parse_command_line(
     arguments: Sequence[str],
-    model_fields: Callable[[str], Mapping[str, Any]],
+    model_fields: Callable[[str], Iterable[str]],
     options: Sequence[str] = (),
     switches: Sequence[str] = (),
 ) -> CommandLine:
@@ -65,9 +65,9 @@ def parse_command_line(
 
     Args:
       arguments: the command line without the program's name.
-      model_fields: gives the constructor's fields of a registered model with their defaults, and
-        raises ValueError for an unknown name. It is called last: other mistakes are reported
-        without loading any model code.
+      model_fields: gives the names of the fields of a registered model, and raises ValueError for
+        an unknown name. It is called last: other mistakes are reported without loading any model
+        code.
       options: names of the command's own options, each of which takes a string.
       switches: names of the command's own options without a value.
 
@@ -228,9 +228,9 @@ def _fit_to_model(
     config: TrainConfig,
     recipe: TrainConfig,
     overrides: Mapping[str, str],
-    fields: Mapping[str, Any],
+    fields: Iterable[str],
 ) -> tuple[str, ...]:
-    """Checks `model.kwargs`, and drops those of a recipe for another model; returns notes."""
+    """Drops a recipe's `model.kwargs` for another model, and checks their names; returns notes."""
     notes: tuple[str, ...] = ()
     if config.model.name != recipe.model.name:
         dropped = [
@@ -246,7 +246,7 @@ def _fit_to_model(
                 f"model.name is no longer {recipe.model.name}: the recipe's model.kwargs "
                 f"{', '.join(dropped)} are dropped",
             )
-    check_model_kwargs(config.model.name, config.model.kwargs, fields)
+    check_kwargs_names(config.model.name, config.model.kwargs, fields)
     return notes
 
 

@@ -9,6 +9,8 @@ from typing import Any
 from vit_jax.config.schema import RESUMABLE_FIELDS, TrainConfig
 from vit_jax.config.validate import proposal, validate
 
+CONFIG_VERSION = 1  # of config.json; 0 is that of 0.1.0, which differs in stating none
+_VERSION = "spec_version"
 # Fields of earlier versions, which every run had empty.
 _RETIRED = ("unbuilt",)
 
@@ -32,21 +34,42 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
     return config
 
 
+def to_json(config: TrainConfig) -> str:
+    """A work directory's config.json."""
+    return json.dumps({_VERSION: CONFIG_VERSION, **to_dict(config)}, indent=2) + "\n"
+
+
 def load_config(path: str | pathlib.Path) -> TrainConfig:
-    """Read a work directory's config.json, the JSON of `to_dict`.
+    """Reads a work directory's config.json.
 
     Raises:
-      ValueError: the file holds no JSON object, or not that of a config.
+      ValueError: the file holds no JSON object, or not that of a config; it is of a later version.
       OSError: the file cannot be read.
     """
     try:
-        file = pathlib.Path(path) if isinstance(path, str) else path
-        values = json.loads(file.read_bytes().decode())
-        if not isinstance(values, dict):
-            raise ValueError(f"wanted a JSON object, got {type(values).__name__}")
-        return from_dict(values)
+        return from_dict(read_config(path))
     except ValueError as error:  # JSONDecodeError is one.
         raise ValueError(f"{path} is not the config of a run: {error}") from error
+
+
+def read_config(path: str | pathlib.Path) -> dict[str, Any]:
+    """The values in a work directory's config.json, as plain data.
+
+    Raises:
+      ValueError: the file holds no JSON object, or is of a later version.
+      OSError: the file cannot be read.
+    """
+    file = pathlib.Path(path) if isinstance(path, str) else path
+    values = json.loads(file.read_bytes().decode())
+    if not isinstance(values, dict):
+        raise ValueError(f"wanted a JSON object, got {type(values).__name__}")
+    version = values.pop(_VERSION, 0)
+    if type(version) is not int or not 0 <= version <= CONFIG_VERSION:
+        raise ValueError(
+            f"wanted {_VERSION} as a whole number up to {CONFIG_VERSION}, got {version!r}: if a "
+            "later version of vit_jax wrote it, upgrade vit_jax"
+        )
+    return values
 
 
 def diff(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:

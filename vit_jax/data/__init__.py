@@ -20,8 +20,6 @@ from vit_jax.data.loader import (
     steps_per_epoch,
     train_batches,
 )
-from vit_jax.data.prepare import prepare
-from vit_jax.data.prepared_writer import write_prepared
 from vit_jax.data.resize import resize_bilinear
 from vit_jax.data.sources import ArraySource, Example, ImageSource
 from vit_jax.data.splits import Splits, open_splits, select
@@ -44,7 +42,6 @@ __all__ = [
     "normalize",
     "num_eval_batches",
     "open_splits",
-    "prepare",
     "random_horizontal_flip",
     "random_rotation",
     "resize_bilinear",
@@ -52,5 +49,4 @@ __all__ = [
     "select",
     "steps_per_epoch",
     "train_batches",
-    "write_prepared",
 ]

@@ -13,11 +13,11 @@ from flax import nnx
 from vit_jax.data.loader import Batches
 from vit_jax.data.sources import ImageSource
 from vit_jax.inference.classifier import Classifier
+from vit_jax.models.base import VisionModel
 from vit_jax.training.evaluate import evaluate as average_over
 from vit_jax.training.losses import classification_loss
 from vit_jax.training.mesh import replicated
 from vit_jax.training.metrics import Sums
-from vit_jax.weights.load import LoadedModel
 
 NUM_BINS = 15
 
@@ -48,7 +48,7 @@ class Evaluation:
     Attributes:
       source: the set.
       loss, top1, top5: averages an example; top1 and top5 are fractions of 1.
-      class_names: of the model.
+      class_names: of the model; the number of a class that has none.
       labels, predictions: (N,) class indices.
       confidences: (N,) probability of the prediction.
       notes: what to know of the figures, a line each.
@@ -101,7 +101,7 @@ class Evaluation:
 
 
 def evaluate(
-    loaded: LoadedModel,
+    model: VisionModel[Any],
     source: ImageSource,
     batch_size: int = 256,
     num_workers: int | None = None,
@@ -109,7 +109,7 @@ def evaluate(
     """Evaluates a model as its training does: on the set of its run, the same loss, top1 and top5.
 
     Args:
-      loaded: of `load_model`.
+      model: of `vit_jax.from_pretrained`.
       source: of `vit_jax.data`, such as `open_splits(...).test`. Where its classes have names that
         the model knows, labels go by name; else by index, and `notes` say so.
       batch_size: images at a time; the same numbers to the last bit need that of the run.
@@ -119,9 +119,8 @@ def evaluate(
       ValueError: channels or classes that do not fit, a model that states no preprocessing, or an
         image that cannot be read.
     """
-    model = loaded.model
-    to_label, notes = _labels_of(loaded, source)
-    classifier = Classifier.of(loaded)
+    to_label, notes = _labels_of(model, source)
+    classifier = Classifier.of(model)
     seen: list[tuple[jax.Array, ...]] = []
 
     @functools.partial(jax.jit, donate_argnums=2)
@@ -155,7 +154,7 @@ def evaluate(
     return Evaluation(
         source.name,
         **averages,
-        class_names=loaded.class_names,
+        class_names=tuple(map(model.spec.label, range(model.num_classes))),
         labels=labels.astype(np.int64),
         predictions=predictions.astype(np.int64),
         confidences=confidences.astype(np.float64),
@@ -163,15 +162,22 @@ def evaluate(
     )
 
 
-def _labels_of(loaded: LoadedModel, source: ImageSource) -> tuple[np.ndarray, tuple[str, ...]]:
+def _labels_of(model: VisionModel[Any], source: ImageSource) -> tuple[np.ndarray, tuple[str, ...]]:
     """The model's class of each label of the source, and a remark where it is a guess."""
-    ours, theirs = loaded.class_names, source.class_names
+    ours, theirs, number = model.spec.class_names, source.class_names, model.num_classes
     by_index = np.arange(max(len(theirs), 1))
+    if ours is None:
+        if len(theirs) != number:
+            raise ValueError(
+                f"nothing names the model's {number} classes, and {source.name} has {len(theirs)}: "
+                "labels cannot be told"
+            )
+        return by_index, (f"classes go by index: nothing names the model's {number}",)
     if theirs == ours[: len(theirs)]:
         return by_index, ()
     if set(theirs) <= set(ours):
         return np.asarray([ours.index(name) for name in theirs]), ()
-    if len(ours) == len(theirs):
+    if len(theirs) == number == len(ours):
         differs = next(i for i, name in enumerate(theirs) if name != ours[i])
         return by_index, (
             f"classes go by index: {source.name} names class {differs} {theirs[differs]!r}, the "
@@ -179,7 +185,7 @@ def _labels_of(loaded: LoadedModel, source: ImageSource) -> tuple[np.ndarray, tu
         )
     missing = next(name for name in theirs if name not in ours)
     raise ValueError(
-        f"class {missing!r} of {source.name} is none of the model's {len(ours)} "
+        f"class {missing!r} of {source.name} is none of the model's {number} "
         f"({', '.join(ours[:5])}, ...), and it has {len(theirs)} classes: labels cannot be told"
     )
 

@@ -19,9 +19,11 @@ from vit_jax.data.augment import normalize
 from vit_jax.inference.onnx import PACKAGES as ONNX_PACKAGES
 from vit_jax.inference.onnx import import_onnx, read_onnx, write_onnx
 from vit_jax.layers.checks import check_choice
+from vit_jax.layers.forms import eval_graph
 from vit_jax.models.base import VisionModel
 from vit_jax.weights.atomic import check_new_folder, whole
-from vit_jax.weights.load import LoadedModel
+from vit_jax.weights.formats import SPEC
+from vit_jax.weights.spec_json import spec_to_dict
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 INPUTS = ("float32", "uint8")
@@ -66,7 +68,7 @@ class ExportReport:
 
 
 def export_model(
-    loaded: LoadedModel,
+    model: VisionModel[Any],
     out: str | os.PathLike[str],
     *,
     format: str = "stablehlo",
@@ -83,7 +85,7 @@ def export_model(
     Outputs are of float32, or of float64 where the model is.
 
     Args:
-      loaded: see `vit_jax.weights.load.load_model`.
+      model: such as of `vit_jax.from_pretrained`; it is exported in eval mode.
       out: the path of a new folder, or of one that was written here.
       format: "stablehlo" or "onnx".
       platforms: of StableHLO, some of "cpu", "cuda" and "tpu", of which one at least must be on
@@ -101,13 +103,13 @@ def export_model(
     check_new_folder(folder, FILES)
     check_choice("format", format, tuple(FORMATS))
     check_choice("input", input, INPUTS)
-    if format == "onnx" and loaded.model.dtype != jnp.float32:
-        raise ValueError(f"format onnx: wanted a model of dtype float32, got {loaded.model.dtype}")
+    if format == "onnx" and model.dtype != jnp.float32:
+        raise ValueError(f"format onnx: wanted a model of dtype float32, got {model.dtype}")
     platforms = check_platforms(format, platforms)
     device = _device_to_verify_on(platforms or ("cpu",))
-    _check_weights(loaded.model)
-    function, images = _function(loaded, input)
-    state = nnx.state(loaded.model)
+    _check_weights(model)
+    function, images = _function(model, input)
+    state = nnx.state(model)
 
     def with_weights(images: jax.Array) -> jax.Array:
         return function(state, images)
@@ -119,7 +121,7 @@ def export_model(
             write_onnx(with_weights, images, path)
         else:
             _write_stablehlo(with_weights, images, platforms, path)
-        bound, difference = _verify(path, format, function, loaded.model, images, device)
+        bound, difference = _verify(path, format, function, model, images, device)
         report = ExportReport(
             folder=folder,
             format=format,
@@ -131,7 +133,7 @@ def export_model(
             size=path.stat().st_size,
         )
         outputs = jax.eval_shape(with_weights, images)
-        about = _about(loaded, images, outputs, report)
+        about = _about(model, images, outputs, report)
         (partial / _ABOUT).write_text(json.dumps(about, indent=2) + "\n")
         shutil.copyfile(Path(__file__).with_name("run_exported.py"), partial / _RUN)
     return report
@@ -169,12 +171,11 @@ def check_platforms(format: str, platforms: Sequence[str] | None) -> tuple[str, 
 _Function = Callable[[nnx.State, jax.Array], jax.Array]
 
 
-def _function(loaded: LoadedModel, input: str) -> tuple[_Function, jax.ShapeDtypeStruct]:
+def _function(model: VisionModel[Any], input: str) -> tuple[_Function, jax.ShapeDtypeStruct]:
     """What is exported, and its images: those of a batch of one."""
-    model = loaded.model
-    graph = nnx.graphdef(model)
+    graph = eval_graph(model, None)  # the form that suits every platform
     wide = jnp.promote_types(model.dtype, jnp.float32)
-    preprocessing = model.preprocessing
+    preprocessing = model.spec.preprocessing
     if input == "uint8" and preprocessing is None:
         raise ValueError(
             "input uint8: this model does not know how its images are normalised; export it with "
@@ -187,7 +188,7 @@ def _function(loaded: LoadedModel, input: str) -> tuple[_Function, jax.ShapeDtyp
             images = normalize(images, preprocessing.mean, preprocessing.std, wide)
         return nnx.merge(graph, state)(images).astype(wide)
 
-    shape = (1, *loaded.image_size, model.in_chans)
+    shape = (1, *model.input_size, model.in_chans)
     return function, jax.ShapeDtypeStruct(shape, jnp.uint8 if input == "uint8" else wide)
 
 
@@ -199,7 +200,6 @@ def _write_stablehlo(
 ) -> None:
     (batch,) = jax.export.symbolic_shape("batch")
     any_batch = jax.ShapeDtypeStruct((batch, *images.shape[1:]), images.dtype)
-    # Traced outside of `tracing_for`: the forms of the layers that suit every platform.
     exported = jax.export.export(jax.jit(function), platforms=tuple(platforms))(any_batch)
     path.write_bytes(exported.serialize())
 
@@ -267,17 +267,18 @@ def _verify(
 
 
 def _about(
-    loaded: LoadedModel,
+    model: VisionModel[Any],
     images: jax.ShapeDtypeStruct,
     outputs: jax.ShapeDtypeStruct,
     report: ExportReport,
 ) -> dict[str, Any]:
     """What model.json says."""
-    model, preprocessing = loaded.model, loaded.model.preprocessing
+    spec = model.spec
     packages = ["vit-jax", "jax", "jaxlib", "flax"]
     about = {
-        "model": loaded.name,
-        "source": loaded.source,
+        SPEC: spec_to_dict(spec),
+        "model": spec.name,
+        "source": spec.source,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))),
         "input": {
             "shape": ["batch", *images.shape[1:]],
@@ -287,14 +288,13 @@ def _about(
             if images.dtype == jnp.uint8
             else "pixels / 255, minus mean, divided by std",
         },
-        "preprocessing": None if preprocessing is None else dataclasses.asdict(preprocessing),
-        "data_size": None if loaded.data_size is None else list(loaded.data_size),
+        "preprocessing": spec.preprocessing and dataclasses.asdict(spec.preprocessing),
         "output": {
             "shape": ["batch", *outputs.shape[1:]],
             "dtype": jnp.dtype(outputs.dtype).name,
             "values": "logits" if model.num_classes else "features",
         },
-        "class_names": list(loaded.class_names),
+        "class_names": [spec.label(index) for index in range(model.num_classes)],
         "verified": {
             "platform": report.verified_on,
             "batch_sizes": list(report.batch_sizes),

@@ -104,13 +104,41 @@ def _read(path: str, channels: int, fit: Callable[[np.ndarray], np.ndarray]) -> 
             return decode() if cost <= _LARGE else _large_images.submit(decode).result()
 
 
+def check_channels(channels: int) -> None:
+    """Raises ValueError unless image files give so many channels."""
+    if channels not in (1, 3):
+        raise ValueError(
+            f"image files give 1 or 3 channels, and this model takes {channels}: give arrays"
+        )
+
+
+def check_array(name: str, image: np.ndarray, channels: int) -> None:
+    """Raises ValueError unless an array is an image (H, W, channels) uint8 of some pixels."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != channels or not image.size:
+        raise ValueError(
+            f"{name}: wanted uint8 (H, W, {channels}), got {image.dtype} {image.shape}"
+        )
+
+
+def pixels_of(image: Image.Image, channels: int) -> np.ndarray:
+    """A PIL image as `read_image` gives a file: upright, (H, W, channels) uint8.
+
+    Raises:
+      ValueError: pixels of unknown range, or cut off.
+    """
+    try:
+        return np.ascontiguousarray(_turned(_pixels(image, channels), _orientation(image)))
+    except OSError as error:
+        raise ValueError(f"an image that cannot be decoded: {error}") from error
+
+
 def _decode(
     image: Image.Image, channels: int, fit: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
     image.load()
-    pixels, turn = _pixels(image, channels), _orientation(image)
+    pixels = np.ascontiguousarray(_turned(_pixels(image, channels), _orientation(image)))
     image.close()
-    return fit(np.ascontiguousarray(_turned(pixels, turn)))
+    return fit(pixels)
 
 
 def _pixels(image: Image.Image, channels: int) -> np.ndarray:
@@ -171,16 +199,8 @@ class ImageFiles(ImageSource):
         fit: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         for number, image in enumerate(images):
-            if isinstance(image, np.ndarray) and (
-                image.dtype != np.uint8
-                or image.ndim != 3
-                or image.shape[2] != channels
-                or not image.size
-            ):
-                raise ValueError(
-                    f"image {number}: wanted uint8 (H, W, {channels}), got {image.dtype} "
-                    f"{image.shape}"
-                )
+            if isinstance(image, np.ndarray):
+                check_array(f"image {number}", image, channels)
         self.images = images
         self.fit = fit
         self.name = "image files"

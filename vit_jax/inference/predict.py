@@ -4,15 +4,17 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
 from vit_jax.inference.classifier import Classifier
-from vit_jax.inference.images import ImageFiles
+from vit_jax.inference.images import ImageFiles, check_channels
+from vit_jax.inference.preprocess import shown
+from vit_jax.models.base import VisionModel
 from vit_jax.training.losses import wide
-from vit_jax.weights.load import LoadedModel
 
 Image = str | os.PathLike[str] | np.ndarray
 
@@ -42,7 +44,7 @@ class Prediction:
 
 
 def predict(
-    loaded: LoadedModel,
+    model: VisionModel[Any],
     images: Sequence[Image],
     top: int = 5,
     batch_size: int = 32,
@@ -54,7 +56,7 @@ def predict(
     not grow with their number. The last batch is filled up, so that one program is compiled.
 
     Args:
-      loaded: of `load_model`.
+      model: of `vit_jax.from_pretrained`.
       images: paths, or (H, W, C) uint8 arrays, C being the model's.
       top: classes to tell of each image; all where there are fewer.
       batch_size: images at a time.
@@ -68,28 +70,27 @@ def predict(
       ValueError: no images, an array of another type or shape, numbers out of range, or a model
         that states no preprocessing, or takes neither 1 nor 3 channels.
     """
-    model = loaded.model
     if not len(images):
         raise ValueError("wanted one image or more, got none")
     for name, value in (("top", top), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     files = [image for image in images if not isinstance(image, np.ndarray)]
-    if files and model.in_chans not in (1, 3):
-        raise ValueError(
-            f"image files give 1 or 3 channels, and this model takes {model.in_chans}: give arrays"
-        )
+    if files:
+        check_channels(model.in_chans)
     if not model.num_classes:
-        raise ValueError(f"{loaded.source}: the model has no head (num_classes=0)")
-    classifier = Classifier.of(loaded)
-    source = ImageFiles(images, model.in_chans, classifier.fit)
+        raise ValueError(
+            f"{model.spec.source or model.spec.name}: the model has no head (num_classes=0)"
+        )
+    classifier = Classifier.of(model)
+    source = ImageFiles(images, model.in_chans, functools.partial(shown, model))
     return _predictions(classifier, source, top, min(batch_size, len(images)), num_workers)
 
 
 def _predictions(
     classifier: Classifier, source: ImageFiles, top: int, batch_size: int, num_workers: int | None
 ) -> Iterator[Prediction]:
-    names = classifier.loaded.class_names
+    spec, num_classes = classifier.model.spec, classifier.model.num_classes
 
     @functools.partial(jax.jit, static_argnums=2)
     def step(variables: nnx.State, images: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
@@ -99,7 +100,7 @@ def _predictions(
     with classifier.batches(source, batch_size, num_workers) as batches:
         for batch in batches:
             images = classifier.on_device({"image": batch["image"]})["image"]
-            found = jax.device_get(step(classifier.variables, images, min(top, len(names))))
+            found = jax.device_get(step(classifier.variables, images, min(top, num_classes)))
             for index, probabilities, classes in zip(batch["index"].tolist(), *found, strict=True):
                 if index < 0:
                     continue
@@ -109,4 +110,4 @@ def _predictions(
                     yield Prediction(path, (), source.unreadable[index])
                     continue
                 guesses = zip(classes.tolist(), probabilities.tolist(), strict=True)
-                yield Prediction(path, tuple(Guess(names[i], i, p) for i, p in guesses))
+                yield Prediction(path, tuple(Guess(spec.label(i), i, p) for i, p in guesses))

@@ -6,6 +6,7 @@ multinomial logistic regression, the linear probe, both on features that stay as
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from vit_jax.data.sources import ImageSource
 from vit_jax.inference.classifier import Classifier
-from vit_jax.weights.load import LoadedModel
+from vit_jax.models.base import VisionModel
 
 # Similarities that are held at a time: 64 MiB of float32.
 _SIMILARITIES = 2**24
@@ -40,7 +41,7 @@ class Features:
 
 
 def extract_features(
-    loaded: LoadedModel,
+    model: VisionModel[Any],
     source: ImageSource,
     batch_size: int = 256,
     num_workers: int | None = None,
@@ -51,7 +52,7 @@ def extract_features(
     token, the pooled patches, or of a head of several layers the last hidden one.
 
     Args:
-      loaded: of `load_model`.
+      model: of `vit_jax.from_pretrained`.
       source: of `vit_jax.data`, such as `open_splits(...).test`.
       batch_size: images at a time; num_workers: threads that decode, None: by the processors.
 
@@ -59,7 +60,7 @@ def extract_features(
       ValueError: channels that do not fit, a model without pooling or preprocessing, an image that
         cannot be read.
     """
-    classifier = Classifier.of(loaded)
+    classifier = Classifier.of(model)
 
     @jax.jit
     def compiled(variables: nnx.State, images: jax.Array) -> jax.Array:
@@ -74,7 +75,7 @@ def extract_features(
             if found.ndim != 2:
                 raise ValueError(
                     "this model has global_pool='' and a feature for every token: wanted one for "
-                    "an image, with global_pool 'avg', say, in `fields`"
+                    "an image"
                 )
             features.append(found[batch["mask"]])
             labels.append(batch["label"][batch["mask"]])

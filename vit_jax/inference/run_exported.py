@@ -52,7 +52,7 @@ def read(path: str, about: dict[str, Any]) -> np.ndarray:
         image = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
     size = tuple(about["input"]["shape"][1:3])
     # As in training, where all images shared a size: to that first.
-    height, width = about["data_size"] or size
+    height, width = made_ready["resized_from"] or size
     if (image.height, image.width) != (height, width):
         # The smallest resize that covers the crop, then its centre.
         crop_fraction = made_ready["crop_fraction"]

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from vit_jax.layers.stack import PlainLayers, ScannedLayers
+from vit_jax.models.base import VisionModel
 from vit_jax.weights.state_dict import torch_path
 
 # An event is named by its module's dotted path, and with this before it for the value that the
@@ -76,6 +77,15 @@ Replace = Callable[[Event, jax.Array], jax.Array]
 Observe = Callable[[Event, jax.Array], None]
 
 
+def _set_fields(model: nnx.Module, **fields: Any) -> None:
+    """Changes the config of each of our models inside of a module; unknown fields are left."""
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, VisionModel):
+            known = {k: v for k, v in fields.items() if hasattr(module.config, k)}
+            config = dataclasses.replace(module.config, **known)
+            module.spec = dataclasses.replace(module.spec, config=config)
+
+
 def plain(model: _Model) -> _Model:
     """A copy that shares the model's arrays, its layers in lists and run one by one."""
     copy = nnx.merge(*nnx.split(model))
@@ -88,8 +98,7 @@ def plain(model: _Model) -> _Model:
                     for i in range(child.depth)
                 ]
                 setattr(module, name, PlainLayers(layers))
-        if getattr(module, "remat", None) in ("blocks", "dots"):
-            setattr(module, "remat", "none")  # noqa: B010, of a module that has it
+    _set_fields(copy, remat="none", scan_layers=False)
     return copy
 
 
@@ -105,6 +114,7 @@ def recast(model: _Model, dtype: Any) -> _Model:
         for name in ("dtype", "param_dtype"):
             if getattr(module, name, None) is not None:
                 setattr(module, name, jnp.dtype(dtype))
+    _set_fields(copy, dtype=dtype, param_dtype=dtype)
     return copy
 
 

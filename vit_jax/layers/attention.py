@@ -9,9 +9,8 @@ from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float, Key
 
 from vit_jax.layers.checks import check_number
-from vit_jax.layers.dropout import Dropout
+from vit_jax.layers.dropout import Dropout, split_key
 from vit_jax.layers.initializers import uniform_fan_in, xavier_uniform, zeros
-from vit_jax.layers.keys import split_key
 from vit_jax.layers.linear import Linear
 from vit_jax.layers.norm import layer_norm
 

@@ -11,8 +11,7 @@ from jaxtyping import Array, Float, Key
 
 from vit_jax.layers.attention import Attention
 from vit_jax.layers.checks import check_int
-from vit_jax.layers.dropout import drop_path
-from vit_jax.layers.keys import split_key
+from vit_jax.layers.dropout import drop_path, split_key
 from vit_jax.layers.mlp import Mlp
 from vit_jax.layers.norm import layer_norm
 

@@ -1,5 +1,7 @@
 """Dropout and stochastic depth, keyed by their caller: a key means training, `None` evaluation."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -12,6 +14,11 @@ def _keep(x: jax.Array, rate, key: jax.Array, mask_shape: tuple[int, ...]) -> ja
     keep_prob = 1.0 - rate
     mask = jax.random.bernoulli(key, keep_prob, mask_shape)
     return jnp.where(mask, x / jnp.asarray(keep_prob, x.dtype), jnp.zeros((), x.dtype))
+
+
+def split_key(key: jax.Array | None, count: int) -> Sequence[jax.Array | None]:
+    """Returns `count` keys derived from `key`, or as many `None`."""
+    return [None] * count if key is None else list(jax.random.split(key, count))
 
 
 class Dropout(nnx.Module):

@@ -9,9 +9,8 @@ from jaxtyping import Array, Float, Key
 
 from vit_jax.layers.attention import attend, check_heads, merge_heads, softmax_weights
 from vit_jax.layers.checks import check_number
-from vit_jax.layers.dropout import Dropout
+from vit_jax.layers.dropout import Dropout, split_key
 from vit_jax.layers.initializers import uniform_bias
-from vit_jax.layers.keys import split_key
 from vit_jax.layers.linear import Linear
 from vit_jax.layers.mlp import gelu
 

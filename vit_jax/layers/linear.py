@@ -9,11 +9,6 @@ from flax.typing import Dtype
 from jaxtyping import Array, Float
 
 from vit_jax.layers.initializers import uniform_bias, uniform_fan_in
-from vit_jax.layers.target import is_for_cpu
-
-
-def _as_rows(inputs: jax.Array, out_sharding: Any) -> bool:
-    return inputs.ndim > 2 and out_sharding is None and is_for_cpu()
 
 
 def _by_rows(layer: nnx.Linear, inputs: jax.Array) -> jax.Array:
@@ -22,16 +17,20 @@ def _by_rows(layer: nnx.Linear, inputs: jax.Array) -> jax.Array:
 
 
 class Linear(nnx.Linear):
-    """`flax.nnx.Linear`; on a CPU the tokens of all images are the rows of one matrix.
+    """`flax.nnx.Linear`.
 
-    There the gradient of the weights, a sum over two axes otherwise, is one matmul without copies:
-    a training step of T2T-ViT-7 took a tenth less time.
+    Attributes:
+      as_rows: whether the tokens of all images are the rows of one matrix. On a CPU the gradient of
+        the weights, a sum over two axes otherwise, is then one matmul without copies: a training
+        step of T2T-ViT-7 took a tenth less time. See `vit_jax.layers.forms`.
     """
+
+    as_rows = False
 
     def __call__(
         self, inputs: Float[Array, "*batch in_dim"], out_sharding: Any = None
     ) -> Float[Array, "*batch out_dim"]:
-        if _as_rows(inputs, out_sharding):
+        if self.as_rows and inputs.ndim > 2 and out_sharding is None:
             return _by_rows(self, inputs)
         if out_sharding is None:  # jax2onnx puts a method of one argument in the place of Flax's
             return super().__call__(inputs)
@@ -54,12 +53,18 @@ def torch_linear(
 
 
 class WideLinear(nnx.Linear):
-    """A Linear whose output is not rounded to a narrow dtype: float32 or wider."""
+    """A Linear whose output is not rounded to a narrow dtype: float32 or wider.
+
+    Attributes:
+      as_rows: see `Linear`.
+    """
+
+    as_rows = False
 
     def __call__(
         self, inputs: Float[Array, "*batch in_dim"], out_sharding: Any = None
     ) -> Float[Array, "*batch out_dim"]:
-        if _as_rows(inputs, out_sharding):
+        if self.as_rows and inputs.ndim > 2 and out_sharding is None:
             return _by_rows(self, inputs)
         dtype = self.dtype or inputs.dtype
         wide = jnp.promote_types(dtype, jnp.float32)

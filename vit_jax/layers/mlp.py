@@ -7,8 +7,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float, Key
 
-from vit_jax.layers.dropout import Dropout
-from vit_jax.layers.keys import split_key
+from vit_jax.layers.dropout import Dropout, split_key
 from vit_jax.layers.linear import Linear
 
 

@@ -14,9 +14,8 @@ from jaxtyping import Array, Float, Key
 
 from vit_jax.layers.attention import check_heads, merge_heads, split_heads
 from vit_jax.layers.checks import check_int, check_number
-from vit_jax.layers.dropout import Dropout
+from vit_jax.layers.dropout import Dropout, split_key
 from vit_jax.layers.initializers import zeros
-from vit_jax.layers.keys import split_key
 from vit_jax.layers.linear import Linear, WideLinear
 from vit_jax.layers.mlp import gelu
 from vit_jax.layers.norm import layer_norm

@@ -8,8 +8,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Float, Key
 
 from vit_jax.layers.attention import attend, check_heads, merge_heads, softmax_weights
-from vit_jax.layers.dropout import Dropout, drop_path
-from vit_jax.layers.keys import split_key
+from vit_jax.layers.dropout import Dropout, drop_path, split_key
 from vit_jax.layers.linear import torch_linear
 from vit_jax.layers.norm import layer_norm
 

@@ -9,14 +9,18 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from vit_jax.layers.gather import gather, is_gathering
-from vit_jax.layers.target import end_fusion
-
 REMAT = ("none", "blocks", "dots")
 
 
 class PlainLayers(nnx.List):
-    """Layers that `run_layers` applies one by one."""
+    """Layers that `run_layers` applies one by one.
+
+    Attributes:
+      ends_fusion, gathered: see `run_layers`.
+    """
+
+    ends_fusion = False
+    gathered: jax.sharding.Sharding | None = None
 
 
 class ScannedLayers(nnx.Module):
@@ -24,7 +28,13 @@ class ScannedLayers(nnx.Module):
 
     A scan over it compiles one layer whatever the depth. The arrays stand under the layers' own
     attribute names; `vit_jax.state_dict` names them layer by layer, as in the plain form.
+
+    Attributes:
+      ends_fusion, gathered: see `run_layers`.
     """
+
+    ends_fusion = False
+    gathered: jax.sharding.Sharding | None = None
 
     def __init__(self, layers: Sequence[nnx.Module]):
         states = [nnx.state(layer) for layer in layers]
@@ -48,6 +58,11 @@ def is_layer_weight(model: nnx.Module) -> Callable[[tuple[Any, ...]], bool]:
     return lambda path: any(path[: len(stack)] == stack for stack in stacks)
 
 
+def constrain(tree: Any, sharding: jax.sharding.Sharding | None) -> Any:
+    """The arrays of `tree`, while JAX traces, where a sharding wants them; None: where they are."""
+    return tree if sharding is None else jax.lax.with_sharding_constraint(tree, sharding)
+
+
 def _rematerialise(call: Callable[..., Any], remat: str) -> Callable[..., Any]:
     """Makes the backward pass of `call` compute its forward again ("dots": but for matmuls)."""
     if remat == "none":
@@ -66,8 +81,16 @@ def run_layers(
 ) -> Float[Array, "batch tokens out_dim"]:
     """Applies each layer as `layer(x, drop_path_rate=rate, key=key)`, in order.
 
-    Weights that are divided between devices are gathered layer by layer, and with `remat` once more
-    in the backward pass, so that no device ever holds those of all layers (see `gather`).
+    Two static fields of the stack choose the form, see `vit_jax.layers.forms`:
+
+    - `gathered`: weights that are divided between devices are placed so, layer by layer, and with
+      `remat` once more in the backward pass, so that no device ever holds those of all layers. Left
+      to itself the compiler may rather divide the work as the weights lie, and move activations.
+    - `ends_fusion`: XLA writes each layer's output down, and its gradient, where it would compute
+      them anew. Without it on a CPU the gradients of all residual branches down to a block are
+      summed again for each use in this block: time that grows with the square of the depth. Needs
+      the option of `compiler_options`: XLA for CPUs removes barriers before it fuses. `jax.pmap`
+      takes no options.
 
     Layer i gets the key folded with i, so the scanned and the rematerialised forms drop what the
     plain one drops.
@@ -103,6 +126,7 @@ def collect_outputs(
     depth = max(wanted, default=-1) + 1
     if isinstance(layers, PlainLayers):
         first = PlainLayers(list(layers)[:depth])
+        first.ends_fusion, first.gathered = layers.ends_fusion, layers.gathered
     else:
         first = copy.copy(layers)
         graphdef, state = nnx.split(layers.layer)
@@ -121,8 +145,13 @@ def _run(
 ) -> tuple[jax.Array, dict[int, jax.Array]]:
     """The last output, and those of the wanted layers."""
 
+    whole = layers.gathered
+
     def layer_key(i):
         return None if key is None else jax.random.fold_in(key, i)
+
+    def end_fusion(x):
+        return jax.lax.optimization_barrier(x) if layers.ends_fusion else x
 
     if isinstance(layers, ScannedLayers):
         graphdef, state = nnx.split(layers.layer)
@@ -132,7 +161,7 @@ def _run(
             state, i = per_layer
             # A traced rate of 0 would draw a mask only to keep everything.
             rate = rates[i] if any(drop_path_rates) else 0.0
-            layer = nnx.merge(graphdef, gather(state))
+            layer = nnx.merge(graphdef, constrain(state, whole))
             x = layer(x, drop_path_rate=rate, key=layer_key(i))
             return x, x if wanted else None
 
@@ -142,13 +171,13 @@ def _run(
 
     outputs: dict[int, jax.Array] = {}
     for i, (layer, rate) in enumerate(zip(layers, drop_path_rates, strict=True)):
-        if remat == "none" and not is_gathering():  # the module itself: its output can be captured
+        if remat == "none" and whole is None:  # the module itself: its output can be captured
             x = end_fusion(layer(x, drop_path_rate=rate, key=layer_key(i)))
         else:
             graphdef, state = nnx.split(layer)
 
             def call(state, x, key, graphdef=graphdef, rate=rate):
-                return nnx.merge(graphdef, gather(state))(x, drop_path_rate=rate, key=key)
+                return nnx.merge(graphdef, constrain(state, whole))(x, drop_path_rate=rate, key=key)
 
             x = end_fusion(_rematerialise(call, remat)(state, x, layer_key(i)))
         if i in wanted:

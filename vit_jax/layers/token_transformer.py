@@ -8,9 +8,8 @@ from jaxtyping import Array, Float, Key
 
 from vit_jax.layers.attention import attend, merge_heads, softmax_weights, split_heads
 from vit_jax.layers.checks import check_int, check_number
-from vit_jax.layers.dropout import Dropout
+from vit_jax.layers.dropout import Dropout, split_key
 from vit_jax.layers.initializers import zeros
-from vit_jax.layers.keys import split_key
 from vit_jax.layers.linear import Linear
 from vit_jax.layers.mlp import Mlp
 from vit_jax.layers.norm import layer_norm

@@ -11,8 +11,8 @@ from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float, Key
 
 from vit_jax.layers.checks import check_choice, check_int
+from vit_jax.layers.dropout import split_key
 from vit_jax.layers.initializers import uniform_bias, uniform_fan_in, zeros
-from vit_jax.layers.keys import split_key
 from vit_jax.layers.linear import Linear
 from vit_jax.layers.performer import TokenPerformer
 from vit_jax.layers.token_transformer import TokenTransformer

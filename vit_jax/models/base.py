@@ -2,68 +2,35 @@
 
 import abc
 import dataclasses
+import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from flax.typing import Dtype
 from jaxtyping import Array, Float
 
-from vit_jax.layers.checks import (
-    check_bool,
-    check_choice,
-    check_int,
-    check_number,
-    check_rate,
-    to_pair,
-)
-from vit_jax.layers.stack import REMAT, PlainLayers, ScannedLayers, collect_outputs
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-HALF_MEAN, HALF_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
-CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
-
-_DTYPES = tuple(jnp.dtype(name) for name in ("float32", "bfloat16", "float16", "float64"))
+from vit_jax.layers.checks import check_choice, check_int, to_pair
+from vit_jax.layers.soft_splits import SoftSplitWindows
+from vit_jax.layers.stack import PlainLayers, ScannedLayers, collect_outputs, run_layers
+from vit_jax.models.adaptable import PatchWeights, PositionTable
+from vit_jax.models.config import DesignConfig
+from vit_jax.models.spec import ModelSpec, Preprocessing
 
 Logits = jax.Array | tuple[jax.Array, jax.Array]
 _LAYOUTS = ("NLC", "NHWC")
 
+Config = TypeVar("Config", bound=DesignConfig)
+
 
 @dataclasses.dataclass(frozen=True)
-class Preprocessing:
-    """How a model's images are made ready, after scaling to 0..1.
+class Variant:
+    """A registered name of a design: the fields that are not its defaults, and preprocessing."""
 
-    Attributes:
-      mean, std: subtracted and divided by, one a channel.
-      crop_fraction: side of the central crop over the side of the resized image.
-      interpolation: "bicubic" or "bilinear".
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    crop_fraction: float = 1.0
-    interpolation: str = "bicubic"
-
-
-def check_dtype(name: str, dtype) -> jnp.dtype:
-    """Returns a floating dtype given as such or by name.
-
-    Raises:
-      ValueError: it is not a floating type, or float64 while JAX's x64 mode is off.
-    """
-    try:
-        checked = jnp.dtype(dtype)
-    except TypeError:
-        checked = None
-    # NumPy takes None for float64.
-    if dtype is None or checked is None or checked not in _DTYPES:
-        raise ValueError(f"{name} must be float32, bfloat16, float16 or float64, got {dtype!r}")
-    if checked == jnp.float64 and not jax.config.read("jax_enable_x64"):
-        raise ValueError(f"{name} float64 needs JAX's x64 mode: set JAX_ENABLE_X64=1")
-    return checked
+    fields: Mapping[str, Any]
+    preprocessing: Preprocessing
 
 
 def _block_numbers(indices: int | Sequence[int] | None, depth: int) -> list[int]:
@@ -81,74 +48,97 @@ def _block_numbers(indices: int | Sequence[int] | None, depth: int) -> list[int]
     return [index % depth for index in chosen]
 
 
-class VisionModel(nnx.Module):
+class VisionModel(nnx.Module, Generic[Config]):
     """An image classifier: `forward_head(forward_features(images))`.
+
+    A subclass is a design, and holds all that is true of it and of no other.
 
     Train mode is NNX's `deterministic` attribute. A model holds no random state: `forward_features`
     and `forward_head` each draw one key from `rngs` (stream "dropout") for all their dropouts.
 
     Args:
-      img_size: pixels, one number or (height, width).
-      in_chans: channels.
-      num_classes: width of the logits; 0 means that the head is the identity.
-      embed_dim: width of a token.
-      num_heads: heads of a block.
-      norm_eps: of every LayerNorm.
-      remat: see `vit_jax.layers.stack.run_layers`.
-      scan_layers: whether layers are kept stacked.
-      drop_rates: the rates of its dropouts by the names of their fields.
-      drop_path_rates: stochastic depth, one rate a block.
-      dtype: of the computation.
-      param_dtype: of the parameters.
+      config: of the design's `config_class`.
 
     Attributes:
-      preprocessing: how images are made ready: the registered name's, or that of loaded weights;
-        None where neither knows (a number of channels that is not the name's).
+      spec: what the model is: name, fields, preprocessing, class names, source. Loading and
+        `reset_classifier` replace it.
+      heads: where its last Linears stand, whose outputs are the classes, as in the state dict.
       prefix_tokens: what the tokens before the patches are, in their order: "class",
         "distillation", "register".
+
+    Of the class:
+      design: its name.
+      config_class: the dataclass of its fields.
+      variants: its registered names.
       stem: attributes whose parameters stand before the layers: patches, tokens, positions.
+      layers_name: where its stack of layers stands, as in the state dict.
+      position_name: the position table in the state dict; its last axis is `embed_dim` wide.
+      token_names: what the names of tokens and position tables contain in the state dict.
+      independent: fields that may let the images of a batch depend on each other, and the value
+        with which they do not.
+      dialects: other libraries whose names its weights can be written under: see
+        `vit_jax.weights.dialects`.
       torch_names: (pattern, replacement) pairs for the names of the PyTorch source's state dict
         that do not follow from the attributes: see `vit_jax.weights.state_dict`.
       torch_stages: modules (or variables of a script) of the source that have no arrays of their
         own, and the module here that does the same.
     """
 
-    prefix_tokens: tuple[str, ...] = ("class",)
+    design: ClassVar[str]
+    config_class: ClassVar[type[DesignConfig]]
+    variants: ClassVar[Mapping[str, Variant]]
     stem: ClassVar[tuple[str, ...]]
+    layers_name: ClassVar[str]
+    position_name: ClassVar[str]
+    token_names: ClassVar[tuple[str, ...]]
+    heads: tuple[str, ...]
+    independent: ClassVar[Mapping[str, Any]] = {}
+    dialects: ClassVar[tuple[str, ...]] = ()
     torch_names: ClassVar[tuple[tuple[str, str], ...]] = ()
     torch_stages: ClassVar[Mapping[str, str]] = {}
+    prefix_tokens: tuple[str, ...] = ("class",)
 
-    def __init__(
-        self,
-        *,
-        img_size: int | Sequence[int],
-        in_chans: int,
-        num_classes: int,
-        embed_dim: int,
-        num_heads: int,
-        norm_eps: float,
-        remat: str,
-        scan_layers: bool,
-        drop_rates: Mapping[str, float],
-        drop_path_rates: Sequence[float],
-        dtype: Dtype | str,
-        param_dtype: Dtype | str,
-    ):
-        rates = [check_rate(name, rate) for name, rate in drop_rates.items()]
-        self.img_size = to_pair("img_size", img_size)
-        self.in_chans = check_int("in_chans", in_chans, least=1)
-        self.num_classes = check_int("num_classes", num_classes, least=0)
-        self.embed_dim = check_int("embed_dim", embed_dim, least=1)
-        self.num_heads = check_int("num_heads", num_heads, least=1)
-        self.norm_eps = check_number("norm_eps", norm_eps, above=0)
-        self.remat = check_choice("remat", remat, REMAT)
-        self.scan_layers = check_bool("scan_layers", scan_layers)
-        self.dtype = check_dtype("dtype", dtype)
-        self.param_dtype = check_dtype("param_dtype", param_dtype)
-        self.drop_path_rates = tuple(drop_path_rates)
-        self.uses_dropout = any(rates) or any(drop_path_rates)
-        self.preprocessing: Preprocessing | None = None
+    def __init__(self, config: Config):
+        if not isinstance(config, type(self).config_class):
+            raise ValueError(
+                f"{type(self).__name__} is built from a {type(self).config_class.__name__}, got "
+                f"{config!r}"
+            )
+        self.spec = ModelSpec(type(self).design, config)
+        self.dtype, self.param_dtype = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
+        self.drop_path_rates = config.drop_path_rates()
         self.deterministic = False
+
+    @property
+    def config(self) -> Config:
+        """The design's fields, which `spec` holds."""
+        return cast(Config, self.spec.config)
+
+    @property
+    def img_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return to_pair("img_size", self.config.img_size)
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of its images."""
+        return self.config.in_chans
+
+    @property
+    def num_classes(self) -> int:
+        """Width of the logits; 0 means that the head is the identity."""
+        return self.config.num_classes
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) of the images that it is given, where its preprocessing says other."""
+        preprocessing = self.spec.preprocessing
+        return (preprocessing and preprocessing.size) or self.img_size
+
+    @property
+    def uses_dropout(self) -> bool:
+        """Whether anything drops in train mode."""
+        return any((*self.config.drop_rates(), *self.drop_path_rates))
 
     @property
     def types(self) -> dict[str, Any]:
@@ -214,9 +204,17 @@ class VisionModel(nnx.Module):
         """Rows and columns of the patch tokens of images of so many pixels, which it takes."""
 
     @property
-    @abc.abstractmethod
     def layers(self) -> PlainLayers | ScannedLayers:
-        """The stack of blocks."""
+        """The stack of layers."""
+        return operator.attrgetter(self.layers_name)(self)
+
+    def head_layers(self) -> dict[str, nnx.Linear | None]:
+        """The last Linears by their names; None is the identity."""
+        return {name: operator.attrgetter(name)(self) for name in self.heads}
+
+    def is_of_head(self, name: str) -> bool:
+        """Whether an array of the state dict belongs to a last Linear."""
+        return name.rpartition(".")[0] in self.heads
 
     @abc.abstractmethod
     def embed(self, images: jax.Array, rngs: nnx.Rngs | None) -> tuple[jax.Array, jax.Array | None]:
@@ -238,8 +236,49 @@ class VisionModel(nnx.Module):
         """
 
     @abc.abstractmethod
-    def forward_features(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """Images (B, H, W, C) to tokens (B, N, D), class tokens first."""
+    def position_table(self) -> PositionTable:
+        """Where its positions stand, and what another image size does to them."""
+
+    @abc.abstractmethod
+    def patch_weights(self) -> PatchWeights:
+        """Where the channels of an image enter."""
+
+    def soft_splits(self, height: int, width: int) -> list[SoftSplitWindows]:
+        """The overlapping windows of an image of so many pixels; none where patches do not."""
+        del height, width
+        return []
+
+    @property
+    def batch_slots(self) -> int:
+        """Images in a batch, where it holds something for each of them; else 1: any number."""
+        return 1
+
+    def forward_features(
+        self, images: Float[Array, "batch height width channels"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "batch tokens dim"]:
+        """Images to tokens.
+
+        Args:
+          images: (B, H, W, C), floating point, normalised.
+          rngs: needed in train mode where the model drops.
+
+        Returns:
+          (B, N, D): the `prefix_tokens`, then patches row by row, after the last layer and the norm
+          that follows it, where the design has one there.
+
+        Raises:
+          ValueError: images of another layout, size or type; `rngs` missing; a batch that is not
+            `batch_slots` where that is above 1.
+        """
+        x, key = self.embed(images, rngs)
+        x = run_layers(
+            self.layers,
+            x,
+            drop_path_rates=self.drop_path_rates,
+            key=key,
+            remat=self.config.remat,
+        )
+        return self.last_norm(x)
 
     def forward_intermediates(
         self,
@@ -279,7 +318,7 @@ class VisionModel(nnx.Module):
             chosen,
             drop_path_rates=self.drop_path_rates,
             key=key,
-            remat=self.remat,
+            remat=self.config.remat,
         )
         found = [self.last_norm(outputs[i]) if norm else outputs[i] for i in chosen]
         if layout == "NLC":
@@ -296,8 +335,19 @@ class VisionModel(nnx.Module):
         """Tokens (B, N, D) to logits (B, num_classes), or with `pre_logits` to the head's input."""
 
     @abc.abstractmethod
+    def build_head(self, rngs: nnx.Rngs) -> None:
+        """Sets the last Linears, new ones of `num_classes`; none where that is 0."""
+
     def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs) -> None:
-        """Replaces the head by a new one of `num_classes`; 0 removes it."""
+        """Replaces the last Linears by new ones; the classes are then unknown.
+
+        Args:
+          num_classes: width of the logits; 0 makes the last Linear the identity.
+          rngs: stream "params".
+        """
+        config = dataclasses.replace(self.config, num_classes=num_classes)
+        self.spec = dataclasses.replace(self.spec, config=config, class_names=None)
+        self.build_head(rngs)
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> Logits:
         """Classifies images.

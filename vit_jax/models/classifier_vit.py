@@ -1,30 +1,33 @@
-"""The CIFAR-100 classifier of seed 003: unfolded patches, hybrid norms, an MLP head.
+"""The Keras-style CIFAR-100 classifier: unfolded patches, hybrid norms, an MLP head.
 
-Adapted there from the Keras example "Image classification with Vision Transformer".
+Seed 003, adapted there from the Keras example "Image classification with Vision Transformer".
 """
 
-from collections.abc import Sequence
-from typing import Any
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from flax.typing import Dtype
 from jaxtyping import Array, Float, Key
 
 from vit_jax.layers.attention import MultiheadAttention
-from vit_jax.layers.checks import check_choice, check_int, to_pair
-from vit_jax.layers.dropout import Dropout, drop_path, drop_path_rates
+from vit_jax.layers.checks import check_int, to_pair
+from vit_jax.layers.dropout import Dropout, drop_path, split_key
 from vit_jax.layers.initializers import normal, uniform_0_1
-from vit_jax.layers.keys import split_key
 from vit_jax.layers.linear import torch_linear
 from vit_jax.layers.mlp import gelu
 from vit_jax.layers.norm import layer_norm
-from vit_jax.layers.patch_embed import PATCHIFY, patch_grid
-from vit_jax.layers.stack import PlainLayers, ScannedLayers, run_layers, stack_layers
+from vit_jax.layers.patch_embed import patch_grid
+from vit_jax.layers.stack import stack_layers
 from vit_jax.layers.unfold import extract_patches, window_filters
-from vit_jax.models.base import Logits, VisionModel
+from vit_jax.models.adaptable import PatchWeights, PositionTable
+from vit_jax.models.base import Logits, Variant, VisionModel
+from vit_jax.models.config import PatchesConfig, Size, check_widths, checked
+from vit_jax.models.spec import CIFAR100_MEAN, CIFAR100_STD, Preprocessing
 
 
 class CreatePatches(nnx.Module):
@@ -180,133 +183,100 @@ class TransformerBlock(nnx.Module):
         return self.layer_norm_2(x + drop_path(ffn, drop_path_rate, path2_key))
 
 
-class ViTClassifier(VisionModel):
-    """The 72x72 classifier of seed 003.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ViTClassifierConfig(PatchesConfig):
+    """The fields of `ViTClassifier`; the common ones: `DesignConfig`, `PatchesConfig`.
 
-    Args:
-      img_size: pixels, one number or (height, width).
-      patch_size: the same, of a patch.
-      in_chans: channels of the images.
-      num_classes: width of the logits; 0 makes the last Linear the identity.
-      embed_dim: width of a token.
-      num_heads: a divisor of it.
-      depth: blocks.
+    The text has neither `attn_drop_rate` nor `drop_path_rate`. `drop_rate` is that of the blocks,
+    `head_drop_rate` follows each Linear of the head but the last.
+
+    Attributes:
       mlp_dim: hidden width of the feed-forward.
       mlp_head_units: widths of the head's Linears before the last, at least one.
       class_token_batch: 1, or one class token for each slot of batches of that size (the text's
         code, whose predictions depend on the slot).
-      norm_eps: epsilon of every LayerNorm.
-      drop_rate: dropout in the blocks.
-      head_drop_rate: after each Linear of the head but the last.
-      attn_drop_rate: dropout on attention weights (the text has none).
-      drop_path_rate: stochastic depth of the last block; linear from 0 at the first (the text has
-        none).
-      patchify: "unfold" (im2col, then the Linear) or "conv" (the same numbers as a convolution).
-      remat: "none", "blocks" or "dots": see `run_layers`.
-      scan_layers: keeps the blocks stacked and scans over them.
-      dtype: of the computation.
-      param_dtype: of the parameters.
-
-    Raises:
-      ValueError: a field that does not fit, by name.
     """
 
+    img_size: Size = 72
+    patch_size: Size = 6
+    num_classes: int = 100
+    embed_dim: int = 64
+    depth: int = 8
+    num_heads: int = 4
+    mlp_dim: int = checked(128, check_int, least=1)
+    mlp_head_units: Sequence[int] = checked((2048, 1024), check_widths)
+    class_token_batch: int = checked(1, check_int, least=1)
+    drop_rate: float = 0.1
+    head_drop_rate: float = 0.5
+    patchify: str = "unfold"
+
+
+class ViTClassifier(VisionModel[ViTClassifierConfig]):
+    """The Keras-style classifier for CIFAR-100 at 72x72 pixels."""
+
+    design = "vit_classifier"
+    config_class = ViTClassifierConfig
+    variants: ClassVar[Mapping[str, Variant]] = {
+        "vit_classifier": Variant(
+            {}, Preprocessing(CIFAR100_MEAN, CIFAR100_STD, interpolation="bilinear")
+        )
+    }
     stem = ("patch_embedding_layer",)
+    heads = ("logits_layer",)
+    layers_name = "transformer_layers"
+    position_name = "patch_embedding_layer.position_emb.weight"
+    token_names = ("position_emb", "class_parameter")
+    independent: ClassVar[Mapping[str, Any]] = {"class_token_batch": 1}
     torch_names = (
         (r"\.in_proj\.(weight|bias)$", r".in_proj_\1"),
         (r"^((?:.*\.ffn|mlp_block)\.\d+)\.linear\.", r"\1.0."),
     )
 
-    def __init__(
-        self,
-        *,
-        img_size: int | Sequence[int] = 72,
-        patch_size: int | Sequence[int] = 6,
-        in_chans: int = 3,
-        num_classes: int = 100,
-        embed_dim: int = 64,
-        depth: int = 8,
-        num_heads: int = 4,
-        mlp_dim: int = 128,
-        mlp_head_units: Sequence[int] = (2048, 1024),
-        class_token_batch: int = 1,
-        norm_eps: float = 1e-6,
-        drop_rate: float = 0.1,
-        attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        head_drop_rate: float = 0.5,
-        patchify: str = "unfold",
-        remat: str = "none",
-        scan_layers: bool = False,
-        dtype: Dtype | str = jnp.float32,
-        param_dtype: Dtype | str = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        super().__init__(
-            img_size=img_size,
-            in_chans=in_chans,
-            num_classes=num_classes,
-            embed_dim=embed_dim,
-            num_heads=num_heads,
-            norm_eps=norm_eps,
-            remat=remat,
-            scan_layers=scan_layers,
-            drop_rates={
-                "drop_rate": drop_rate,
-                "attn_drop_rate": attn_drop_rate,
-                "head_drop_rate": head_drop_rate,
-            },
-            drop_path_rates=drop_path_rates(drop_path_rate, depth),
-            dtype=dtype,
-            param_dtype=param_dtype,
-        )
+    def __init__(self, config: ViTClassifierConfig, *, rngs: nnx.Rngs):
+        super().__init__(config)
         types: dict[str, Any] = {**self.types, "rngs": rngs}
-        mlp_dim = check_int("mlp_dim", mlp_dim, least=1)
-        class_token_batch = check_int("class_token_batch", class_token_batch, least=1)
-        head_units = tuple(mlp_head_units) if np.ndim(mlp_head_units) else ()
-        if not head_units:
-            raise ValueError(
-                f"mlp_head_units must be a sequence of at least one width, got {mlp_head_units!r}"
-            )
-        head_units = tuple(check_int("mlp_head_units", width, least=1) for width in head_units)
-        self.patch_size = to_pair("patch_size", patch_size)
+        self.patch_size = to_pair("patch_size", config.patch_size)
         rows, columns = patch_grid(self.img_size, self.patch_size)
-        self.patchify = check_choice("patchify", patchify, PATCHIFY)
         self.create_patch_layer = CreatePatches(self.patch_size)
         self.patch_embedding_layer = PatchEmbedding(
             rows * columns,
-            in_chans * self.patch_size[0] * self.patch_size[1],
-            embed_dim,
-            class_token_batch,
+            config.in_chans * math.prod(self.patch_size),
+            config.embed_dim,
+            config.class_token_batch,
             **types,
         )
         self.transformer_layers = stack_layers(
             [
                 TransformerBlock(
-                    embed_dim,
-                    num_heads,
-                    mlp_dim,
-                    norm_eps=norm_eps,
-                    drop_rate=drop_rate,
-                    attn_drop_rate=attn_drop_rate,
+                    config.embed_dim,
+                    config.num_heads,
+                    config.mlp_dim,
+                    norm_eps=config.norm_eps,
+                    drop_rate=config.drop_rate,
+                    attn_drop_rate=config.attn_drop_rate,
                     **types,
                 )
-                for _ in range(depth)
+                for _ in range(config.depth)
             ],
-            scan=scan_layers,
+            scan=config.scan_layers,
         )
-        self.mlp_block = _mlp_block(embed_dim, head_units, head_drop_rate, **types)
-        self.num_features = head_units[-1]
-        self.reset_classifier(num_classes, rngs=rngs)
+        units = tuple(config.mlp_head_units)
+        self.mlp_block = _mlp_block(config.embed_dim, units, config.head_drop_rate, **types)
+        self.num_features = units[-1]
+        self.build_head(rngs)
 
-    def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs) -> None:
-        """Replaces the last Linear of the head by a new one; 0 classes make it the identity."""
-        num_classes = self.num_classes = check_int("num_classes", num_classes, least=0)
+    def build_head(self, rngs: nnx.Rngs) -> None:
+        """Sets the last Linear of the head."""
         self.logits_layer = nnx.data(
-            torch_linear(self.num_features, num_classes, **self.types, rngs=rngs)
-            if num_classes
+            torch_linear(self.num_features, self.num_classes, **self.types, rngs=rngs)
+            if self.num_classes
             else None
         )
+
+    @property
+    def batch_slots(self) -> int:
+        """Images in a batch, where it holds a class token for each of them; else 1: any number."""
+        return self.config.class_token_batch
 
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the patches, which are those of its one image size."""
@@ -322,10 +292,15 @@ class ViTClassifier(VisionModel):
         """The learned positions of the patches: (N, D)."""
         return self.patch_embedding_layer.position_emb.embedding[1:]
 
-    @property
-    def layers(self) -> PlainLayers | ScannedLayers:
-        """The stack of blocks."""
-        return self.transformer_layers
+    def position_table(self) -> PositionTable:
+        """One learned table for the class token and the grid."""
+        rows, columns = patch_grid(self.img_size, self.patch_size)
+        return PositionTable(self.position_name, rows * columns + 1, (rows, columns))
+
+    def patch_weights(self) -> PatchWeights:
+        """The Linear over unfolded patches."""
+        name = "patch_embedding_layer.projection_layer.weight"
+        return PatchWeights(name, window=math.prod(self.patch_size))
 
     def embed(self, images: jax.Array, rngs: nnx.Rngs | None) -> tuple[jax.Array, jax.Array | None]:
         """Images to the tokens of the first block, and the key of the blocks' dropouts."""
@@ -335,7 +310,7 @@ class ViTClassifier(VisionModel):
     def _embed(self, images: jax.Array) -> jax.Array:
         images = images.astype(self.dtype)
         embedding = self.patch_embedding_layer
-        if self.patchify == "unfold":
+        if self.config.patchify == "unfold":
             return embedding(self.create_patch_layer(images))
         linear = embedding.projection_layer
         assert linear.bias is not None
@@ -345,31 +320,6 @@ class ViTClassifier(VisionModel):
         )
         x = x.reshape(x.shape[0], -1, x.shape[-1])  # (B, N, D)
         return embedding.add_positions(x + linear.bias[...].astype(self.dtype).reshape(1, 1, -1))
-
-    def forward_features(
-        self, images: Float[Array, "batch height width channels"], *, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "batch tokens dim"]:
-        """Images to tokens.
-
-        Args:
-          images: (B, H, W, C), floating point, normalised.
-          rngs: needed in train mode where the model drops.
-
-        Returns:
-          (B, N, D): the class token, then patches row by row, after the last block's norm.
-
-        Raises:
-          ValueError: images of another layout, size or type; `rngs` missing; a batch that is not
-            `class_token_batch` where that is above 1.
-        """
-        x, key = self.embed(images, rngs)
-        return run_layers(
-            self.transformer_layers,
-            x,
-            drop_path_rates=self.drop_path_rates,
-            key=key,
-            remat=self.remat,
-        )
 
     def forward_head(
         self,

@@ -4,7 +4,9 @@ The text is a script over tensors; what it never says (sizes for real images, th
 is trained, that attention runs over tokens) is stated at the fields.
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -14,15 +16,17 @@ from flax.typing import Dtype
 from jaxtyping import Array, Float
 
 from vit_jax.layers.checks import check_bool, check_choice, check_int
-from vit_jax.layers.dropout import Dropout, drop_path_rates
+from vit_jax.layers.dropout import Dropout
 from vit_jax.layers.encoder_layer import TransformerEncoder
 from vit_jax.layers.initializers import normal
 from vit_jax.layers.linear import torch_linear
 from vit_jax.layers.patch_embed import PATCHIFY
-from vit_jax.layers.stack import PlainLayers, ScannedLayers
 from vit_jax.layers.unfold import extract_patches, window_filters
-from vit_jax.models.any_size import AnySizeModel
-from vit_jax.models.base import Logits
+from vit_jax.models.adaptable import PatchWeights
+from vit_jax.models.any_size import AnySizeConfig, AnySizeModel
+from vit_jax.models.base import Logits, Variant
+from vit_jax.models.config import checked
+from vit_jax.models.spec import HALF_MEAN, HALF_STD, Preprocessing
 
 
 class PatchProjection(nnx.Module):
@@ -112,45 +116,44 @@ class TokenEmbedding(nnx.Module):
         return tokens + jnp.expand_dims(positions, 0)
 
 
-class EncoderViT(AnySizeModel):
-    """The walkthrough ViT of seed 000 over `torch.nn.TransformerEncoder`: post-norm, ReLU.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderViTConfig(AnySizeConfig):
+    """The fields of `EncoderViT`; the common ones: `DesignConfig` to `AnySizeConfig`.
 
-    No LayerNorm follows the encoder. The text's sizes are a toy's (8x8 images, patch 4, width 8, 6
-    layers of 8 heads, feed-forward 2048, 16 rows of positions, 10 classes); the defaults here are
-    sizes to train with at 32x32.
+    The text's sizes are a toy's (8x8 images, patch 4, width 8, 6 layers of 8 heads, feed-forward
+    2048, 16 rows of positions, 10 classes); the defaults here are sizes to train with at 32x32.
 
-    Args:
-      img_size: pixels, one number or (height, width); images of any other whole number of patches
-        are taken too, up to `max_tokens`.
-      patch_size: pixels, one number or (height, width).
-      in_chans: channels of the images.
-      num_classes: width of the logits; 0 makes the last Linear the identity.
-      embed_dim: width of a token.
-      num_heads: a divisor of it.
-      depth: layers.
-      mlp_dim: hidden width of the feed-forward.
-      max_tokens: rows of the position table; the class token takes the first.
+    Attributes:
       class_token_batch: 1, or one class token for each slot of batches of that size (the text's
         code, whose predictions depend on the slot).
       batch_first: False is the text's code: PyTorch's encoder then attends across the batch, and
         the logits do not depend on the images.
-      norm_eps: epsilon of every LayerNorm.
-      drop_rate: dropout after the attention, inside the feed-forward and after it.
-      attn_drop_rate: dropout on the attention weights; None means drop_rate, as in PyTorch.
-      drop_path_rate: stochastic depth of the last layer; linear from 0 at the first (the text has
-        none).
-      head_drop_rate: dropout before the last Linear (the text has none).
-      patchify: "unfold" or "conv", the text's two forms; the same numbers.
-      remat: "none", "blocks" or "dots": see `run_layers`.
-      scan_layers: keeps the layers stacked and scans over them.
-      dtype: of the computation.
-      param_dtype: of the parameters.
-
-    Raises:
-      ValueError: a field that does not fit, by name.
     """
 
+    embed_dim: int = 256
+    class_token_batch: int = checked(1, check_int, least=1)
+    batch_first: bool = checked(True, check_bool)
+    patchify: str = "unfold"
+
+
+class EncoderViT(AnySizeModel[EncoderViTConfig]):
+    """The walkthrough ViT of seed 000 over `torch.nn.TransformerEncoder`: post-norm, ReLU.
+
+    No LayerNorm follows the encoder.
+    """
+
+    design = "vit_encoder"
+    config_class = EncoderViTConfig
+    # The text normalises nothing: 0..1 becomes -1..1.
+    variants: ClassVar[Mapping[str, Variant]] = {
+        "vit_encoder": Variant({}, Preprocessing(HALF_MEAN, HALF_STD, interpolation="bilinear"))
+    }
     stem = ("patch_embed", "token_embedding")
+    heads = ("linear_layer",)
+    layers_name = "transformer_encoder.layers"
+    position_name = "positon_embedding_table"  # so spelt in the text
+    token_names = ("positon_embedding_table", "cls_token")
+    independent: ClassVar[Mapping[str, Any]] = {"batch_first": True, "class_token_batch": 1}
     torch_names = (
         (r"^patch_embed\.", ""),
         (r"^token_embedding\.cls", "cls"),
@@ -164,86 +167,46 @@ class EncoderViT(AnySizeModel):
         "tokens": "token_embedding",
     }
 
-    def __init__(
-        self,
-        *,
-        img_size: int | Sequence[int] = 32,
-        patch_size: int | Sequence[int] = 4,
-        in_chans: int = 3,
-        num_classes: int = 10,
-        embed_dim: int = 256,
-        depth: int = 6,
-        num_heads: int = 8,
-        mlp_dim: int = 2048,
-        max_tokens: int = 257,
-        class_token_batch: int = 1,
-        batch_first: bool = True,
-        norm_eps: float = 1e-5,
-        drop_rate: float = 0.1,
-        attn_drop_rate: float | None = None,
-        drop_path_rate: float = 0.0,
-        head_drop_rate: float = 0.0,
-        patchify: str = "unfold",
-        remat: str = "none",
-        scan_layers: bool = False,
-        dtype: Dtype | str = jnp.float32,
-        param_dtype: Dtype | str = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        attn_drop_rate = drop_rate if attn_drop_rate is None else attn_drop_rate
-        super().__init__(
-            img_size=img_size,
-            patch_size=patch_size,
-            max_tokens=max_tokens,
-            in_chans=in_chans,
-            num_classes=num_classes,
-            embed_dim=embed_dim,
-            num_heads=num_heads,
-            norm_eps=norm_eps,
-            remat=remat,
-            scan_layers=scan_layers,
-            drop_rates={
-                "drop_rate": drop_rate,
-                "attn_drop_rate": attn_drop_rate,
-                "head_drop_rate": head_drop_rate,
-            },
-            drop_path_rates=drop_path_rates(drop_path_rate, depth),
-            dtype=dtype,
-            param_dtype=param_dtype,
-        )
+    def __init__(self, config: EncoderViTConfig, *, rngs: nnx.Rngs):
+        super().__init__(config)
         types: dict[str, Any] = {**self.types, "rngs": rngs}
         self.patch_embed = PatchProjection(
-            self.patch_size, self.in_chans, self.embed_dim, patchify=patchify, **types
+            self.patch_size, config.in_chans, config.embed_dim, patchify=config.patchify, **types
         )
         self.token_embedding = TokenEmbedding(
-            self.embed_dim,
-            self.max_tokens,
-            check_int("class_token_batch", class_token_batch, least=1),
-            **types,
+            config.embed_dim, config.max_tokens, config.class_token_batch, **types
         )
         self.transformer_encoder = TransformerEncoder(
-            depth,
-            scan=self.scan_layers,
-            dim=self.embed_dim,
-            num_heads=self.num_heads,
-            mlp_dim=check_int("mlp_dim", mlp_dim, least=1),
-            batch_first=check_bool("batch_first", batch_first),
-            norm_eps=self.norm_eps,
-            drop_rate=drop_rate,
-            attn_drop_rate=attn_drop_rate,
+            config.depth,
+            scan=config.scan_layers,
+            dim=config.embed_dim,
+            num_heads=config.num_heads,
+            mlp_dim=config.mlp_dim,
+            batch_first=config.batch_first,
+            norm_eps=config.norm_eps,
+            drop_rate=config.drop_rate,
+            attn_drop_rate=config.attention_drop_rate,
             **types,
         )
-        self.head_drop = Dropout(head_drop_rate)
-        self.reset_classifier(num_classes, rngs=rngs)
+        self.head_drop = Dropout(config.head_drop_rate)
+        self.build_head(rngs)
 
-    def reset_classifier(self, num_classes: int, *, rngs: nnx.Rngs) -> None:
-        """Replaces the last Linear by a new one; 0 classes make it the identity."""
-        num_classes = self.num_classes = check_int("num_classes", num_classes, least=0)
+    def build_head(self, rngs: nnx.Rngs) -> None:
+        """Sets the last Linear."""
         self.linear_layer = nnx.data(
-            torch_linear(self.embed_dim, num_classes, **self.types, rngs=rngs)
-            if num_classes
+            torch_linear(self.config.embed_dim, self.num_classes, **self.types, rngs=rngs)
+            if self.num_classes
             else None
         )
+
+    @property
+    def batch_slots(self) -> int:
+        """Images in a batch, where it holds a class token for each of them; else 1: any number."""
+        return self.config.class_token_batch
+
+    def patch_weights(self) -> PatchWeights:
+        """The matrix over unfolded patches, which the source keeps as (in, out)."""
+        return PatchWeights("weight", axis=0, window=math.prod(self.patch_size))
 
     def pixel_filters(self) -> jax.Array:
         """The matrix of the patches: (height, width, C, D)."""
@@ -254,11 +217,6 @@ class EncoderViT(AnySizeModel):
         rows, columns = self.token_grid(*self.img_size)
         return self.token_embedding.position_embedding_table[1 : 1 + rows * columns]
 
-    @property
-    def layers(self) -> PlainLayers | ScannedLayers:
-        """The stack of the encoder's layers."""
-        return self.transformer_encoder.layers
-
     def embed(self, images: jax.Array, rngs: nnx.Rngs | None) -> tuple[jax.Array, jax.Array | None]:
         """Images to the tokens of the first layer, and the key of the layers' dropouts."""
         self.check_images(images)
@@ -267,23 +225,10 @@ class EncoderViT(AnySizeModel):
     def forward_features(
         self, images: Float[Array, "batch height width channels"], *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "batch tokens dim"]:
-        """Images to tokens.
-
-        Args:
-          images: (B, H, W, C), floating point, normalised, of any whole number of patches that
-            `max_tokens` holds.
-          rngs: needed in train mode where the model drops.
-
-        Returns:
-          (B, N, D): the class token, then patches row by row, after the last layer's norm.
-
-        Raises:
-          ValueError: images of another layout or type, or that `max_tokens` does not hold; `rngs`
-            missing; a batch that is not `class_token_batch` where that is above 1.
-        """
+        """Images to tokens, after the last layer's norm: see `VisionModel`."""
         x, key = self.embed(images, rngs)
         return self.transformer_encoder(
-            x, drop_path_rates=self.drop_path_rates, remat=self.remat, key=key
+            x, drop_path_rates=self.drop_path_rates, remat=self.config.remat, key=key
         )
 
     def forward_head(

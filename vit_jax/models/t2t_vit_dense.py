@@ -4,23 +4,25 @@ Yuan et al. 2021 (2101.11986), section 3.2, after DenseNet (1608.06993), and the
 authors.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from flax.typing import Dtype
 from jaxtyping import Array, Float, Key
 
 from vit_jax.layers.block import Block
-from vit_jax.layers.checks import check_bool, check_int, check_number
+from vit_jax.layers.checks import check_int
 from vit_jax.layers.dropout import drop_path_rates
 from vit_jax.layers.initializers import trunc_normal, zeros
 from vit_jax.layers.linear import Linear
 from vit_jax.layers.mlp import gelu
 from vit_jax.layers.stack import stack_layers
-from vit_jax.models.t2t_vit import TokensToTokenModel
+from vit_jax.models.base import Variant
+from vit_jax.models.config import check_widths, checked
+from vit_jax.models.t2t_vit import PREPROCESSING, TokensToTokenConfig, TokensToTokenModel
 
 _INIT = trunc_normal(0.02)
 
@@ -72,97 +74,46 @@ class Transition(nnx.Module):
         return gelu(self.linear(x))
 
 
-class T2TViTDense(TokensToTokenModel):
-    """T2T-ViT with dense connections.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class T2TViTDenseConfig(TokensToTokenConfig):
+    """The fields of `T2TViTDense`; the common ones: `DesignConfig`, `TokensToTokenConfig`.
 
-    Args:
-      embed_dim: width of a token before the first block.
+    `embed_dim` is the width before the first block, and `num_heads` a divisor of every width that
+    occurs.
+
+    Attributes:
       growth_rate: features that a block appends.
       block_config: blocks of each stage; a transition between two stages halves the width.
-      num_heads: heads of every block, a divisor of every width that occurs.
-      drop_path_rate: stochastic depth of the blocks of the last stage; linear, by stage, from 0 at
-        the first.
-      img_size: see `T2TViT`.
-      tokens_type: see `T2TViT`.
-      in_chans: see `T2TViT`.
-      num_classes: see `T2TViT`.
-      mlp_ratio: see `T2TViT`.
-      qkv_bias: see `T2TViT`.
-      qk_scale: see `T2TViT`.
-      token_dim: see `T2TViT`.
-      norm_eps: see `T2TViT`.
-      drop_rate: see `T2TViT`.
-      attn_drop_rate: see `T2TViT`.
-      head_drop_rate: see `T2TViT`.
-      token_drop_rate: see `T2TViT`.
-      remat: see `T2TViT`.
-      dtype: see `T2TViT`.
-      param_dtype: see `T2TViT`.
-
-    Raises:
-      ValueError: a field that does not fit, by name.
     """
 
-    def __init__(
-        self,
-        *,
-        img_size: int | Sequence[int] = 224,
-        tokens_type: str = "performer",
-        in_chans: int = 3,
-        num_classes: int = 1000,
-        embed_dim: int = 128,
-        growth_rate: int = 64,
-        block_config: Sequence[int] = (3, 6, 6, 4),
-        num_heads: int = 8,
-        mlp_ratio: float = 2.0,
-        qkv_bias: bool = False,
-        qk_scale: float | None = None,
-        token_dim: int = 64,
-        norm_eps: float = 1e-5,
-        drop_rate: float = 0.0,
-        attn_drop_rate: float = 0.0,
-        drop_path_rate: float = 0.0,
-        head_drop_rate: float = 0.0,
-        token_drop_rate: float | None = None,
-        remat: str = "none",
-        dtype: Dtype | str = jnp.float32,
-        param_dtype: Dtype | str = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        stages = tuple(block_config) if np.ndim(block_config) else ()
-        if not stages:
-            raise ValueError(
-                f"block_config must be a sequence of at least one depth, got {block_config!r}"
-            )
-        stages = tuple(check_int("block_config", blocks, least=1) for blocks in stages)
-        growth_rate = check_int("growth_rate", growth_rate, least=1)
-        rates = drop_path_rates(drop_path_rate, len(stages))
-        super().__init__(
-            img_size=img_size,
-            tokens_type=tokens_type,
-            in_chans=in_chans,
-            num_classes=num_classes,
-            embed_dim=embed_dim,
-            num_heads=num_heads,
-            token_dim=token_dim,
-            norm_eps=norm_eps,
-            drop_rate=drop_rate,
-            attn_drop_rate=attn_drop_rate,
-            # One a layer: the blocks of a stage, and the transition after it, which drops nothing.
-            drop_path_rates=[
-                rate for blocks, rate in zip(stages, rates, strict=True) for _ in range(blocks + 1)
-            ][:-1],
-            head_drop_rate=head_drop_rate,
-            token_drop_rate=token_drop_rate,
-            remat=remat,
-            scan_layers=False,  # no two blocks are of one width
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
+    embed_dim: int = 128
+    num_heads: int = 8
+    mlp_ratio: float = 2.0
+    growth_rate: int = checked(64, check_int, least=1)
+    block_config: Sequence[int] = checked((3, 6, 6, 4), check_widths)
+
+    def drop_path_rates(self) -> tuple[float, ...]:
+        """One a layer, equal inside a stage: linear, by stage, from 0 to `drop_path_rate`.
+
+        The layers of a stage are its blocks, and the transition after it, which drops nothing.
+        """
+        rates = drop_path_rates(self.drop_path_rate, len(self.block_config))
+        stages = zip(self.block_config, rates, strict=True)
+        return tuple(rate for blocks, rate in stages for _ in range(blocks + 1))[:-1]
+
+
+class T2TViTDense(TokensToTokenModel[T2TViTDenseConfig]):
+    """T2T-ViT with dense connections."""
+
+    design = "t2t_vit_dense"
+    config_class = T2TViTDenseConfig
+    variants: ClassVar[Mapping[str, Variant]] = {"t2t_vit_dense": Variant({}, PREPROCESSING)}
+
+    def __init__(self, config: T2TViTDenseConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
         layers: list[nnx.Module] = []
-        dim = self.embed_dim
-        for stage, blocks in enumerate(stages):
+        dim = config.embed_dim
+        for stage, blocks in enumerate(config.block_config):
             if stage:
                 layers.append(Transition(dim, dim // 2, **self.types, rngs=rngs))
                 dim //= 2
@@ -170,20 +121,20 @@ class T2TViTDense(TokensToTokenModel):
                 layers.append(
                     DenseBlock(
                         dim,
-                        num_heads,
-                        growth_rate,
-                        mlp_ratio=check_number("mlp_ratio", mlp_ratio, above=0),
-                        qkv_bias=check_bool("qkv_bias", qkv_bias),
-                        qk_scale=qk_scale,
+                        config.num_heads,
+                        config.growth_rate,
+                        mlp_ratio=config.mlp_ratio,
+                        qkv_bias=config.qkv_bias,
+                        qk_scale=config.qk_scale,
                         qk_norm=False,
                         init_values=None,
-                        norm_eps=self.norm_eps,
-                        drop_rate=drop_rate,
-                        attn_drop_rate=attn_drop_rate,
+                        norm_eps=config.norm_eps,
+                        drop_rate=config.drop_rate,
+                        attn_drop_rate=config.attn_drop_rate,
                         **self.types,
                         rngs=rngs,
                     )
                 )
-                dim += growth_rate
+                dim += config.growth_rate
         self.blocks = stack_layers(layers, scan=False)
-        self.build_head(dim, rngs)
+        self.build_last_norm(dim, rngs)

@@ -22,7 +22,7 @@ from vit_jax.parity.torch_trace import float_state_dict
 from vit_jax.parity.values import OptimizerSpec, Reference
 from vit_jax.weights.dialects import to_timm
 from vit_jax.weights.formats import Weights
-from vit_jax.weights.pretrained import load_into, read_source, stated_fields
+from vit_jax.weights.load import load_into, read_source, stated_fields
 
 _PRECISIONS = {"both": ("float64", "float32"), "float64": ("float64",), "float32": ("float32",)}
 

@@ -15,7 +15,7 @@ from vit_jax.models.base import VisionModel
 from vit_jax.parity.diagnose import diagnose as find_fault
 from vit_jax.parity.golden import read_golden
 from vit_jax.parity.result import Report, Row
-from vit_jax.parity.run import Run, in_order
+from vit_jax.parity.run import Comparison, in_order
 from vit_jax.parity.sides import (
     FunctionSide,
     JaxFunction,
@@ -93,7 +93,7 @@ def compare(
                 if isinstance(model, JaxFunction)
                 else ModelSide(model, dtype)
             )
-            run = Run(side, reference, precision, grad, optimizer, transformation)
+            run = Comparison(side, reference, precision, grad, optimizer, transformation)
             run.compare()
             rows += run.rows
             notes += [note for note in run.notes if note not in notes]
@@ -151,19 +151,8 @@ def _as_reference(
     if images is None:
         if not isinstance(model, VisionModel):
             raise ValueError("images: wanted an array to give to both, got None")
-        shape = (max(2, _class_tokens(model)), *model.img_size, model.in_chans)
+        shape = (max(2, model.batch_slots), *model.img_size, model.in_chans)
         images = np.random.default_rng(0).standard_normal(shape)
     return trace_torch(
         reference, images, labels=labels, names=names, grad=grad, optimizer=optimizer
     )
-
-
-def _class_tokens(model: nnx.Module) -> int:
-    """The batch that a design with a class token for each slot takes."""
-    tokens = [
-        getattr(module, name).shape[0]
-        for _, module in nnx.iter_modules(model)
-        for name in ("class_parameter", "cls_token_embedding")
-        if hasattr(module, name)
-    ]
-    return max(tokens, default=1)

@@ -13,7 +13,7 @@ from vit_jax.parity.forms import Form, Scene, forms_of
 from vit_jax.parity.forward import Forward, Point, first_bad, in_words, last_good, limit_of
 from vit_jax.parity.optimizers import wrong_steps
 from vit_jax.parity.result import Diagnosis
-from vit_jax.parity.run import Run
+from vit_jax.parity.run import Comparison
 from vit_jax.parity.sides import ModelSide, error_of, is_dropout
 from vit_jax.parity.values import Expected, Whole, rms
 
@@ -32,7 +32,7 @@ _FAULT_OF_TRAIT = {
 _ROUNDS = 6
 
 
-def diagnose(run: Run) -> Found | None:
+def diagnose(run: Comparison) -> Found | None:
     """Searches for the fault behind the first difference of a run in float64."""
     first = run.first
     if first is None or not isinstance(run.side, ModelSide):
@@ -51,7 +51,7 @@ def diagnose(run: Run) -> Found | None:
 # ---------------------------------------------------------------------------- weights
 
 
-def _weights(run: Run) -> Found | None:
+def _weights(run: Comparison) -> Found | None:
     assert isinstance(run.side, ModelSide)
     own = run.side.weights()
     bad = [r.name for r in run.rows if r.section == "weights" and r.verdict != "noise"]
@@ -150,7 +150,7 @@ def _chain(trials: list[_Trial]) -> Replace | None:
     return replace
 
 
-def _values(run: Run) -> Found | None:
+def _values(run: Comparison) -> Found | None:
     bad = first_bad(run.points)
     if bad is None:
         return None
@@ -232,7 +232,7 @@ def _reach(points: list[Point]) -> int:
 
 
 def _best_trial(
-    run: Run, points: list[Point], accepted: list[_Trial]
+    run: Comparison, points: list[Point], accepted: list[_Trial]
 ) -> tuple[_Trial | None, list[Point]]:
     """The trial that makes the model agree furthest, and the run with it."""
     bad = first_bad(points)
@@ -256,7 +256,9 @@ def _best_trial(
     return best
 
 
-def _trials(run: Run, points: list[Point], index: int, is_bad: bool, good: int) -> Iterator[_Trial]:
+def _trials(
+    run: Comparison, points: list[Point], index: int, is_bad: bool, good: int
+) -> Iterator[_Trial]:
     point = points[index]
     event = point.event
     if event is None:
@@ -320,7 +322,7 @@ def _agrees(found: np.ndarray, expected: list[Expected] | tuple, event: Event) -
 # ---------------------------------------------------------------------------- gradients
 
 
-def _gradients(run: Run) -> Found | None:
+def _gradients(run: Comparison) -> Found | None:
     """A right value with a wrong derivative: the form that has the value, with its own."""
     assert isinstance(run.side, ModelSide)
     stage, _ = run.place()
@@ -358,7 +360,7 @@ def _gradients(run: Run) -> Found | None:
 # ---------------------------------------------------------------------------- training
 
 
-def _optimizer(run: Run) -> Found | None:
+def _optimizer(run: Comparison) -> Found | None:
     """A known mistake with the optimizer that gives the model's own numbers."""
     assert isinstance(run.side, ModelSide)
     spec = run.reference.optimizer

@@ -12,18 +12,9 @@ from typing import Any
 import numpy as np
 
 from vit_jax.layers.position import sinusoid_table
+from vit_jax.models.registry import DESIGNS
 
-# In the name of every class, distillation or register token and of every position table.
-_TOKENS = (
-    "pos_embed",
-    "position_emb",
-    "positional_encodings",
-    "positon_embedding_table",
-    "cls_token",
-    "dist_token",
-    "reg_token",
-    "class_parameter",
-)
+_TOKENS = frozenset(name for design in DESIGNS for name in design.token_names)
 
 
 def _normal(key: str, shape: Sequence[int]) -> np.ndarray:

@@ -54,7 +54,7 @@ def module_of(name: str) -> str:
     return name.rpartition(".")[0] or name
 
 
-class Run:
+class Comparison:
     """One precision of a comparison."""
 
     def __init__(

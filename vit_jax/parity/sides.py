@@ -188,7 +188,8 @@ class ModelSide:
 
 def _has_stacks(model: nnx.Module) -> bool:
     return any(
-        isinstance(module, ScannedLayers) or getattr(module, "remat", "none") != "none"
+        isinstance(module, ScannedLayers)
+        or (isinstance(module, VisionModel) and module.config.remat != "none")
         for _, module in nnx.iter_modules(model)
     )
 

@@ -15,13 +15,7 @@ from vit_jax.data.statistics import STATISTICS, Statistics
 from vit_jax.models.base import VisionModel
 from vit_jax.models.macs import count_traced_macs
 from vit_jax.training.mesh import batch_sharding
-from vit_jax.training.program import (
-    Program,
-    abstract_model_of,
-    config_mesh,
-    image_size,
-    make_program,
-)
+from vit_jax.training.run import Run, config_mesh, model_to_train, set_preprocessing
 from vit_jax.training.step import jit_train_step
 
 # (height, width, channels) of the sets whose images all have one size: they reach the device as
@@ -131,11 +125,11 @@ def _statistics(config: TrainConfig, channels: int) -> Statistics:
     )
 
 
-def stored_image(config: TrainConfig, model: VisionModel) -> tuple[int, int, int]:
+def stored_image(config: TrainConfig, model: VisionModel[Any]) -> tuple[int, int, int]:
     """(height, width, channels) of the images that reach the device. No data are opened."""
     data = config.data
     name = "digits" if data.source == "digits" else re.split(r"[/:]", data.name or "")[0]
-    size = _STORED.get(name, (*image_size(config, model), model.in_chans))
+    size = _STORED.get(name, (*model.input_size, model.in_chans))
     if size[-1] != model.in_chans:
         raise ValueError(
             f"the images of {name} have {size[-1]} channels and the model takes {model.in_chans}: "
@@ -145,15 +139,15 @@ def stored_image(config: TrainConfig, model: VisionModel) -> tuple[int, int, int
 
 
 def abstract_inputs(
-    config: TrainConfig, program: Program, image: tuple[int, int, int]
+    run: Run, image: tuple[int, int, int]
 ) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
     """State and batch of a train step, as shapes that know where they lie."""
     state = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        program.template,
-        program.shardings,
+        run.template,
+        run.shardings,
     )
-    rows, place = config.data.batch_size, batch_sharding(program.mesh)
+    rows, place = run.config.data.batch_size, batch_sharding(run.mesh)
     kinds = {
         "image": (image, np.uint8),
         "label": ((), np.int32),
@@ -167,6 +161,21 @@ def abstract_inputs(
     return state, batch
 
 
+def planned_run(
+    config: TrainConfig,
+    devices: Sequence[Any] | None = None,
+    steps_per_epoch: int = _STEPS_PER_EPOCH,
+) -> Run:
+    """A run over devices that may be those of a topology; no data are opened.
+
+    Raises:
+      ValueError: batch, model and devices do not fit each other.
+    """
+    mesh, model = config_mesh(config, devices), model_to_train(config)
+    set_preprocessing(model, config, _statistics(config, model.in_chans))
+    return Run(config, mesh, model, steps_per_epoch)
+
+
 def compile_step(config: TrainConfig, devices: Sequence[Any]) -> Compiled:
     """Compiles the train step of `config` over `devices`, which may be those of a topology.
 
@@ -176,13 +185,10 @@ def compile_step(config: TrainConfig, devices: Sequence[Any]) -> Compiled:
     Raises:
       ValueError: batch, model and devices do not fit each other.
     """
-    mesh = config_mesh(config, devices)
-    model = abstract_model_of(config)
-    image = stored_image(config, model)
-    statistics = _statistics(config, model.in_chans)
-    program = make_program(config, mesh, model, statistics, _STEPS_PER_EPOCH)
-    state, batch = abstract_inputs(config, program, image)
-    step: Any = jit_train_step(program.settings, mesh, program.shardings)
+    run = planned_run(config, devices)
+    image = stored_image(config, run.model)
+    state, batch = abstract_inputs(run, image)
+    step: Any = jit_train_step(run)
     traced = step.trace(state, batch)
     lowered = traced.lower()
     memory, needed, text, remark = None, None, "", ""
@@ -206,10 +212,10 @@ def compile_step(config: TrainConfig, devices: Sequence[Any]) -> Compiled:
         needed = memory.total
         text, remark = _text(lowered, compiled)
     # With those that are not trained, without the tables that are no parameters.
-    parameters = jax.tree.leaves(nnx.state(model, nnx.Param))
+    parameters = jax.tree.leaves(nnx.state(run.model, nnx.Param))
     return Compiled(
-        devices=mesh.size,
-        mesh=dict(mesh.shape),
+        devices=run.mesh.size,
+        mesh=dict(run.mesh.shape),
         image=image,
         parameters=sum(leaf.size for leaf in parameters),
         parameter_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in parameters),

@@ -16,7 +16,7 @@ from vit_jax.plan.hlo import HloProgram
 from vit_jax.plan.roofline import ASSUMPTIONS, Roofline, roofline
 from vit_jax.plan.topology import Topology
 from vit_jax.plan.traffic import hbm_bytes
-from vit_jax.training.program import abstract_model_of
+from vit_jax.training.run import model_to_train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ def make_plan(config: TrainConfig, topology: Topology, devices: Sequence[Any]) -
 def count(config: TrainConfig, compiled: Compiled) -> Counts:
     """What one device does in a step of a compiled run."""
     program = HloProgram(compiled.text)
-    model = abstract_model_of(config)
+    model = model_to_train(config)
     image = jax.ShapeDtypeStruct((1, *model.img_size, model.in_chans), jnp.float32)
     forward = count_macs(model, image) * config.data.batch_size
     return Counts(

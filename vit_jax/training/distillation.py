@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
 from vit_jax.config import DistillationConfig, TrainConfig
-from vit_jax.layers.target import tracing_for
+from vit_jax.layers.forms import eval_graph
 from vit_jax.models.base import VisionModel
 from vit_jax.models.registry import abstract_model, model_fields
 from vit_jax.storage import run_path
@@ -80,7 +80,7 @@ class Teacher:
 
     Attributes:
       config: the distillation.
-      graph: the model's static half, in eval mode.
+      graph: the model's static half, in eval mode, in the form that suits the devices.
       template: shapes and types of its arrays.
       name, fields: of the registered model.
     """
@@ -102,21 +102,18 @@ class Teacher:
         said = load_initial_weights(model, self.config.teacher or "", field="distillation.teacher")
         return nnx.state(model), said
 
-    def logits(self, arrays: nnx.State, images: jax.Array, platform: str) -> jax.Array:
+    def logits(self, arrays: nnx.State, images: jax.Array) -> jax.Array:
         """What it says of images, (B, num_classes)."""
-        with tracing_for(platform):
-            return nnx.merge(self.graph, arrays)(images)
+        return nnx.merge(self.graph, arrays)(images)
 
 
-def make_teacher(
-    config: TrainConfig, model: VisionModel, image_size: tuple[int, int]
-) -> Teacher | None:
+def make_teacher(config: TrainConfig, model: VisionModel[Any], platform: str) -> Teacher | None:
     """The teacher of a run, its weights not yet read; None with `kind="none"`.
 
     Args:
       config: the run.
       model: that learns, which may be abstract.
-      image_size: (height, width) that it is given.
+      platform: of the devices, as JAX names it.
 
     Raises:
       ValueError: a model without a second head, a teacher that is not registered, or one that takes
@@ -125,7 +122,7 @@ def make_teacher(
     distillation = config.distillation
     if distillation.kind == "none":
         return None
-    if not getattr(model, "distilled", False):
+    if len(model.heads) < 2:
         raise ValueError(
             f'config.distillation.kind="{distillation.kind}" teaches the second head of a '
             f"distilled model, which {config.model.name} has not: set "
@@ -141,7 +138,11 @@ def make_teacher(
             )
         name, fields = found.name, found.fields
     known = model_fields(name)
-    sizes = {"num_classes": model.num_classes, "img_size": image_size, "in_chans": model.in_chans}
+    sizes = {
+        "num_classes": model.num_classes,
+        "img_size": model.input_size,
+        "in_chans": model.in_chans,
+    }
     fields = {key: value for key, value in sizes.items() if key in known} | fields
     fields |= distillation.teacher_kwargs
     unknown = sorted(set(fields) - set(known))
@@ -150,7 +151,7 @@ def make_teacher(
             f"config.distillation.teacher_kwargs.{unknown[0]}: {name} has no such field; it takes: "
             f"{', '.join(sorted(known))}"
         )
-    images = jax.ShapeDtypeStruct((1, *image_size, model.in_chans), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, *model.input_size, model.in_chans), jnp.float32)
     try:
         teacher = abstract_model(name, **fields)
         teacher.eval()
@@ -165,8 +166,8 @@ def make_teacher(
             f"the teacher {name} gives logits {logits.shape[1:]}, and the model has "
             f"{model.num_classes} classes: they must be the same classes"
         )
-    graph, template = nnx.split(teacher)
-    return Teacher(distillation, graph, template, name, fields)
+    template = nnx.state(teacher)
+    return Teacher(distillation, eval_graph(teacher, platform), template, name, fields)
 
 
 class TaughtStep:

@@ -29,8 +29,8 @@ from vit_jax.training.mesh import place, replicated
 from vit_jax.training.processes import Stopping, companions, is_first, tell_all
 from vit_jax.training.progress import Progress, describe
 from vit_jax.training.records import Records, Row, read_rows
+from vit_jax.training.run import Run, open_run
 from vit_jax.training.schedules import learning_rate_of_update
-from vit_jax.training.setup import Setup, build
 from vit_jax.training.start import check_init_from, load_initial_weights
 from vit_jax.training.state import TrainState, first_average, zero_sums
 from vit_jax.training.workdir import (
@@ -41,6 +41,7 @@ from vit_jax.training.workdir import (
 )
 from vit_jax.weights.checkpoint_reading import CheckpointInfo, quiet_orbax
 from vit_jax.weights.run_folder import CHECKPOINTS
+from vit_jax.weights.spec_json import spec_to_dict
 
 # Steps that may be under way. The device always has the next one waiting; more would only hold
 # batches in memory and delay the answer to a signal.
@@ -82,16 +83,16 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
             check_init_from(config.init_from)
         if config.distillation.teacher:
             check_init_from(config.distillation.teacher, "distillation.teacher")
-        setup = build(config)
+        run = open_run(config)
         checkpoint = config.checkpoint
         with Checkpoints(
             workdir / CHECKPOINTS, checkpoint.keep, checkpoint.keep_best
         ) as checkpoints:
-            stopping = Stopping(signals, setup.program.mesh)
-            run = _Run(setup, workdir, records, checkpoints, stopping)
-            with run.progress, contextlib.closing(run):
-                run.train()
-                run.test()
+            stopping = Stopping(signals, run.mesh)
+            loop = _Loop(run, workdir, records, checkpoints, stopping)
+            with loop.progress, contextlib.closing(loop):
+                loop.train()
+                loop.test()
     return _final_metrics(records)
 
 
@@ -128,26 +129,26 @@ def _written(path: pathlib.Path) -> Iterator[None]:
         ) from error
 
 
-class _Run:
+class _Loop:
     """A run under way."""
 
     def __init__(
         self,
-        setup: Setup,
+        run: Run,
         workdir: pathlib.Path,
         records: Records,
         checkpoints: Checkpoints,
         stopping: Stopping,
     ) -> None:
-        self.setup = setup
+        self.run = run
         self.workdir = workdir
         self.records = records
         self.checkpoints = checkpoints
         self.stopping = stopping
-        config = setup.config
+        config = run.config
         mode = config.log.progress if is_first() else "none"
         quiet = Progress("none" if mode == "none" else "plain", 0, 0, 0)
-        restored = checkpoints.restore(setup.program.template, setup.program.shardings, quiet.warn)
+        restored = checkpoints.restore(run.template, run.shardings, quiet.warn)
         if restored is None:
             self.state, self.step = self._first_state(quiet), 0
             self.best: tuple[float, int] | None = None
@@ -156,8 +157,8 @@ class _Run:
             self.step = info.step
             known = info.best_top1 is not None and info.best_step is not None
             self.best = (info.best_top1, info.best_step) if known else None  # pyright: ignore
-            quiet.say(f"resuming {workdir} at step {self.step} of {setup.total_steps}")
-        teacher = setup.program.settings.teacher
+            quiet.say(f"resuming {workdir} at step {self.step} of {run.total_steps}")
+        teacher = run.teacher
         if teacher is not None:
             quiet.say("taught by " + teacher.weights[1])
         with _written(workdir):
@@ -172,18 +173,18 @@ class _Run:
         for row in records.rows:
             self._note_best(row)
         self._keep_best()
-        self.progress = Progress(mode, setup.total_steps, self.step, config.data.batch_size)
+        self.progress = Progress(mode, run.total_steps, self.step, config.data.batch_size)
 
     def _first_state(self, progress: Progress) -> TrainState:
-        config, program = self.setup.config, self.setup.program
-        state = program.init()
+        run, config = self.run, self.run.config
+        state = run.steps.init()
         if not config.init_from:
             return state
         arrays = (state.params, state.frozen)
         if config.init_head == "fresh" and jax.process_count() > 1:
             # The model keeps its own head, of which a process may hold a part only.
-            arrays = jax.jit(lambda kept: kept, out_shardings=replicated(program.mesh))(arrays)
-        model = nnx.merge(program.settings.graphs.train, *arrays)
+            arrays = jax.jit(lambda kept: kept, out_shardings=replicated(run.mesh))(arrays)
+        model = nnx.merge(run.train_graph, *arrays)
         said = load_initial_weights(
             model,
             config.init_from,
@@ -192,10 +193,10 @@ class _Run:
             resize=config.init_resize,
         )
         progress.say(f"starting from {said}")
-        _, params, frozen = nnx.split(model, program.trained, ...)
+        _, params, frozen = nnx.split(model, run.trained, ...)
         average = None if state.ema is None else first_average(params)
         state = dataclasses.replace(state, params=params, frozen=frozen, ema=average)
-        return place(state, self.setup.program.shardings)
+        return place(state, run.shardings)
 
     def close(self) -> None:
         """Closes the event file."""
@@ -204,18 +205,18 @@ class _Run:
 
     def train(self) -> None:
         """Makes all updates that remain, with their rows, validations and checkpoints."""
-        config, total = self.setup.config, self.setup.total_steps
+        config, total = self.run.config, self.run.total_steps
         if self._validation_due():  # the run was stopped in the midst of it
             self._validate()
         timer = _Timer(config.data.batch_size)
         under_way: collections.deque[jax.Array] = collections.deque()
-        with self.setup.train_batches(self.step) as host_batches:
-            batches = self.setup.on_device(host_batches)
+        with self.run.train_batches(self.step) as host_batches:
+            batches = self.run.on_device(host_batches)
             while self.step < total:
                 self._stop_if(self.stopping.check())
                 with self._saving_if_data_fail():
                     batch = next(batches)
-                self.state, loss = self.setup.program.train_step(self.state, batch)
+                self.state, loss = self.run.steps.train(self.state, batch)
                 self.step += 1
                 under_way.append(loss)
                 if not timer.started:
@@ -228,8 +229,8 @@ class _Run:
         self._stop_if(self.stopping.settle())
 
     def _after_step(self, timer: "_Timer") -> None:
-        config = self.setup.config
-        last = self.step == self.setup.total_steps
+        config = self.run.config
+        last = self.step == self.run.total_steps
         if last or self.step % config.log.every_steps == 0:
             self._log_train_row(timer)
         checkpoint_due = last or self.step % config.checkpoint.every_steps == 0
@@ -246,16 +247,14 @@ class _Run:
     def _log_train_row(self, timer: "_Timer") -> None:
         self._check_finite()
         row = self._row("train", self.state.sums.averages())
-        row["learning_rate"] = learning_rate_of_update(self.setup.program.schedule, self.step)
+        row["learning_rate"] = learning_rate_of_update(self.run.schedule, self.step)
         row["images_per_second"] = timer.images_per_second(self.step)
         self._write(row)
         timer.start(self.step)
-        self.state = dataclasses.replace(
-            self.state, sums=zero_sums(self.state, self.setup.program.mesh)
-        )
+        self.state = dataclasses.replace(self.state, sums=zero_sums(self.state, self.run.mesh))
 
     def _row(self, split: str, averages: dict[str, float]) -> Row:
-        epoch = self.step / self.setup.steps_per_epoch
+        epoch = self.step / self.run.steps_per_epoch
         return {"step": self.step, "epoch": epoch, "split": split, **averages}
 
     def _write(self, row: Row) -> None:
@@ -286,10 +285,10 @@ class _Run:
             self.checkpoints.keep_best_of(self.best[1])
 
     def _validation_due(self) -> bool:
-        epoch, rest = divmod(self.step, self.setup.steps_per_epoch)
-        config = self.setup.config
+        epoch, rest = divmod(self.step, self.run.steps_per_epoch)
+        config = self.run.config
         return (
-            self.setup.splits.validation is not None
+            self.run.data.validation is not None
             and self.step > 0
             and rest == 0
             and (epoch % config.evaluation.every_epochs == 0 or epoch == config.num_epochs)
@@ -297,21 +296,21 @@ class _Run:
         )
 
     def _validate(self) -> None:
-        assert self.setup.splits.validation is not None
+        assert self.run.data.validation is not None
         self._check_finite()
-        self._evaluate("validation", self.setup.splits.validation)
+        self._evaluate("validation", self.run.data.validation)
         self._keep_best()
 
     def _evaluate(self, split: str, source: ImageSource) -> None:
         states = {"": self.state}
         if self.state.ema is not None:
             states["ema_"] = averaged(self.state)
-        with self._saving_if_data_fail(), self.setup.eval_batches(source) as batches:
+        with self._saving_if_data_fail(), self.run.eval_batches(source) as batches:
             averages = evaluate(
-                self.setup.program.eval_step,
+                self.run.steps.eval,
                 states,
-                self.setup.on_device(batches),
-                lambda: zero_sums(self.state, self.setup.program.mesh),
+                self.run.on_device(batches),
+                lambda: zero_sums(self.state, self.run.mesh),
                 lambda: self.stopping.check() is not None,
             )
         self._stop_if(self.stopping.settle())
@@ -321,15 +320,15 @@ class _Run:
     def test(self) -> None:
         """Evaluates the test split with the final weights, once the last checkpoint is complete."""
         self.checkpoints.wait()
-        if self.setup.splits.test is not None:
-            self._evaluate("test", self.setup.splits.test)
+        if self.run.data.test is not None:
+            self._evaluate("test", self.run.data.test)
 
     def _check_finite(self) -> None:
         bad = int(self.state.nonfinite_step)
         if bad:
             raise ValueError(
                 f"the loss or a parameter is no longer finite at step {bad} (epoch "
-                f"{bad / self.setup.steps_per_epoch:.2f}): the checkpoints are of steps before; "
+                f"{bad / self.run.steps_per_epoch:.2f}): the checkpoints are of steps before; "
                 "try a lower optimizer.learning_rate, a longer optimizer.warmup_epochs or "
                 "optimizer.gradient_clip_norm, in another work directory"
             )
@@ -337,14 +336,11 @@ class _Run:
     def _save(self) -> None:
         self._check_finite()
         top1, step = self.best or (None, None)
-        shape = self.setup.splits.train.image_shape
         info = CheckpointInfo(
             step=self.step,
-            preprocessing=self.setup.preprocessing,
+            spec=spec_to_dict(self.run.model.spec),
             best_step=step,
             best_top1=top1,
-            class_names=self.setup.splits.class_names,
-            data_size=shape and shape[:2],
         )
         self.checkpoints.save(self.state, info)
 

@@ -3,7 +3,7 @@
 import dataclasses
 import fnmatch
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -11,9 +11,8 @@ import numpy as np
 from flax import nnx
 
 from vit_jax.config import OptimizerConfig
-from vit_jax.layers.stack import PlainLayers, ScannedLayers
+from vit_jax.layers.stack import ScannedLayers
 from vit_jax.models.base import VisionModel
-from vit_jax.weights.fit import is_of_classes
 from vit_jax.weights.state_dict import names_by_path
 
 Path = tuple[Any, ...]
@@ -49,12 +48,12 @@ def parameter_groups(config: OptimizerConfig, model: VisionModel) -> ParameterGr
     """
     trainable = {path for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))}
     names = {path: found for path, found in names_by_path(model).items() if path in trainable}
-    _check_head(config, names)
-    frozen = _frozen(config.frozen or (), names)
+    _check_head(config, model, names)
+    frozen = _frozen(config.frozen or (), model, names)
     return ParameterGroups(
         trained=nnx.All(nnx.Param, lambda path, _: path not in frozen) if frozen else nnx.Param,
         factors=_factors(config, model, names),
-        stacked=frozenset(path for path in names if _layer_axis(model, path)),
+        stacked=_stacked(model, names),
     )
 
 
@@ -88,11 +87,7 @@ def layer_ids(model: VisionModel) -> dict[Path, np.ndarray]:
     ViT's last norm to its last layer.
     """
     params = [path for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))]
-    stack, layers = next(
-        (path, module)
-        for path, module in nnx.iter_modules(model)
-        if isinstance(module, PlainLayers | ScannedLayers)
-    )
+    stack, layers = tuple(model.layers_name.split(".")), model.layers
     inside = [path for path in params if path[: len(stack)] == stack]
     if isinstance(layers, ScannedLayers):
         depth = layers.depth
@@ -107,10 +102,12 @@ def layer_ids(model: VisionModel) -> dict[Path, np.ndarray]:
     return found
 
 
-def _check_head(config: OptimizerConfig, names: Mapping[Path, list[str]]) -> None:
+def _check_head(
+    config: OptimizerConfig, model: VisionModel, names: Mapping[Path, list[str]]
+) -> None:
     wants = [f"frozen={BACKBONE!r}"] if BACKBONE in (config.frozen or ()) else []
     wants += ["backbone_factor"] if config.backbone_factor != 1 else []
-    if wants and not any(is_of_classes(name) for found in names.values() for name in found):
+    if wants and not any(model.is_of_head(name) for found in names.values() for name in found):
         raise ValueError(
             f"config.optimizer: {' and '.join(wants)} tells a backbone from a head, and the model "
             "has no head: set config.model.kwargs.num_classes"
@@ -127,35 +124,37 @@ def _factors(
         factors = {path: config.layer_decay ** (last - ids[path]) for path in names}
     if config.backbone_factor != 1:
         for path, found in names.items():
-            if not is_of_classes(found[0]):
+            if not model.is_of_head(found[0]):
                 factors[path] = factors[path] * config.backbone_factor
     return {path: factor for path, factor in factors.items() if np.any(factor != 1)}
 
 
-def _layer_axis(model: VisionModel, path: Path) -> bool:
-    return any(
-        isinstance(module, ScannedLayers) and path[: len(stack)] == stack
-        for stack, module in nnx.iter_modules(model)
-    )
+def _stacked(model: VisionModel, paths: Iterable[Path]) -> frozenset[Path]:
+    stack = tuple(model.layers_name.split("."))
+    if not isinstance(model.layers, ScannedLayers):
+        return frozenset()
+    return frozenset(path for path in paths if path[: len(stack)] == stack)
 
 
-def _matches(name: str, pattern: str) -> bool:
+def _matches(name: str, pattern: str, model: VisionModel) -> bool:
     if pattern == BACKBONE:
-        return not is_of_classes(name)
+        return not model.is_of_head(name)
     return name.startswith(f"{pattern}.") or fnmatch.fnmatchcase(name, pattern)
 
 
-def _frozen(patterns: tuple[str, ...], names: Mapping[Path, list[str]]) -> frozenset[Path]:
+def _frozen(
+    patterns: tuple[str, ...], model: VisionModel, names: Mapping[Path, list[str]]
+) -> frozenset[Path]:
     everything = [name for found in names.values() for name in found]
     for pattern in patterns:
-        if not any(_matches(name, pattern) for name in everything):
+        if not any(_matches(name, pattern, model) for name in everything):
             raise ValueError(
                 f"config.optimizer.frozen: {pattern!r} names no parameter; wanted {BACKBONE!r}, "
                 f"or names, beginnings or globs of: {_summary(everything)}"
             )
     frozen = set()
     for path, found in names.items():
-        hit = [any(_matches(name, pattern) for pattern in patterns) for name in found]
+        hit = [any(_matches(name, pattern, model) for pattern in patterns) for name in found]
         if all(hit):
             frozen.add(path)
         elif any(hit):

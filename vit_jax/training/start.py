@@ -2,9 +2,12 @@
 
 from vit_jax.models.base import VisionModel
 from vit_jax.storage import run_path
-from vit_jax.weights.formats import HUB_PREFIX, is_weights_folder
-from vit_jax.weights.pretrained import load_pretrained
-from vit_jax.weights.run_folder import find_checkpoint, load_checkpoint
+from vit_jax.weights.run_folder import (
+    HUB_PREFIX,
+    find_checkpoint,
+    is_weights_folder,
+    load_checkpoint,
+)
 
 
 def check_init_from(init_from: str, field: str = "init_from") -> None:
@@ -54,6 +57,9 @@ def load_initial_weights(
         # Straight from array to array: also a checkpoint without the config.json of its run.
         info = load_checkpoint(model, path, ema)
         return f"{kind} of {path}, step {info.step}"
+    # Here and not above: most runs read no weights of others, whose formats are 20 modules.
+    from vit_jax.weights.load import load_pretrained
+
     source = init_from if is_hub else path
     report = load_pretrained(
         model,

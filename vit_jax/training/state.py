@@ -39,22 +39,6 @@ class TrainState:
     ema: nnx.State | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelGraphs:
-    """The two static halves of a model: in train mode and in eval mode, over the same arrays."""
-
-    train: nnx.GraphDef
-    eval: nnx.GraphDef
-
-
-def model_graphs(model: nnx.Module) -> ModelGraphs:
-    """The static halves of a model, which may be abstract. Leaves it in train mode."""
-    model.eval()
-    eval_graph = nnx.graphdef(model)
-    model.train()
-    return ModelGraphs(nnx.graphdef(model), eval_graph)
-
-
 def initial_state(
     model: nnx.Module,
     optimizer: optax.GradientTransformation,

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,23 +11,22 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vit_jax.config import EmaConfig
 from vit_jax.data.augment import example_keys
-from vit_jax.layers.gather import gather, gathering
-from vit_jax.layers.target import compiler_options, tracing_for
-from vit_jax.training.distillation import TaughtStep, Teacher, distillation_loss
+from vit_jax.layers.forms import compiler_options
+from vit_jax.layers.stack import constrain
+from vit_jax.training.distillation import TaughtStep, distillation_loss
 from vit_jax.training.ema import update_average
 from vit_jax.training.losses import classification_loss
 from vit_jax.training.mesh import batch_sharding, replicated
 from vit_jax.training.metrics import Sums
 from vit_jax.training.mixing import Mixing, mix_batch
 from vit_jax.training.row_keys import key_of_rows
-from vit_jax.training.state import ModelGraphs, TrainState
+from vit_jax.training.state import TrainState
+
+if TYPE_CHECKING:
+    from vit_jax.training.run import Run
 
 Batch = dict[str, Any]
-# (keys (B,), images (B, h, w, C) uint8) -> (B, H, W, C) normalised; evaluation has no keys.
-PrepareTrain = Callable[[jax.Array, jax.Array], jax.Array]
-PrepareEval = Callable[[jax.Array], jax.Array]
 # Each returns the new state, and the loss of the batch, which tells when the step is done.
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]
 # (state, batch, sums) -> sums with the batch's added.
@@ -38,39 +37,26 @@ _DEVICES = "devices"
 
 
 @dataclasses.dataclass(frozen=True)
-class StepSettings:
-    """What a step is made of, fixed for a run.
+class Steps:
+    """The compiled functions of a run.
 
     Attributes:
-      platform: of the devices, as JAX names it.
-      graphs: the model's static halves.
-      is_layer_weight: see `vit_jax.layers.stack`.
-      gathered: where weights are gathered that lie divided between devices; None if none do.
-      optimizer: the update rule.
-      ema: of the moving average of the weights, if the state has one.
-      seed: of augmentation and dropout.
-      steps_per_epoch: tells the epoch, which augmentation is keyed by.
-      label_smoothing: see `losses`.
-      mixing: of the training images; None: none.
-      teacher: see `distillation`; None: none.
-      accumulation_steps: parts that a batch is computed in, one after another.
-      prepare_train, prepare_eval: uint8 images to what the model takes.
+      init: makes the state at step 0.
+      train, eval: compiled when first called.
     """
 
-    platform: str
-    graphs: ModelGraphs
-    is_layer_weight: Callable[[tuple[Any, ...]], bool]
-    gathered: NamedSharding | None
-    optimizer: optax.GradientTransformation
-    ema: EmaConfig
-    seed: int
-    steps_per_epoch: int
-    label_smoothing: float
-    mixing: Mixing | None
-    teacher: Teacher | None
-    accumulation_steps: int
-    prepare_train: PrepareTrain
-    prepare_eval: PrepareEval
+    init: Callable[[], TrainState]
+    train: TrainStep
+    eval: EvalStep
+
+
+def make_steps(run: "Run") -> Steps:
+    """The compiled functions of a run; nothing is compiled yet."""
+    return Steps(
+        init=jax.jit(run.initial_state, out_shardings=run.shardings),
+        train=pmap_train_step(run) if run.config.parallel == "pmap" else jit_train_step(run),
+        eval=make_eval_step(run),
+    )
 
 
 def augment_key(seed: int) -> jax.Array:
@@ -87,7 +73,7 @@ def _all_finite(tree: Any) -> jax.Array:
 
 
 def _apply(
-    settings: StepSettings,
+    run: "Run",
     graph: nnx.GraphDef,
     params: nnx.State,
     frozen: nnx.State,
@@ -95,24 +81,23 @@ def _apply(
     rngs: nnx.Rngs | None = None,
 ) -> Any:
     """The model's output. Weights outside of its layers are gathered here, the others there."""
-    with gathering(settings.gathered), tracing_for(settings.platform):
-        if settings.gathered is not None:
-            params, frozen = (
-                nnx.map_state(
-                    lambda path, leaf: leaf if settings.is_layer_weight(path) else gather(leaf),
-                    state,
-                )
-                for state in (params, frozen)
+    if run.gathered is not None:
+        params, frozen = (
+            nnx.map_state(
+                lambda path, leaf: (
+                    leaf if run.is_layer_weight(path) else constrain(leaf, run.gathered)
+                ),
+                state,
             )
-        return nnx.merge(graph, params, frozen)(images, rngs=rngs)
+            for state in (params, frozen)
+        )
+    return nnx.merge(graph, params, frozen)(images, rngs=rngs)
 
 
-def _prepared(settings: StepSettings, step: jax.Array, batch: Batch) -> jax.Array:
+def _prepared(run: "Run", step: jax.Array, batch: Batch) -> jax.Array:
     """The batch's images, augmented and normalised."""
-    keys = example_keys(
-        augment_key(settings.seed), step // settings.steps_per_epoch, batch["index"]
-    )
-    return settings.prepare_train(keys, batch["image"])
+    keys = example_keys(augment_key(run.config.seed), step // run.steps_per_epoch, batch["index"])
+    return run.prepare_train(keys, batch["image"])
 
 
 def _divided(batch: Batch, parts: int) -> Batch:
@@ -127,52 +112,50 @@ def _divided(batch: Batch, parts: int) -> Batch:
     }
 
 
-def _mixed(
-    settings: StepSettings, mixing: Mixing, axis: str | None, step: jax.Array, batch: Batch
-) -> Batch:
+def _mixed(run: "Run", mixing: Mixing, axis: str | None, step: jax.Array, batch: Batch) -> Batch:
     """The batch with its images ready and mixed, and with "target", their shares of the classes.
 
     Partners may lie in any part of an accumulated batch, so that this is done before it is divided:
     its images are kept whole as floats, where without mixing those of one part are. "label" becomes
     the class of the larger share, against which accuracy is counted.
     """
-    parts = settings.accumulation_steps
+    parts = run.config.accumulation_steps
     if parts > 1:
-        images = jax.lax.map(lambda part: _prepared(settings, step, part), _divided(batch, parts))
+        images = jax.lax.map(lambda part: _prepared(run, step, part), _divided(batch, parts))
         images = images.swapaxes(0, 1).reshape(-1, *images.shape[2:])
     else:
-        images = _prepared(settings, step, batch)
-    key = _key_of_step(settings.seed, _MIX, step)
+        images = _prepared(run, step, batch)
+    key = _key_of_step(run.config.seed, _MIX, step)
     images, targets = mix_batch(key, images, batch["label"], mixing, axis)
     labels = jnp.argmax(targets, axis=-1).astype(batch["label"].dtype)
     return batch | {"image": images, "target": targets, "label": labels}
 
 
 def _gradients(
-    settings: StepSettings,
+    run: "Run",
     state: TrainState,
     batch: Batch,
     dropout_key: jax.Array,
     teacher: nnx.State | None,
 ) -> tuple[jax.Array, Sums, nnx.State]:
     """The loss of a batch, its metrics, and the gradients. `teacher`: its arrays."""
-    if settings.mixing is None:
-        images, targets = _prepared(settings, state.step, batch), batch["label"]
+    if run.mixing is None:
+        images, targets = _prepared(run, state.step, batch), batch["label"]
     else:
         images, targets = batch["image"], batch["target"]
     taught = None
-    if settings.teacher is not None:
+    if run.teacher is not None:
         assert teacher is not None
-        taught = settings.teacher.logits(teacher, images, settings.platform)
+        taught = run.teacher.logits(teacher, images)
 
     def loss_of(params: nnx.State) -> tuple[jax.Array, Sums]:
         rngs = nnx.Rngs(dropout=dropout_key)
-        logits = _apply(settings, settings.graphs.train, params, state.frozen, images, rngs)
-        smoothing = settings.label_smoothing
-        if settings.teacher is None or taught is None:
+        logits = _apply(run, run.train_graph, params, state.frozen, images, rngs)
+        smoothing = run.config.loss.label_smoothing
+        if run.teacher is None or taught is None:
             losses, prediction = classification_loss(logits, targets, smoothing)
         else:
-            distillation = settings.teacher.config
+            distillation = run.teacher.config
             losses, prediction = distillation_loss(logits, targets, taught, distillation, smoothing)
         return losses.mean(), Sums.of_batch(losses, prediction, batch["label"], batch["mask"])
 
@@ -181,7 +164,7 @@ def _gradients(
 
 
 def _accumulated_gradients(
-    settings: StepSettings,
+    run: "Run",
     state: TrainState,
     batch: Batch,
     dropout_key: jax.Array,
@@ -192,12 +175,12 @@ def _accumulated_gradients(
 
     `first` is the batch's own first row in the global batch.
     """
-    parts = settings.accumulation_steps
+    parts = run.config.accumulation_steps
     rows = batch["label"].shape[0] // parts
     divided = _divided(batch, parts)
 
     def of_part(part: Batch, key: jax.Array) -> tuple[jax.Array, Sums, nnx.State]:
-        return _gradients(settings, state, part, key, teacher)
+        return _gradients(run, state, part, key, teacher)
 
     def add_part(total: Any, numbered: tuple[jax.Array, Batch]) -> tuple[Any, None]:
         number, part = numbered
@@ -211,33 +194,33 @@ def _accumulated_gradients(
 
 
 def _train_step(
-    settings: StepSettings,
+    run: "Run",
     axis: str | None,
     state: TrainState,
     batch: Batch,
     teacher: nnx.State | None = None,
 ) -> tuple[TrainState, jax.Array]:
     """One update. With `axis`, `batch` is this device's part and the update is that of them all."""
-    dropout_key = _key_of_step(settings.seed, _DROPOUT, state.step)
-    if settings.mixing is not None:
-        batch = _mixed(settings, settings.mixing, axis, state.step, batch)
+    dropout_key = _key_of_step(run.config.seed, _DROPOUT, state.step)
+    if run.mixing is not None:
+        batch = _mixed(run, run.mixing, axis, state.step, batch)
     rows = batch["label"].shape[0]
     first = 0 if axis is None else rows * jax.lax.axis_index(axis)
-    if settings.accumulation_steps > 1:
+    if run.config.accumulation_steps > 1:
         loss, sums, gradients = _accumulated_gradients(
-            settings, state, batch, dropout_key, first, teacher
+            run, state, batch, dropout_key, first, teacher
         )
     else:
         if axis is not None:
             dropout_key = key_of_rows(dropout_key, first, rows)
-        loss, sums, gradients = _gradients(settings, state, batch, dropout_key, teacher)
+        loss, sums, gradients = _gradients(run, state, batch, dropout_key, teacher)
     if axis is not None:
         loss, gradients = jax.lax.pmean((loss, gradients), axis)
         sums = jax.lax.psum(sums, axis)
-    updates, opt_state = settings.optimizer.update(gradients, state.opt_state, state.params)
+    updates, opt_state = run.optimizer.update(gradients, state.opt_state, state.params)
     params = cast(nnx.State, optax.apply_updates(state.params, updates))
     step = state.step + 1
-    ema = None if state.ema is None else update_average(settings.ema, state.ema, params, step)
+    ema = None if state.ema is None else update_average(run.config.ema, state.ema, params, step)
     # Parameters too: a checkpoint after a finite loss may hold what the next loss will be NaN of.
     broken = ~(jnp.isfinite(loss) & _all_finite(params))
     first = jnp.where(broken & (state.nonfinite_step == 0), step, state.nonfinite_step)
@@ -253,28 +236,28 @@ def _train_step(
     return new_state, loss
 
 
-def jit_train_step(settings: StepSettings, mesh: Mesh, shardings: TrainState) -> TrainStep:
+def jit_train_step(run: "Run") -> TrainStep:
     """One plain jitted step: the compiler divides the work as the arrays lie. Donates the state."""
-    whole, teacher = replicated(mesh), settings.teacher
+    whole, teacher = replicated(run.mesh), run.teacher
     step = jax.jit(
-        lambda state, batch, *taught: _train_step(settings, None, state, batch, *taught),
-        in_shardings=(shardings, batch_sharding(mesh), *([whole] if teacher else [])),
-        out_shardings=(shardings, whole),
+        lambda state, batch, *taught: _train_step(run, None, state, batch, *taught),
+        in_shardings=(run.shardings, batch_sharding(run.mesh), *([whole] if teacher else [])),
+        out_shardings=(run.shardings, whole),
         donate_argnums=0,
-        compiler_options=compiler_options(settings.platform),
+        compiler_options=compiler_options(run.platform),
     )
     return TaughtStep(step, teacher, whole) if teacher else step
 
 
-def pmap_train_step(settings: StepSettings, mesh: Mesh) -> TrainStep:
+def pmap_train_step(run: "Run") -> TrainStep:
     """The same step, written for one device and mapped: gradients are averaged by hand.
 
     State and loss are whole on each device and look like one array, so that all else is as with
     `jit_train_step`. Donates the state.
     """
-    teacher = settings.teacher
+    teacher, mesh = run.teacher, run.mesh
     mapped: Any = jax.pmap(
-        lambda state, batch, *taught: _train_step(settings, _DEVICES, state, batch, *taught),
+        lambda state, batch, *taught: _train_step(run, _DEVICES, state, batch, *taught),
         axis_name=_DEVICES,
         in_axes=(None, 0, *([None] if teacher else [])),
         out_axes=None,
@@ -303,21 +286,21 @@ def pmap_train_step(settings: StepSettings, mesh: Mesh) -> TrainStep:
     return TaughtStep(step, teacher, returned if alone else whole) if teacher else step
 
 
-def make_eval_step(settings: StepSettings, mesh: Mesh, shardings: TrainState) -> EvalStep:
+def make_eval_step(run: "Run") -> EvalStep:
     """The metrics of one batch in eval mode, padding left out; donates the sums."""
 
     def step(params: nnx.State, frozen: nnx.State, batch: Batch, sums: Sums) -> Sums:
-        images = settings.prepare_eval(batch["image"])
-        logits = _apply(settings, settings.graphs.eval, params, frozen, images)
+        images = run.prepare_eval(batch["image"])
+        logits = _apply(run, run.eval_graph, params, frozen, images)
         losses, prediction = classification_loss(logits, batch["label"])
         return sums + Sums.of_batch(losses, prediction, batch["label"], batch["mask"])
 
-    whole = replicated(mesh)
+    whole, shardings = replicated(run.mesh), run.shardings
     compiled = jax.jit(
         step,
-        in_shardings=(shardings.params, shardings.frozen, batch_sharding(mesh), whole),
+        in_shardings=(shardings.params, shardings.frozen, batch_sharding(run.mesh), whole),
         out_shardings=whole,
         donate_argnums=3,
-        compiler_options=compiler_options(settings.platform),
+        compiler_options=compiler_options(run.platform),
     )
     return lambda state, batch, sums: compiled(state.params, state.frozen, batch, sums)

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import json
 import os
 import pathlib
 import time
@@ -11,7 +10,8 @@ from collections.abc import Iterator
 
 import jax
 
-from vit_jax.config import TrainConfig, check_resumable, load_config, to_dict
+from vit_jax.config import TrainConfig, check_resumable, load_config
+from vit_jax.config.serialize import to_json
 from vit_jax.storage import is_remote, write_bytes
 from vit_jax.training.processes import is_first, tell_all
 from vit_jax.training.records import read_rows
@@ -121,5 +121,4 @@ def check_config(config: TrainConfig, workdir: pathlib.Path) -> None:
 
 def store_config(config: TrainConfig, workdir: pathlib.Path) -> None:
     """Writes config.json, whole or not at all."""
-    text = json.dumps(to_dict(config), indent=2) + "\n"
-    write_bytes(workdir / CONFIG_FILE, text.encode())
+    write_bytes(workdir / CONFIG_FILE, to_json(config).encode())

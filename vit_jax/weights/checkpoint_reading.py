@@ -32,19 +32,15 @@ class CheckpointInfo:
 
     Attributes:
       step: updates done.
-      preprocessing: how the model's images are made ready: mean, std, crop_fraction, interpolation.
+      spec: the model's description, of `vit_jax.weights.spec_json.spec_to_dict`.
       best_step, best_top1: the best validation so far (of the averaged weights, if there are any),
         None before the first.
-      class_names: of the data, in the order of the labels; empty where it is not stated.
-      data_size: (height, width) of the data's images; None where they vary or it is not stated.
     """
 
     step: int
-    preprocessing: dict[str, Any]
+    spec: dict[str, Any]
     best_step: int | None = None
     best_top1: float | None = None
-    class_names: tuple[str, ...] = ()
-    data_size: tuple[int, int] | None = None
 
 
 class DamagedCheckpointError(ValueError):
@@ -152,15 +148,7 @@ def _read_and_verify(
         items[item] = ocp.args.StandardRestore({**arrays, FINGERPRINT: stored})
     with _reader() as reader:
         read = reader.restore(path, ocp.args.Composite(**items, info=ocp.args.JsonRestore()))
-    stated = read[INFO]
-    size = stated.get("data_size")
-    info = CheckpointInfo(
-        **{
-            **stated,
-            "class_names": tuple(stated.get("class_names", ())),
-            "data_size": None if size is None else tuple(size),
-        }
-    )
+    info = _info(read[INFO])
     if info.step != int(path.name):
         raise ValueError(f"it says that it is of step {info.step}")
     for item, arrays in wanted.items():
@@ -169,6 +157,20 @@ def _read_and_verify(
         if different.size:
             raise ValueError(f"{sorted(arrays)[different[0]]} is not what was written")
     return {item: read[item] for item in wanted}, info
+
+
+def _info(stated: dict[str, Any]) -> CheckpointInfo:
+    """What a checkpoint states, also one of a version up to 0.1.0, which had no `spec`."""
+    if "spec" in stated:
+        return CheckpointInfo(**stated)
+    names, size = stated.pop("class_names", ()), stated.pop("data_size", None)
+    preprocessing = {**stated.pop("preprocessing"), "resized_from": size}
+    spec = {
+        "spec_version": 0,
+        "preprocessing": preprocessing,
+        "class_names": list(names) or None,
+    }
+    return CheckpointInfo(spec=spec, **stated)
 
 
 def _reader() -> ocp.Checkpointer:

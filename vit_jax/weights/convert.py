@@ -11,13 +11,13 @@ from rich.table import Table
 
 from vit_jax.models.base import VisionModel
 from vit_jax.models.registry import abstract_model, create_model
-from vit_jax.weights.pretrained import (
+from vit_jax.weights.load import (
     LoadReport,
     load_into,
     read_source,
-    save_pretrained,
     stated_fields,
 )
+from vit_jax.weights.save import save_pretrained
 from vit_jax.weights.state_dict import torch_shapes
 
 _DIALECTS = {"timm": None, "hf": "huggingface", "google": "google", "orbax": "orbax"}

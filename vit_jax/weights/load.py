@@ -1,84 +1,338 @@
-"""A trained model, from whatever holds one."""
+"""Models from weights, and weights into models, whatever the form of the source."""
 
 import dataclasses
 import os
-from collections.abc import Mapping
-from typing import Any
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from flax import nnx
 
 from vit_jax.models.base import VisionModel
-from vit_jax.models.registry import abstract_model
-from vit_jax.weights.fit import models_that_fit
-from vit_jax.weights.pretrained import load_into, read_source, stated_fields
+from vit_jax.models.registry import abstract_model, design_of, list_models, model_fields
+from vit_jax.models.spec import ModelSpec
+from vit_jax.weights.adapt import adapt
+from vit_jax.weights.dialects import DialectError, google_heads, to_timm
+from vit_jax.weights.fit import models_that_fit, number_of_classes
+from vit_jax.weights.formats import (
+    Weights,
+    read_weights,
+)
+from vit_jax.weights.hub import fetch
+from vit_jax.weights.run_folder import (
+    HUB_PREFIX,
+    is_weights_folder,
+    load_checkpoint,
+    model_of_run,
+)
+from vit_jax.weights.spec_json import StatedSpec, read_spec
+from vit_jax.weights.state_dict import load_state_dict, state_dict
 
 
 @dataclasses.dataclass(frozen=True)
-class LoadedModel:
-    """A model that is ready for images.
+class LoadReport:
+    """What `load_pretrained` did.
 
     Attributes:
-      model: in eval mode; its `preprocessing` is that of the weights, or else the name's.
-      name: registered.
-      image_size: (height, width) of the images that it is given.
-      class_names: one for each logit; the numbers from "0" where nothing names the classes.
-      source: where the weights came from.
-      data_size: (height, width) of the images that it was trained on, where all shared one and
-        were shown whole, at whatever `image_size`; None where they varied, or nothing states it.
-      notes: what was unwrapped, adapted or left on the way, a line each.
+      source: what was read.
+      dialect: whose names its arrays had: "huggingface", "torchvision", "google"; None for the
+        model's own (timm's, DeiT's, the official T2T-ViT's).
+      loaded: names of the model's arrays that were taken from it.
+      adapted: what was changed on the way, a line each.
+      left: what was unwrapped, and what the file holds beside, a line each.
     """
 
-    model: VisionModel
-    name: str
-    image_size: tuple[int, int]
-    class_names: tuple[str, ...]
     source: str
-    notes: tuple[str, ...] = ()
-    data_size: tuple[int, int] | None = None
+    dialect: str | None
+    loaded: tuple[str, ...]
+    adapted: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
 
 
-def load_model(
+def from_pretrained(
+    source: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    ema: bool | None = None,
+    rngs: nnx.Rngs | None = None,
+    **overrides: Any,
+) -> VisionModel[Any]:
+    """Returns the model that a source holds, as the source states it, in eval mode.
+
+    Args:
+      source: a work directory of a run, or a checkpoint in it, or weights as
+        `vit_jax.load_pretrained` takes them: a file, a folder of ours, of Hugging Face or timm, an
+        Orbax folder, or hf:OWNER/NAME.
+      name: the registered model; None: the source's, or the only one that the weights fit.
+      ema: of a training checkpoint the averaged weights (True) or the raw ones (False); None takes
+        the raw ones where there are both.
+      rngs: stream "params" draws a fresh head; nothing else is drawn.
+      **overrides: fields of the design. `num_classes` gives a fresh head, `img_size` resizes the
+        positions and `in_chans` converts the patches, as the design's source does it; others say
+        what the source does not (norm_eps), or how the model is used (drop_rate, dtype).
+
+    Raises:
+      ValueError: no such source, a damaged one, or one that does not fit the model or contradicts a
+        field; no name where the weights fit several models or none, which are named; a fresh head
+        without `rngs`.
+    """
+    return load_with_notes(source, name=name, fields=overrides, ema=ema, rngs=rngs)[0]
+
+
+def load_with_notes(
     source: str | os.PathLike[str],
     *,
     name: str | None = None,
     fields: Mapping[str, Any] | None = None,
     ema: bool | None = None,
-) -> LoadedModel:
-    """Builds the model that was trained and loads its weights.
+    rngs: nnx.Rngs | None = None,
+) -> tuple[VisionModel[Any], tuple[str, ...]]:
+    """As `from_pretrained`, and what was unwrapped, adapted or left on the way, a line each."""
+    fields = dict(fields or {})
+    weights = read_source(source, ema)
+    name = name or weights.spec.name or _only_model(weights, str(source))
+    stated = stated_fields(weights, name)
+    num_classes = fields.pop("num_classes", None)
+    try:
+        # Every array is loaded: none need be drawn.
+        model = abstract_model(name, **{**stated, **fields})
+    except ValueError as error:
+        raise ValueError(f"{str(source)!r}, a {name}: {error}") from error
+    report = load_into(
+        model,
+        weights,
+        str(source),
+        resize="source" if "img_size" in fields else None,
+        in_chans="in_chans" in fields,
+    )
+    notes = (*report.adapted, *report.left)
+    if num_classes not in (None, own := model.num_classes):
+        if num_classes and rngs is None:
+            raise ValueError(
+                f"num_classes={num_classes}: {str(source)!r} has {own} classes, and another number "
+                "is a fresh head, which is drawn (rngs=nnx.Rngs(SEED)) and has learned nothing"
+            )
+        model.reset_classifier(num_classes, rngs=rngs or nnx.Rngs(0))
+        left = f"its head of {own} classes left out" if own else "it has no head"
+        notes = (*notes, f"{left}, a fresh one of {num_classes} drawn" if num_classes else left)
+    model.eval()
+    return model, notes
+
+
+def load_pretrained(
+    model: VisionModel,
+    source: str | os.PathLike,
+    *,
+    ema: bool | None = None,
+    resize: str | None = None,
+    old_grid: Sequence[int] | None = None,
+    head: Literal["drop"] | Sequence[int] | None = None,
+    in_chans: bool = False,
+) -> LoadReport:
+    """Loads weights into the model, in place and strictly: every array of it, and none beside.
 
     Args:
-      source: a work directory of a run, or a checkpoint in it, which knows its model; or weights as
-        `vit_jax.load_pretrained` takes them.
-      name: the registered model; None: the run's, or the only one that the weights fit.
-      fields: constructor fields beside what the source states (a run's fields, the number of
-        classes, norm_eps, num_heads).
-      ema: of a run the averaged weights (True) or the raw ones.
+      model: it keeps its dtypes.
+      source: a .safetensors file; a PyTorch file (.pth, .pt, .bin, .pth.tar), read without PyTorch;
+        Google's .npz; a Hugging Face folder, or hf:OWNER/NAME of the hub; an Orbax folder of named
+        arrays; a work directory of a training run, or one of its checkpoints. Names of timm, DeiT,
+        the official T2T-ViT, the seeds' texts, torchvision, Hugging Face and Google are understood.
+        Preprocessing that stands beside the weights becomes the model's.
+      ema: of a training checkpoint the averaged weights (True) or the raw ones (False); None takes
+        the raw ones where there are both.
+      resize: how position embeddings of another image size become this model's: see
+        `vit_jax.weights.adapt.adapt`; None refuses them.
+      old_grid: (rows, columns) of the patches in the file where they are not square.
+      head: "drop" keeps the model's own head where the number of classes differs; a sequence of
+        class indices cuts the head to those; None refuses.
+      in_chans: adapts the patch embedding to this model's number of channels.
+
+    Returns:
+      What was done.
 
     Raises:
-      ValueError: no such source, a damaged one, or one that does not fit the model; no name where
-        the weights fit several models or none, which are named.
+      ValueError: no such file, a damaged one, or one that holds more than data; arrays that do not
+        fit the model (each is named, and registered names that do fit); fields of the model, such
+        as norm_eps, that the file contradicts. The model is unchanged.
     """
     weights = read_source(source, ema)
-    run_name = None if weights.model is None else weights.model[0]
-    chosen = name or run_name or _only_model(weights.arrays, str(source))
-    made = {**stated_fields(weights, chosen), **(fields or {})}
-    model = abstract_model(chosen, **made)  # every array is loaded: none need be drawn
-    report = load_into(model, weights, str(source))
-    model.eval()
-    side = weights.image_size
-    names = weights.class_names
-    if len(names) != model.num_classes:
-        names = (*names, *map(str, range(len(names), model.num_classes)))[: model.num_classes]
-    return LoadedModel(
+    return load_into(
         model,
-        chosen,
-        model.img_size if side is None else (side, side),
-        names,
+        weights,
         str(source),
-        (*report.adapted, *report.left),
-        weights.data_size,
+        resize=resize,
+        old_grid=old_grid,
+        head=head,
+        in_chans=in_chans,
     )
 
 
-def _only_model(arrays: Mapping[str, Any], source: str) -> str:
+def load_into(
+    model: VisionModel,
+    weights: Weights,
+    source: str,
+    *,
+    resize: str | None = None,
+    old_grid: Sequence[int] | None = None,
+    head: Literal["drop"] | Sequence[int] | None = None,
+    in_chans: bool = False,
+) -> LoadReport:
+    """The second half of `load_pretrained`: weights of `read_source` into the model.
+
+    Raises:
+      ValueError: they do not fit; the model is unchanged.
+    """
+    for field, value in {**weights.known_fields, **(weights.spec.fields or {})}.items():
+        own = getattr(model.config, field, value)
+        if own != value and not model.config.is_free(field):
+            raise ValueError(
+                f"{source!r} is of a model with {field}={value!r}, this one has {own!r}: "
+                f"create_model(..., {field}={value!r})"
+            )
+    arrays, adapted = weights.arrays, []
+    if resize is not None or head is not None or in_chans:
+        if resize is not None and old_grid is None:
+            old_grid = _stated_grid(weights.spec, model)
+        arrays, adapted = adapt(
+            arrays, model, resize=resize, old_grid=old_grid, head=head, in_chans=in_chans
+        )
+    try:
+        load_state_dict(model, arrays)
+    except ValueError as error:
+        fitting = models_that_fit(weights.arrays)
+        if not fitting:
+            raise
+        raise ValueError(f"{error}\nregistered models that these weights fit: {fitting}") from error
+    left = list(weights.notes)
+    model.spec = _with_facts(model.spec, weights.spec, source, head, left)
+    loaded = tuple(name for name in arrays if head != "drop" or not model.is_of_head(name))
+    return LoadReport(source, weights.dialect, loaded, tuple(adapted), tuple(left))
+
+
+def _stated_grid(stated: StatedSpec, model: VisionModel[Any]) -> tuple[int, int] | None:
+    """Rows and columns of the patches of the model that a source states; None: it does not."""
+    if stated.name is None or stated.fields is None or design_of(stated.name) is not type(model):
+        return None
+    grid = abstract_model(stated.name, **stated.fields).position_table().grid
+    return None if grid == model.position_table().grid else grid  # as it is: nothing to resize
+
+
+def _with_facts(
+    spec: ModelSpec,
+    stated: StatedSpec,
+    source: str,
+    head: Literal["drop"] | Sequence[int] | None,
+    left: list[str],
+) -> ModelSpec:
+    """The model's description with what a source states; `left` takes what does not fit it."""
+    facts: dict[str, Any] = {"source": source}
+    preprocessing, names = stated.preprocessing, stated.class_names
+    if preprocessing is not None and len(preprocessing.mean) != spec.config.in_chans:
+        left.append(f"its preprocessing, of {len(preprocessing.mean)} channels")
+    elif preprocessing is not None:
+        if dict(stated.fields or {}).get("img_size", spec.config.img_size) != spec.config.img_size:
+            preprocessing = dataclasses.replace(preprocessing, size=None)
+        facts["preprocessing"] = preprocessing
+    if head == "drop":
+        names = spec.class_names
+    elif head is not None and names is not None:
+        kept = [names[index] if index < len(names) else None for index in head]
+        names = None if None in kept else tuple(map(str, kept))
+    if names is not None and len(names) > spec.config.num_classes:
+        left.append(f"its {len(names)} class names")
+        names = None
+    return dataclasses.replace(spec, class_names=names, **facts)
+
+
+def read_source(source: str | os.PathLike, ema: bool | None) -> Weights:
+    """Reads weights of any form and gives them the models' own names.
+
+    Raises:
+      ValueError: see `load_pretrained`.
+    """
+    name = str(source)
+    if name.startswith(HUB_PREFIX):
+        source = fetch(name.removeprefix(HUB_PREFIX))
+    run = _run_of(pathlib.Path(source), ema)
+    if run is not None:
+        return run
+    weights = read_weights(source, ema=ema)
+    _check_spec(weights.spec, name)
+    try:
+        arrays, dialect = to_timm(weights.arrays)
+    except DialectError as error:
+        raise ValueError(f"{name!r}: {error}") from error
+    heads = google_heads(weights.arrays) if dialect == "google" else None
+    known = weights.known_fields if heads is None else {"num_heads": heads}
+    return dataclasses.replace(weights, arrays=arrays, known_fields=known, dialect=dialect)
+
+
+def _check_spec(stated: StatedSpec, source: str) -> None:
+    """Refuses the description of a model or a field that there is not."""
+    if stated.name is None or stated.fields is None:
+        return
+    try:
+        known = model_fields(stated.name)
+    except ValueError as error:
+        raise ValueError(f"{source!r} is of a model that is not here: {error}") from error
+    if unknown := [field for field in stated.fields if field not in known]:
+        raise ValueError(
+            f"{source!r} states the field {unknown[0]!r}, which {stated.name} has not; its fields: "
+            f"{', '.join(known)}"
+        )
+
+
+def stated_fields(weights: Weights, name: str) -> dict[str, Any]:
+    """The constructor fields of the model `name` that weights state: all those of a run of it.
+
+    Of other weights these are their number of classes, and what a run or a file beside them says
+    of fields that the model has.
+    """
+    stated = weights.spec.fields or {}
+    if name != weights.spec.name:
+        known = model_fields(name)
+        stated = {k: v for k, v in {**weights.known_fields, **stated}.items() if k in known}
+    # The arrays know better: a description may be older than the head.
+    design = design_of(name)
+    classes = number_of_classes(weights.arrays, design)
+    if classes is not None:
+        return {**stated, "num_classes": classes}
+    has_head = any(array.rpartition(".")[0] in design.heads for array in weights.arrays)
+    return dict(stated) if has_head else {"num_classes": 0, **stated}
+
+
+def _run_of(path: pathlib.Path, ema: bool | None) -> Weights | None:
+    """The weights of a training run, given by its work directory or by a checkpoint in it."""
+    if not path.is_dir() or is_weights_folder(path):
+        return None
+    found = model_of_run(path)
+    if found is None:
+        return None
+    model = abstract_model(found.name, **found.fields)
+    info = load_checkpoint(model, path, ema)
+    try:
+        stated = read_spec(info.spec)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"the checkpoint {path} is damaged: its description: {error}") from error
+    preprocessing = stated.preprocessing
+    if preprocessing is not None and found.image_size is not None:
+        side = found.image_size
+        preprocessing = dataclasses.replace(preprocessing, size=(side, side))
+    return Weights(
+        state_dict(model),
+        dataclasses.replace(
+            stated,
+            name=found.name,
+            fields=dict(model.spec.fields),
+            preprocessing=preprocessing,
+        ),
+        notes=[f"{'averaged over ' if ema else ''}step {info.step} of a run of {found.name}"],
+    )
+
+
+def _only_model(weights: Weights, source: str) -> str:
+    arrays: Mapping[str, np.ndarray] = weights.arrays
     fitting = models_that_fit(arrays)
     if len(fitting) == 1:
         return fitting[0]
@@ -86,3 +340,34 @@ def _only_model(arrays: Mapping[str, Any], source: str) -> str:
     raise ValueError(
         f"the weights {source!r} do not say which model they are of ({which}): name it with --model"
     )
+
+
+def model_shapes(
+    source: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    fields: Mapping[str, Any] | None = None,
+) -> VisionModel:
+    """The model that a name or a source means: by its shapes alone, unless weights have to tell it.
+
+    Args:
+      source: a registered name, or what `from_pretrained` takes; of a run only the config is read.
+      name: see `from_pretrained`; not with a registered name.
+      fields: constructor fields beside what the name or source states.
+
+    Raises:
+      ValueError: no such name or source; or see `from_pretrained`.
+    """
+    fields = fields or {}
+    path = pathlib.Path(source)
+    if str(source) in list_models():
+        if name is not None:
+            raise ValueError(f"--model is for weights that do not say theirs, got {str(source)!r}")
+        name = str(source)
+    elif (run := model_of_run(path)) is not None and name in (None, run.name):
+        name, fields = run.name, {**run.fields, **fields}
+    elif path.name == str(source) and not path.suffix and not path.exists():
+        name = str(source)  # a name that the registry refuses, with near ones
+    else:
+        return load_with_notes(source, name=name, fields=fields)[0]
+    return abstract_model(name, **fields)

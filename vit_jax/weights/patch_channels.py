@@ -4,28 +4,10 @@ timm's rule (1.0.31, `adapt_input_conv` of models/_manipulate.py), for its convo
 Linears over unfolded patches, and the exact cases of T2T's first layer.
 """
 
-import dataclasses
-
 import jax.numpy as jnp
 import numpy as np
 
-
-@dataclasses.dataclass(frozen=True)
-class PatchWeights:
-    """Where a state dict holds the layer that reads the channels.
-
-    Attributes:
-      name: its weight. The channels stand one after the other along `axis`, `window` numbers each:
-        1 in a convolution, the pixels of a patch in a Linear over unfolded ones (C, kh, kw).
-      norm: the LayerNorm over all channels of a window before it, if there is one; bias: the
-        layer's, after such a norm, if it has one.
-    """
-
-    name: str
-    axis: int = 1
-    window: int = 1
-    norm: str | None = None
-    bias: str | None = None
+from vit_jax.models.adaptable import PatchWeights
 
 
 def _channels(array: np.ndarray, patches: PatchWeights) -> np.ndarray:

@@ -1,12 +1,12 @@
-"""The folder of a training run as weights: what it trained, and its checkpoints."""
+"""What a path holds: a training run, its model and its checkpoints, or a folder of weights."""
 
-import json
 import pathlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 from flax import nnx
 
+from vit_jax.config.serialize import read_config
 from vit_jax.models.base import VisionModel
 
 if TYPE_CHECKING:
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
+HUB_PREFIX = "hf:"
+# What a folder of weights holds: Orbax's of named arrays, or Hugging Face's.
+ORBAX, SHARDS, SINGLE = "_METADATA", "model.safetensors.index.json", "model.safetensors"
 
 
 class RunModel(NamedTuple):
@@ -25,6 +28,11 @@ class RunModel(NamedTuple):
     name: str
     fields: dict[str, Any]
     image_size: int | None
+
+
+def is_weights_folder(path: pathlib.Path) -> bool:
+    """Whether a folder is Hugging Face's, or Orbax's of named arrays."""
+    return any((path / name).is_file() for name in (ORBAX, SHARDS, SINGLE))
 
 
 def run_directory(path: pathlib.Path) -> pathlib.Path | None:
@@ -50,7 +58,7 @@ def model_of_run(path: pathlib.Path) -> RunModel | None:
     if workdir is None:
         return None
     try:
-        config = json.loads((workdir / CONFIG_FILE).read_text())
+        config = read_config(workdir / CONFIG_FILE)
         name, fields = str(config["model"]["name"]), dict(config["model"]["kwargs"])
         size = config["data"]["image_size"]
     except (KeyError, TypeError, ValueError, RecursionError) as error:

@@ -12,10 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from vit_jax.weights.torch_numpy import (
+from vit_jax.weights.torch_tensors import (
+    DTYPES,
+    STORAGES,
     NumpyArray,
     NumpyDType,
+    Storage,
+    Tensor,
     count_args,
+    is_count,
     latin_1,
     numpy_data,
     numpy_dtype,
@@ -24,7 +29,6 @@ from vit_jax.weights.torch_numpy import (
     numpy_scalar,
     want,
 )
-from vit_jax.weights.torch_tensors import DTYPES, STORAGES, Storage, Tensor, is_count
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

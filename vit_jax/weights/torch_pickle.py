@@ -8,16 +8,18 @@ Source: `pickletools.py` of CPython, which documents the instructions.
 
 import codecs
 import mmap
+import struct
 from collections.abc import Callable
 from typing import Any
 
-from vit_jax.weights.torch_cursor import Cursor
 from vit_jax.weights.torch_globals import Global, find_global, key_of, set_state
 
 # Python loads a codec's module at its first use: now, so that reading a file loads nothing.
 for _encoding in ("ascii", "latin-1", "utf-8", "raw-unicode-escape"):
     codecs.lookup(_encoding)
 
+MAX_LENGTH = 2**27  # bytes of a pickle; tensors are not in it
+_MAX_LINE = 2**20
 MAX_INSTRUCTIONS = 500_000  # of a pickle; a ViT-B with its optimizer takes about 20,000
 _MAX_INT_BYTES = 32
 _FREE_COPIES = 2**20  # bytes
@@ -53,6 +55,44 @@ _REFUSED = {
     b"\x97": "NEXT_BUFFER",
     b"\x98": "READONLY_BUFFER",
 }
+
+
+class Cursor:
+    """A place in the bytes of a pickle: reads forward, and refuses what is not there."""
+
+    def __init__(self, data: bytes | mmap.mmap, start: int) -> None:
+        self.data = data
+        self.position = start
+        self.end = min(len(data), start + MAX_LENGTH)
+
+    def take(self, length: int) -> bytes:
+        if not 0 <= length <= self.end - self.position:
+            if self.end < len(self.data) and length >= 0:
+                raise ValueError(f"the pickle is longer than {MAX_LENGTH:,} bytes")
+            raise ValueError(
+                f"the pickle is cut off at byte {self.position}: {length} bytes wanted, "
+                f"{self.end - self.position} left"
+            )
+        self.position += length
+        return self.data[self.position - length : self.position]
+
+    def number(self, form: str) -> Any:
+        return struct.unpack(form, self.take(struct.calcsize(form)))[0]
+
+    def line(self, encoding: str = "utf-8", max_length: int = _MAX_LINE) -> str:
+        stop = min(self.end, self.position + max_length)
+        end = self.data.find(b"\n", self.position, stop)
+        if end < 0:
+            raise ValueError(f"the pickle is cut off at byte {self.position}: a line has no end")
+        return self.text(self.take(end + 1 - self.position)[:-1], encoding)
+
+    def text(self, raw: bytes, encoding: str) -> str:
+        try:
+            return raw.decode(encoding)
+        except UnicodeDecodeError:
+            raise ValueError(
+                f"the pickle is damaged before byte {self.position}: a text is not {encoding}"
+            ) from None
 
 
 def read_pickle(

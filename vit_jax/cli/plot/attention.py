@@ -12,20 +12,23 @@ def run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     method = options.method or ("last" if options.heads else "rollout")
     jax_setup.set_up_jax()
-    from vit_jax.inference.seen_images import guesses, normalised, seen_images
+    import jax.numpy as jnp
+
+    from vit_jax.inference.preprocess import preparation
+    from vit_jax.inference.seen_images import guesses, seen_images
     from vit_jax.inspect.heat_maps import heat_maps
     from vit_jax.plots.attention import draw_attention
 
-    loaded = load_given_model(options)
-    seen = seen_images(options.image, loaded.model, loaded.image_size, loaded.data_size)
-    images = normalised(seen, loaded)
-    maps = heat_maps(loaded.model, images, method, heads=options.heads)
-    told = guesses(loaded.model, images, loaded.class_names)
+    model = load_given_model(options)
+    seen = seen_images(options.image, model)
+    images = preparation(model)(jnp.asarray(seen))
+    maps = heat_maps(model, images, method, heads=options.heads)
+    told = guesses(model, images)
     names = [
         "\n".join((pathlib.Path(path).name, guess))
         for path, guess in zip(options.image, told, strict=True)
     ]
-    draw_attention(seen, names, maps, f"attention of {loaded.name}", pathlib.Path(options.out))
+    draw_attention(seen, names, maps, f"attention of {model.spec.name}", pathlib.Path(options.out))
     print(f"wrote {options.out}")
     return 0
 

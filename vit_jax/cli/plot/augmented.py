@@ -14,6 +14,8 @@ from vit_jax.data import STATISTICS, RandomResizedCrop, example_keys, make_train
 from vit_jax.data.decode import decode_image
 from vit_jax.data.randaugment import OPERATIONS, Drawn, apply
 from vit_jax.data.resize import resize_bilinear
+from vit_jax.data.statistics import Statistics
+from vit_jax.models.spec import Preprocessing
 from vit_jax.plots.augmentations import COLUMNS, Cell, Row, draw_sheet
 
 _SIDE = 128  # pixels of a picture of the sheet of operations
@@ -99,7 +101,7 @@ def plot_recipe(config: TrainConfig, paths: Sequence[str], out: pathlib.Path) ->
       ValueError: the config cannot be run, or a file is no image.
       OSError: data or a file cannot be read or written.
     """
-    from vit_jax.training.setup import build
+    from vit_jax.training.run import open_run
     from vit_jax.training.step import augment_key
 
     # One device, and a batch of what is shown: nothing of this changes what happens to an image.
@@ -110,23 +112,22 @@ def plot_recipe(config: TrainConfig, paths: Sequence[str], out: pathlib.Path) ->
         mesh=dataclasses.replace(config.mesh, data=1, fsdp=1),
         data=dataclasses.replace(config.data, batch_size=_EXAMPLES, eval_batch_size=_EXAMPLES),
     )
-    setup = build(config)
-    settings, statistics = setup.program.settings, setup.preprocessing
+    run = open_run(config)
     if paths:
-        side = max(setup.image_size)
+        side = max(run.model.input_size)
         images = jnp.asarray(np.stack([_square(_read(path), side) for path in paths]))
         index = jnp.arange(len(paths), dtype=jnp.int32)
     else:
-        with setup.train_batches(0) as batches:
+        with run.train_batches(0) as batches:
             batch = next(iter(batches))
         images, index = jnp.asarray(batch["image"]), jnp.asarray(batch["index"])
     prepare = jax.jit(
-        lambda epoch: settings.prepare_train(
+        lambda epoch: run.prepare_train(
             example_keys(augment_key(config.seed), epoch, index), images
         )
     )
-    plain = _visible(settings.prepare_eval(images), statistics)
-    epochs = [_visible(prepare(epoch), statistics) for epoch in range(COLUMNS)]
+    plain = _visible(run.prepare_eval(images), run.preprocessing)
+    epochs = [_visible(prepare(epoch), run.preprocessing) for epoch in range(COLUMNS)]
     rows = [
         (
             f"image {int(number)}",
@@ -181,14 +182,14 @@ def _method_rows(images: Sequence[np.ndarray]) -> list[Row]:
         augment = make_train_augment(_SIDE, mean=mean, std=std, one_by_one=True, **settings)
         keys = example_keys(jax.random.key(0), 0, index)
         batch = jnp.broadcast_to(jnp.asarray(image), (COLUMNS, *image.shape))
-        seen = _visible(jax.jit(augment)(keys, batch), {"mean": mean, "std": std})
+        seen = _visible(jax.jit(augment)(keys, batch), Statistics(mean, std))
         rows.append((name, [(image, ""), *((one, "") for one in seen)]))
     return rows
 
 
-def _visible(images: jax.Array, statistics: dict[str, Any]) -> np.ndarray:
+def _visible(images: jax.Array, statistics: Statistics | Preprocessing) -> np.ndarray:
     """Normalised images as bytes again."""
-    values = np.asarray(images) * np.asarray(statistics["std"]) + np.asarray(statistics["mean"])
+    values = np.asarray(images) * np.asarray(statistics.std) + np.asarray(statistics.mean)
     return np.clip(np.round(255 * values), 0, 255).astype(np.uint8)
 
 

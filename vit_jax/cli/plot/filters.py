@@ -14,8 +14,8 @@ def run(arguments: Sequence[str]) -> int:
     from vit_jax.inspect.embeddings import first_filters
     from vit_jax.plots.filters import draw_filters
 
-    loaded = load_given_model(options)
-    draw_filters(first_filters(loaded.model), loaded.name, pathlib.Path(options.out))
+    model = load_given_model(options)
+    draw_filters(first_filters(model), model.spec.name, pathlib.Path(options.out))
     print(f"wrote {options.out}")
     return 0
 

@@ -12,12 +12,11 @@ def run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     jax_setup.set_up_jax()
     from vit_jax.inference.seen_images import seen_images
-    from vit_jax.models.t2t_vit import TokensToTokenModel
     from vit_jax.plots.patches import draw_patches
-    from vit_jax.weights.shapes import model_shapes
+    from vit_jax.weights.load import model_shapes
 
     model = model_shapes(options.model, fields=to_fields(options.field))
-    if isinstance(model, TokensToTokenModel):
+    if model.soft_splits(*model.img_size):
         raise ValueError(
             f"{options.model}: a {type(model).__name__} has overlapping windows and no patches: "
             "`vit-jax plot soft-splits` draws them"

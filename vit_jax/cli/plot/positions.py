@@ -14,11 +14,11 @@ def run(arguments: Sequence[str]) -> int:
     from vit_jax.inspect.embeddings import position_similarity
     from vit_jax.plots.positions import draw_positions
 
-    loaded = load_given_model(options)
-    rows, columns = loaded.model.token_grid(*loaded.model.img_size)
+    model = load_given_model(options)
+    rows, columns = model.token_grid(*model.img_size)
     draw_positions(
-        position_similarity(loaded.model),
-        f"{loaded.name}: similarity of the positions of {rows} x {columns} patches",
+        position_similarity(model),
+        f"{model.spec.name}: similarity of the positions of {rows} x {columns} patches",
         pathlib.Path(options.out),
     )
     print(f"wrote {options.out}")

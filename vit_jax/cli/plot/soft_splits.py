@@ -12,15 +12,13 @@ def run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     jax_setup.set_up_jax()
     from vit_jax.inference.seen_images import seen_images
-    from vit_jax.layers.soft_splits import soft_split_windows
     from vit_jax.models.registry import list_models
-    from vit_jax.models.t2t_vit import TokensToTokenModel
     from vit_jax.plots.soft_splits import draw_soft_splits
-    from vit_jax.weights.shapes import model_shapes
+    from vit_jax.weights.load import model_shapes
 
     fields = to_fields(options.field)
     model = model_shapes(options.model, fields=fields)
-    if not isinstance(model, TokensToTokenModel):
+    if not model.soft_splits(*model.img_size):
         raise ValueError(
             f"{options.model}: a {type(model).__name__} has no soft splits (`vit-jax plot patches` "
             f"draws its patches); models that have them: {', '.join(list_models('t2t*'))}"
@@ -28,8 +26,8 @@ def run(arguments: Sequence[str]) -> int:
     (image,) = seen_images([options.image], model)
     draw_soft_splits(
         image,
-        soft_split_windows((image.shape[0], image.shape[1])),
-        model.tokens_to_token.token_dim,
+        model.soft_splits(image.shape[0], image.shape[1]),
+        model.config.token_dim,
         f"the soft splits of {options.model}",
         pathlib.Path(options.out),
     )

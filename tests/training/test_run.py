@@ -9,7 +9,7 @@ import pytest
 
 from tests.data.conftest import write_png
 from tests.training.runs import tiny
-from vit_jax.training.setup import build
+from vit_jax.training.run import open_run
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def folder(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 def of_folder(folder: pathlib.Path, **overrides):
-    return build(
+    return open_run(
         tiny(
             data__source="folder",
             data__data_dir=str(folder),
@@ -60,7 +60,7 @@ def test_training_images_are_cropped_and_repeated(folder: pathlib.Path) -> None:
     )
     assert plain.steps_per_epoch == cropped.steps_per_epoch == 3
     assert cropped.splits.train is not plain.splits.train
-    batches = [first(setup.train_batches(0)) for setup in (plain, cropped, bicubic)]
+    batches = [first(run.train_batches(0)) for run in (plain, cropped, bicubic)]
     assert [batch["image"].shape for batch in batches] == [(4, 8, 8, 3)] * 3
     assert len({batch["image"].tobytes() for batch in batches}) == 3
     assert len(set(batches[1]["index"] % 12)) == 2
@@ -70,14 +70,14 @@ def test_training_images_are_cropped_and_repeated(folder: pathlib.Path) -> None:
 def test_evaluation_crops_as_the_config_says(folder: pathlib.Path) -> None:
     seen = {}
     for fraction, interpolation in ((None, "bilinear"), (0.5, "bilinear"), (0.5, "bicubic")):
-        setup = of_folder(
+        run = of_folder(
             folder, data__eval_crop_fraction=fraction, data__eval_interpolation=interpolation
         )
         expected = 0.9 if fraction is None else fraction  # the model's own
-        assert setup.preprocessing["crop_fraction"] == expected
-        assert setup.preprocessing["interpolation"] == interpolation
-        assert setup.splits.validation is not None
-        batch = first(setup.eval_batches(setup.splits.validation))
+        assert run.preprocessing.crop_fraction == expected
+        assert run.preprocessing.interpolation == interpolation
+        assert run.data.validation is not None
+        batch = first(run.eval_batches(run.data.validation))
         seen[batch["image"].tobytes()] = fraction
     assert len(seen) == 3
 
@@ -91,17 +91,15 @@ def test_evaluation_crops_as_the_config_says(folder: pathlib.Path) -> None:
 )
 def test_images_of_one_size_are_evaluated_whole(fields, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build(tiny(**fields))
+        open_run(tiny(**fields))
 
 
 def test_images_of_one_size_are_cropped_by_the_step() -> None:
-    plain, cropped = build(tiny()), build(tiny(data__random_resized_crop=True))
-    batches = [first(setup.train_batches(0)) for setup in (plain, cropped)]
+    plain, cropped = open_run(tiny()), open_run(tiny(data__random_resized_crop=True))
+    batches = [first(run.train_batches(0)) for run in (plain, cropped)]
     assert (batches[0]["image"] == batches[1]["image"]).all()
     keys = jax.random.split(jax.random.key(0), 4)
     images = jnp.asarray(batches[0]["image"][:4])
-    whole, part = (
-        jax.jit(setup.program.settings.prepare_train)(keys, images) for setup in (plain, cropped)
-    )
+    whole, part = (jax.jit(run.prepare_train)(keys, images) for run in (plain, cropped))
     assert whole.shape == part.shape
     assert (whole != part).any((1, 2, 3)).all()

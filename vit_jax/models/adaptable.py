@@ -1,0 +1,42 @@
+"""Where a design's weights depend on the size and the channels of its images."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class PositionTable:
+    """A model's position embeddings.
+
+    Attributes:
+      name: of the table in the state dict; its last axis is the width of a token.
+      rows: how many it has.
+      grid: rows and columns of the patches; None where the positions are those of a sequence.
+      prefix: rows before those of the patches.
+      sinusoid: whether the table is a formula of its number of rows.
+    """
+
+    name: str
+    rows: int
+    grid: tuple[int, int] | None
+    prefix: int = 1
+    sinusoid: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchWeights:
+    """Where a state dict holds the layer that reads the channels of an image.
+
+    Attributes:
+      name: its weight.
+      axis: along which the channels stand one after the other.
+      window: numbers of each: 1 in a convolution, the pixels of a patch in a Linear over unfolded
+        ones (C, kh, kw).
+      norm: the LayerNorm over all channels of a window before it, if there is one.
+      bias: the layer's, after such a norm, if it has one.
+    """
+
+    name: str
+    axis: int = 1
+    window: int = 1
+    norm: str | None = None
+    bias: str | None = None

@@ -1,0 +1,78 @@
+"""What a model is, around its weights: the one description that travels with it."""
+
+import dataclasses
+from typing import Any
+
+from vit_jax.models.config import DesignConfig
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF_MEAN, HALF_STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
+
+SPEC_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """How a model's images are prepared, after scaling to 0..1.
+
+    Attributes:
+      mean, std: subtracted and divided by, one a channel.
+      crop_fraction: side of the central crop over the side of the resized image.
+      interpolation: "bicubic" or "bilinear".
+      size: (height, width) that the model is given; None is its `img_size`.
+      resized_from: (height, width) that images are brought to before they are resized to `size`:
+        that of training images that shared one and were shown whole. None: `size` at once.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_fraction: float = 1.0
+    interpolation: str = "bicubic"
+    size: tuple[int, int] | None = None
+    resized_from: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """What a model is: frozen, compared field by field. `dataclasses.replace` changes it.
+
+    Attributes:
+      name: registered; the design's where no registered name is meant.
+      config: the design's fields.
+      preprocessing: how images are prepared; None where nothing states it.
+      class_names: in the order of the logits, of the first ones where the data had fewer classes;
+        None where they are unknown.
+      source: where the weights and facts come from; None for a model built from its fields.
+      version: of this description.
+    """
+
+    name: str
+    config: DesignConfig
+    preprocessing: Preprocessing | None = None
+    class_names: tuple[str, ...] | None = None
+    source: str | None = None
+    version: int = SPEC_VERSION
+
+    @property
+    def fields(self) -> tuple[tuple[str, Any], ...]:
+        """The names and values of all fields of the design."""
+        return tuple(
+            (f.name, getattr(self.config, f.name)) for f in dataclasses.fields(self.config)
+        )
+
+    def label(self, index: int) -> str:
+        """The name of a class; its number where it has none."""
+        names = self.class_names or ()
+        return names[index] if index < len(names) else str(index)
+
+    def __hash__(self) -> int:
+        # Kept: JAX hashes what is static in a model at every call of a compiled function.
+        if "_hash" not in self.__dict__:
+            facts = (self.name, self.fields, self.preprocessing, self.class_names, self.source)
+            object.__setattr__(self, "_hash", hash(facts))
+        return self.__dict__["_hash"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process hashes strings otherwise.
+        return {name: value for name, value in self.__dict__.items() if name != "_hash"}

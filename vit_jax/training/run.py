@@ -1,0 +1,397 @@
+"""A run: what it trains, on which data and devices, and its compiled steps."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from vit_jax.config import TrainConfig
+from vit_jax.data.augment import make_eval_preprocess, make_train_augment
+from vit_jax.data.host_crop import RandomResizedCrop
+from vit_jax.data.loader import Batches, eval_batches, steps_per_epoch, train_batches
+from vit_jax.data.sources import ImageSource
+from vit_jax.data.splits import Splits, open_splits
+from vit_jax.data.statistics import STATISTICS, Statistics
+from vit_jax.layers.forms import set_form
+from vit_jax.layers.stack import is_layer_weight
+from vit_jax.models.base import VisionModel
+from vit_jax.models.registry import abstract_model, create_model, design_of
+from vit_jax.models.spec import Preprocessing
+from vit_jax.models.streams import Streams
+from vit_jax.training.distillation import make_teacher
+from vit_jax.training.mesh import (
+    AXES,
+    check_batch,
+    make_mesh,
+    process_rows,
+    put_batch,
+    replicated,
+    state_shardings,
+)
+from vit_jax.training.mixing import make_mixing
+from vit_jax.training.optimizer import make_optimizer
+from vit_jax.training.param_groups import parameter_groups
+from vit_jax.training.row_keys import MAX_ROWS
+from vit_jax.training.schedules import make_schedule
+from vit_jax.training.state import TrainState, initial_state
+from vit_jax.training.step import Batch, Steps, make_steps
+
+
+class Run:
+    """A run that could start. Nothing is compiled and no array is made.
+
+    Args:
+      config: what is asked for; `model.kwargs` are checked here, by the design.
+      mesh: of `config_mesh`.
+      model: of `model_to_train` and `set_preprocessing`: its shapes alone.
+      steps_per_epoch: updates in a pass over the training split.
+      splits: the data; None of a run that is only planned.
+
+    Attributes:
+      model: its `spec` says how images are prepared and what the classes are; its layers have the
+        form that suits the devices.
+      platform: of the devices, as JAX names it.
+      total_steps: updates.
+      schedule: the learning rate of the n-th update, from 0.
+      optimizer: the update rule.
+      trained: an NNX filter of the model's variables that are trained.
+      train_graph, eval_graph: the model's static halves in train and in eval mode.
+      is_layer_weight: see `vit_jax.layers.stack`.
+      mixing: of the training images; None: none.
+      teacher: see `distillation`; None: none.
+      prepare_train, prepare_eval: uint8 images to what the model takes.
+      template: the state's shapes and types; `shardings`: where its arrays lie.
+      steps: `init` makes the state at step 0; `train` and `eval` are compiled when first called.
+
+    Raises:
+      ValueError: see `parameter_groups`, `make_teacher`, `make_mixing`.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        mesh: Mesh,
+        model: VisionModel[Any],
+        steps_per_epoch: int,
+        splits: Splits | None = None,
+    ):
+        _check_independent(config, model)
+        self.config, self.mesh, self.splits = config, mesh, splits
+        self.steps_per_epoch = steps_per_epoch
+        self.total_steps = steps_per_epoch * config.num_epochs
+        self.platform = mesh.devices.flat[0].platform
+
+        self.model = model
+        # Weights that lie divided between devices are gathered where they are used.
+        self.gathered = replicated(mesh) if mesh.shape["fsdp"] > 1 else None
+        set_form(model, self.platform, self.gathered)
+        model.eval()
+        self.eval_graph = nnx.graphdef(model)
+        model.train()
+        self.train_graph = nnx.graphdef(model)
+        self.is_layer_weight = is_layer_weight(model)
+
+        groups = parameter_groups(config.optimizer, model)
+        self.schedule = make_schedule(config.optimizer, steps_per_epoch, config.num_epochs)
+        self.optimizer = make_optimizer(config.optimizer, self.schedule, groups)
+        self.trained = groups.trained
+        self.mixing = make_mixing(config, model.num_classes)
+        self.teacher = make_teacher(config, model, self.platform)
+        self.prepare_train = self._prepare_train()
+        preprocessing = self.preprocessing
+        self.prepare_eval = make_eval_preprocess(
+            model.input_size,
+            mean=preprocessing.mean,
+            std=preprocessing.std,
+            dtype=self._pixel_dtype,
+        )
+        self.template = jax.eval_shape(self.initial_state)
+        self.shardings = state_shardings(mesh, self.template)
+        self.steps: Steps = make_steps(self)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are prepared."""
+        found = self.model.spec.preprocessing
+        assert found is not None  # of `set_preprocessing`
+        return found
+
+    def initial_state(self) -> TrainState:
+        """The state at step 0; for `jax.jit`."""
+        model = self.config.model
+        made = create_model(model.name, rngs=Streams(self.config.seed), **model.kwargs)
+        return initial_state(made, self.optimizer, self.trained, bool(self.config.ema.decay))
+
+    def train_batches(self, start_step: int) -> Batches:
+        """This process's rows of the batches of the updates from `start_step` on, on the host."""
+        data, source = self.config.data, self.data.train
+        return train_batches(
+            source,
+            batch_size=data.batch_size,
+            seed=self.config.seed,
+            start_step=start_step,
+            num_steps=self.total_steps - start_step,
+            num_workers=data.num_workers,
+            worker_kind=data.worker_kind,  # pyright: ignore[reportArgumentType]
+            image_size=self._host_size(source),
+            crop=None if source.image_shape else random_crop(self.config),
+            repeats=data.repeated_augmentation,
+            rows=process_rows(self.mesh, data.batch_size),
+        )
+
+    def eval_batches(self, source: ImageSource) -> Batches:
+        """All examples of a split, this process's rows of each batch, on the host."""
+        data, preprocessing = self.config.data, self.preprocessing
+        return eval_batches(
+            source,
+            batch_size=data.eval_batch_size,
+            num_workers=data.num_workers,
+            worker_kind=data.worker_kind,  # pyright: ignore[reportArgumentType]
+            image_size=self._host_size(source),
+            crop_fraction=preprocessing.crop_fraction,
+            interpolation=preprocessing.interpolation,
+            rows=process_rows(self.mesh, data.eval_batch_size),
+        )
+
+    def on_device(self, batches: Batches) -> Iterator[Batch]:
+        """Sends each batch on its way to the devices, divided between them, without waiting."""
+        for batch in batches:
+            yield put_batch(self.mesh, batch)
+
+    @property
+    def data(self) -> Splits:
+        """The splits of a run that is not only planned."""
+        assert self.splits is not None
+        return self.splits
+
+    def _host_size(self, source: ImageSource) -> tuple[int, int] | None:
+        # Images of one size cross to the device as they are and are resized there.
+        return None if source.image_shape else self.model.input_size
+
+    @property
+    def _pixel_dtype(self) -> Any:
+        # float32 or wider: a model that computes in float64 is not fed rounded pixels.
+        return jnp.promote_types(self.model.dtype, jnp.float32)
+
+    def _prepare_train(self) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        data, preprocessing = self.config.data, self.preprocessing
+        # Images of one size cross to the device whole, and the step crops them.
+        in_step = self.splits is not None and self.splits.train.image_shape
+        augment = make_train_augment(
+            self.model.input_size,
+            crop=random_crop(self.config) if in_step else None,
+            padding_crop=data.padding_crop,
+            rotation_degrees=data.rotation_degrees,
+            flip=data.horizontal_flip,
+            color_jitter=data.color_jitter,
+            rand_augment=data.rand_augment,
+            rand_augment_interpolation=data.interpolation,
+            random_erasing=data.random_erasing,
+            random_erasing_mode=data.random_erasing_mode,
+            mean=preprocessing.mean,
+            std=preprocessing.std,
+            dtype=self._pixel_dtype,
+            one_by_one=self.platform == "cpu",
+        )
+        if self.mesh.size == 1 or self.config.parallel == "pmap":
+            return augment
+        # Each device prepares its own rows. Left to itself the compiler gathers all of them on each
+        # device where they are taken one by one, since it cannot divide a loop.
+        rows = P(AXES)
+        return jax.shard_map(
+            augment, mesh=self.mesh, in_specs=rows, out_specs=rows, check_vma=False
+        )
+
+
+def open_run(config: TrainConfig) -> Run:
+    """Opens the data and makes the run.
+
+    Raises:
+      ValueError: data, model, batch and devices do not fit each other.
+    """
+    mesh, data, model = config_mesh(config), config.data, model_to_train(config)
+    _check_independent(config, model)  # before data are opened
+    splits = open_splits(
+        data.source,
+        data.name or None,
+        data.data_dir,
+        train_split=data.train_split,
+        validation_split=data.validation_split or None,
+        test_split=data.test_split or None,
+        seed=config.seed,
+        num_train_examples=data.num_train_examples,
+    )
+    source = splits.train
+    _check_model(model, config, source)
+    set_preprocessing(model, config, statistics_of(config, source.channels), source)
+    names = splits.class_names or None
+    model.spec = dataclasses.replace(model.spec, class_names=names)
+    return Run(config, mesh, model, steps_per_epoch(source, data.batch_size), splits)
+
+
+def model_to_train(config: TrainConfig) -> VisionModel[Any]:
+    """The model of a run by its shapes alone.
+
+    Raises:
+      ValueError: `model.kwargs` that do not fit the design.
+    """
+    name = config.model.name
+    design_of(name)
+    try:
+        return abstract_model(name, **config.model.kwargs)
+    except ValueError as error:
+        raise ValueError(f"config.model.kwargs: {error}") from error
+
+
+def set_preprocessing(
+    model: VisionModel[Any],
+    config: TrainConfig,
+    statistics: Statistics,
+    source: ImageSource | None = None,
+) -> None:
+    """Describes in the model's `spec` how the run prepares images, of the training split `source`.
+
+    Raises:
+      ValueError: see `open_run`.
+    """
+    data = config.data
+    shape = source.image_shape if source else None
+    preprocessing = Preprocessing(
+        tuple(statistics.mean),
+        tuple(statistics.std),
+        crop_fraction=_crop_fraction(config, model, source) if source else 1.0,
+        interpolation=data.eval_interpolation,
+        size=None if data.image_size is None else (data.image_size, data.image_size),
+        resized_from=None if shape is None else (shape[0], shape[1]),
+    )
+    model.spec = dataclasses.replace(model.spec, preprocessing=preprocessing)
+
+
+def config_mesh(config: TrainConfig, devices: Any = None) -> Mesh:
+    """The mesh of a run, over all of JAX's devices or those given.
+
+    Raises:
+      ValueError: devices, batch sizes and `accumulation_steps` do not fit each other.
+    """
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, devices)
+    data, parts = config.data, config.accumulation_steps
+    check_batch("config.data.batch_size", data.batch_size, mesh, parts)
+    check_batch("config.data.eval_batch_size", data.eval_batch_size, mesh)
+    in_parts = _in_parts(config)
+    if in_parts and data.batch_size > MAX_ROWS:
+        raise ValueError(
+            f"config.data.batch_size: wanted at most {MAX_ROWS} with {in_parts}, got "
+            f"{data.batch_size}"
+        )
+    return mesh
+
+
+def _in_parts(config: TrainConfig) -> str:
+    """What of the config computes a batch part by part; empty: nothing."""
+    if config.accumulation_steps > 1:
+        return "config.accumulation_steps > 1"
+    return 'config.parallel = "pmap"' if config.parallel == "pmap" else ""
+
+
+def _check_independent(config: TrainConfig, model: VisionModel[Any]) -> None:
+    """Refuses a model whose examples depend on each other where they are computed part by part."""
+    in_parts = _in_parts(config)
+    for field, value in model.independent.items():
+        given = getattr(model.config, field)
+        if in_parts and given != value:
+            raise ValueError(
+                f"config.model.kwargs.{field} = {given!r} lets the examples of a batch depend on "
+                f"each other, and {in_parts} computes it part by part: leave out one of the two"
+            )
+
+
+def random_crop(config: TrainConfig) -> RandomResizedCrop | None:
+    """The random resized crop of training images.
+
+    The loader makes it where images vary in size. Those of one size cross to the device whole, and
+    the step crops them.
+    """
+    data = config.data
+    if not data.random_resized_crop:
+        return None
+    (small, large), (narrow, wide) = data.crop_scale, data.crop_ratio
+    return RandomResizedCrop((small, large), (narrow, wide), data.interpolation)
+
+
+def _crop_fraction(config: TrainConfig, model: VisionModel[Any], source: ImageSource) -> float:
+    """Of evaluation. Images that come in one size are shown whole."""
+    data = config.data
+    if source.image_shape:
+        if data.eval_crop_fraction is not None or data.eval_interpolation != "bilinear":
+            raise ValueError(
+                "config.data.eval_crop_fraction and eval_interpolation are for images that vary in "
+                f"size; those of {source.name} are all {source.image_shape[:2]} and are shown "
+                'whole: wanted None and "bilinear", got '
+                f"{data.eval_crop_fraction!r} and {data.eval_interpolation!r}"
+            )
+        return 1.0
+    if data.eval_crop_fraction is not None:
+        return data.eval_crop_fraction
+    return model.spec.preprocessing.crop_fraction if model.spec.preprocessing else 1.0
+
+
+def statistics_of(config: TrainConfig, channels: int) -> Statistics:
+    """Mean and standard deviation that images are normalised with.
+
+    Raises:
+      ValueError: the config gives none and none are known for the set, or not one a channel.
+    """
+    data = config.data
+    if data.mean is not None and data.std is not None:
+        found = Statistics(data.mean, data.std)
+    else:
+        key = (
+            data.source
+            if data.source == "digits"
+            else (data.name or "").split("/")[0].split(":")[0]
+        )
+        # ImageNet's subsets share its statistics.
+        key = "imagenet" if key.startswith("imagenet") else key
+        if key not in STATISTICS:
+            raise ValueError(
+                f"no channel statistics are known for {data.name or data.source!r}: set "
+                f"config.data.mean and config.data.std (known: {', '.join(sorted(STATISTICS))})"
+            )
+        found = STATISTICS[key]
+    if len(found.mean) != channels:
+        raise ValueError(
+            f"config.data.mean and std: wanted one number for each of the {channels} channels of "
+            f"the images, got {found.mean!r}"
+        )
+    return found
+
+
+def _check_model(model: VisionModel[Any], config: TrainConfig, source: ImageSource) -> None:
+    channels = source.channels
+    if model.in_chans != channels:
+        raise ValueError(
+            f"the images of {source.name} have {channels} channels and the model takes "
+            f"{model.in_chans}: set config.model.kwargs.in_chans={channels}"
+        )
+    if model.num_classes < source.num_classes:
+        raise ValueError(
+            f"{source.name} has {source.num_classes} classes and the model's head only "
+            f"{model.num_classes}: set config.model.kwargs.num_classes={source.num_classes}"
+        )
+    # A model that does not take images of this size says so itself.
+    batch, side = config.data.batch_size, config.data.image_size
+    size = model.img_size if side is None else (side, side)
+    images = jax.ShapeDtypeStruct((batch, *size, channels), np.float32)
+    logits = nnx.eval_shape(lambda m, x: m(x, rngs=nnx.Rngs(dropout=0)), model, images)
+    for part in jax.tree.leaves(logits):
+        if part.shape != (batch, model.num_classes):
+            raise ValueError(
+                f"config.model.kwargs: the model's output has shape {part.shape}, wanted logits of "
+                f"shape {(batch, model.num_classes)}: choose another global_pool"
+            )

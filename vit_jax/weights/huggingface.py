@@ -1,0 +1,147 @@
+"""What a folder of Hugging Face or timm says of its model beside the arrays.
+
+`config.json` and `preprocessor_config.json` of transformers, `config.json` of timm.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vit_jax.models.spec import Preprocessing
+from vit_jax.weights.spec_json import (
+    SPEC,
+    StatedSpec,
+    check_preprocessing,
+    read_json,
+    read_spec,
+    read_stated,
+)
+
+_INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
+_RESAMPLE = {name: number for number, name in _INTERPOLATIONS.items()}
+
+
+def read_facts(folder: Path, notes: list[str]) -> tuple[StatedSpec, dict[str, Any]]:
+    """What the folder says of its model, and single fields of it where it does not state all.
+
+    A folder of ours holds the whole description too. What has been changed in it since, names of
+    classes or the processor, is taken as changed.
+
+    Args:
+      notes: takes what could not be used, a line each.
+
+    Raises:
+      ValueError: a file that is damaged or says what no model here does.
+    """
+    path, processor = folder / "config.json", folder / "preprocessor_config.json"
+    config = read_json(path) if path.is_file() else {}
+    stated = config.get("pretrained_cfg")
+    if not isinstance(stated, Mapping):  # timm's, which may stand at the top
+        stated = config
+    own = read_stated(path, lambda: read_spec(config[SPEC])) if SPEC in config else StatedSpec()
+    known = _known_fields(folder, config)
+    fields = None if own.fields is None else {**own.fields, **known}
+    names = own.class_names
+    labels = stated.get("label_names") or config.get("label_names") or config.get("id2label")
+    if (listed := _as_list(labels)) and listed != labels_of(names, len(listed)):
+        names = tuple(listed)
+    preprocessing = own.preprocessing
+    if preprocessing is None and "mean" in stated and "std" in stated:
+        preprocessing = read_stated(
+            path,
+            lambda: check_preprocessing(
+                stated["mean"],
+                stated["std"],
+                stated.get("crop_pct", 1.0),
+                stated.get("interpolation", "bicubic"),
+            ),
+        )
+    if processor.is_file():
+        written = read_json(processor)
+        if preprocessing is None or written != read_stated(path, lambda: _processor_again(own)):
+            preprocessing = _read_processor(processor, written, notes) or preprocessing
+    facts = dataclasses.replace(own, fields=fields, preprocessing=preprocessing, class_names=names)
+    return facts, known if fields is None else {}
+
+
+def labels_of(class_names: tuple[str, ...] | None, num_classes: int) -> list[str]:
+    """What id2label lists: names, and as transformers does LABEL_3 where a class has none."""
+    names = class_names or ()
+    return [*names, *(f"LABEL_{label}" for label in range(len(names), num_classes))]
+
+
+def _processor_again(spec: StatedSpec) -> dict[str, object] | None:
+    """What `processor_of` wrote for a description, if it is one of square images."""
+    side = (spec.fields or {}).get("img_size")
+    if spec.preprocessing is None or type(side) is not int:
+        return None
+    return processor_of(spec.preprocessing, side)
+
+
+def processor_of(preprocessing: Preprocessing, side: int) -> dict[str, object]:
+    """The preprocessor_config.json of a model of square images."""
+    resized = round(side / preprocessing.crop_fraction)
+    return {
+        "image_processor_type": "DeiTImageProcessor",  # it resizes and then crops
+        "do_resize": True,
+        "size": {"height": resized, "width": resized},
+        "resample": _RESAMPLE[preprocessing.interpolation],
+        "do_center_crop": resized != side,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
+    }
+
+
+def _known_fields(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    if config.get("model_type") not in ("vit", "deit"):
+        return {}
+    if config.get("hidden_act", "gelu") != "gelu":
+        raise ValueError(
+            f"{str(folder)!r}: wanted the activation 'gelu' (erf), its config.json says "
+            f"{config['hidden_act']!r}"
+        )
+    names = {"layer_norm_eps": "norm_eps", "num_attention_heads": "num_heads"}
+    return {field: config[key] for key, field in names.items() if key in config}
+
+
+def _as_list(labels: Any) -> list[str]:
+    """Of timm's list, or of Hugging Face's object from "0", "1", ... ; empty for anything else."""
+    if isinstance(labels, Mapping):
+        labels = [labels.get(str(label)) for label in range(len(labels))]
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        return []
+    return labels
+
+
+def _read_processor(
+    path: Path, fields: Mapping[str, Any], notes: list[str]
+) -> Preprocessing | None:
+    if not fields.get("do_normalize", True):
+        fields = {**fields, "image_mean": (0, 0, 0), "image_std": (1, 1, 1)}
+    wanted = ("image_mean", "image_std", "resample")
+    if missing := [key for key in wanted if key not in fields]:
+        # Their processors have different defaults: what is not stated is not known.
+        notes.append(f"{path.name}: it states no {', '.join(missing)}")
+        return None
+    size, crop = (_side(fields.get(key)) for key in ("size", "crop_size"))
+    cropped = fields.get("do_center_crop", False) and size and crop
+    return read_stated(
+        path,
+        lambda: check_preprocessing(
+            fields["image_mean"],
+            fields["image_std"],
+            crop / size if cropped and crop and size else 1.0,
+            _INTERPOLATIONS.get(fields["resample"], "unknown"),
+        ),
+    )
+
+
+def _side(size: Any) -> int | None:
+    if isinstance(size, Mapping):
+        size = size.get("shortest_edge", size.get("height"))
+    return size if isinstance(size, int) and size > 0 else None
