@@ -70,14 +70,15 @@ def cases() -> Iterator[tuple[str, str, tuple[str, ...]]]:
 
 def measure(slice_name: str, arguments: tuple[str, ...]) -> dict[str, Any]:
     """One plan, as `vit-jax plan --json` prints it."""
-    from vit_jax.cli.parsing import read_recipe
+    from vit_jax.config.overrides import read_recipe
+    from vit_jax.models.registry import model_fields
     from vit_jax.plan.plan import as_json, make_plan
     from vit_jax.plan.topology import parse_topology
 
     recipe, *flags = arguments
     topology = parse_topology(slice_name)
-    command = read_recipe([f"--config={recipe}", *flags])
-    return as_json(make_plan(command.config, topology, devices_of(topology)), recipe)
+    config = read_recipe(recipe, flags, model_fields).config
+    return as_json(make_plan(config, topology, devices_of(topology)), recipe)
 
 
 def _row(slice_name: str, arguments: tuple[str, ...], found: dict[str, Any]) -> str:

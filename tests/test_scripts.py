@@ -16,7 +16,7 @@ import time
 
 import pytest
 
-from vit_jax.config.overrides import help_text
+from vit_jax.config.overrides import fields_help
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the workers are Linux machines")
 
@@ -232,7 +232,7 @@ def test_guide_names_what_there_is(name: str) -> None:
     text = (DOCS / name).read_text()
     fields = set(re.findall(r"--(config\.(?!model\.kwargs\.)[a-z_.]*[a-z]\b)(?!\.\*)", text))
     assert fields
-    assert fields <= set(re.findall(r"--(config\.\S+)", help_text("a program")))
+    assert fields <= set(re.findall(r"--(config\.\S+)", fields_help()))
     for path in re.findall(r"\b(?:configs|scripts|tests)/[\w/]+\.\w+", text):
         assert path == "configs/nope.py" or (DOCS.parent / path).exists(), path
 

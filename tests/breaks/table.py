@@ -301,7 +301,7 @@ _FORMATS = [
     Break(
         "weights_of_another_number_of_heads",
         "vit_jax/weights/load.py",
-        "if own != value and not model.config.is_free(field):",
+        "if not model.config.is_free(field) and own != _normalised(model.config, field, value):",
         "if False:",
         ("tests/weights/test_convert.py::test_fields_that_the_source_states",),
         "weights are refused by a model whose fields they contradict",

@@ -81,10 +81,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, x64: None) -> Path:
 
 
 def run(*arguments: str) -> object:
-    try:
-        return cli.main(["parity", *arguments])
-    except SystemExit as end:  # argparse's way out
-        return end.code
+    return cli.main(["parity", *arguments])
 
 
 # ----------------------------------------------------------------------------- golden files

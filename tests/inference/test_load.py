@@ -20,6 +20,7 @@ from vit_jax.models.registry import abstract_model
 from vit_jax.models.spec import Preprocessing
 from vit_jax.training import train
 from vit_jax.weights.state_dict import torch_shapes
+from vit_jax.weights.torch_writer import write_torch_file
 
 pytestmark = pytest.mark.xdist_group("run")
 
@@ -187,29 +188,62 @@ def zeros(name: str, **fields: Any) -> VisionModel:
 
 def test_weights_that_fit_one_model_say_which(tmp_path):
     model = zeros("vit_encoder", num_classes=7)
-    vit_jax.save_pretrained(model, tmp_path / "weights.pth")
+    write_torch_file(tmp_path / "weights.pth", vit_jax.state_dict(model))
     loaded = vit_jax.from_pretrained(tmp_path / "weights.pth")
     assert loaded.spec.name == "vit_encoder"
     assert loaded.spec.class_names is None
     assert (loaded.num_classes, loaded.input_size) == (7, (32, 32))
 
 
-def test_a_safetensors_file_knows_its_model(tmp_path):
-    """Also sizes that no registered name has."""
-    model = build("vit", img_size=8)
+FORMS = {
+    "weights.safetensors": None,
+    "weights.pth": None,
+    "weights.npz": "google",
+    "hf": "huggingface",
+    "orbax": "orbax",
+}
+
+
+def described(**fields: Any) -> VisionModel:
+    """A model of sizes that no registered name has, with all that a description can say."""
+    model = build("vit", img_size=8, norm_eps=1e-6, **fields)
     preprocessing = Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.8, "bicubic", (8, 8), (4, 4))
-    model.spec = dataclasses.replace(
-        model.spec, preprocessing=preprocessing, class_names=tuple("abcde")
-    )
-    path = tmp_path / "weights.safetensors"
-    vit_jax.save_pretrained(model, path)
+    names = ("10", "Grüße, 猫", "10", "LABEL_3", "")
+    model.spec = dataclasses.replace(model.spec, preprocessing=preprocessing, class_names=names)
+    return model
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_that_is_written_carries_the_description(tmp_path, form):
+    model, path = described(), tmp_path / form
+    vit_jax.save_pretrained(model, path, dialect=FORMS[form])
     loaded = vit_jax.from_pretrained(path)
     assert loaded.spec == dataclasses.replace(model.spec, source=str(path))
     assert hash(loaded.spec) != hash(model.spec)
+    for name, array in vit_jax.state_dict(model).items():
+        np.testing.assert_array_equal(vit_jax.state_dict(loaded)[name], array)
+
+
+def test_a_description_beside_another_file(tmp_path):
+    """What lies beside the .npz is of the file before it."""
+    first, second = described(), described(depth=1)
+    for model, name in ((first, "a.npz"), (second, "b.npz")):
+        vit_jax.save_pretrained(model, tmp_path / name, dialect="google")
+    (tmp_path / "b.npz").replace(tmp_path / "a.npz")
+    report = vit_jax.load_pretrained(described(depth=1), tmp_path / "a.npz")
+    assert report.left == ("a.npz.json describes another file than a.npz",)
+
+
+def test_a_torch_file_with_a_description_that_is_damaged(tmp_path):
+    path = tmp_path / "w.pth"
+    write_torch_file(path, vit_jax.state_dict(described()), {"vit_jax.json": b"{"})
+    with pytest.raises(ValueError, match=r"w\.pth': its description cannot be read"):
+        vit_jax.from_pretrained(path)
 
 
 def test_weights_that_fit_several_models_or_none(tmp_path):
-    vit_jax.save_pretrained(zeros("vit_tiny_patch16_224"), tmp_path / "tiny.pth")
+    weights = vit_jax.state_dict(zeros("vit_tiny_patch16_224"))
+    write_torch_file(tmp_path / "tiny.pth", weights)
     with pytest.raises(ValueError, match=r"they fit deit_tiny\w+, vit_tiny\w+\): name it"):
         vit_jax.from_pretrained(tmp_path / "tiny.pth")
     name = "deit_tiny_patch16_224"

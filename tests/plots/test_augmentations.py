@@ -88,12 +88,8 @@ def test_a_mistake_is_status_2_and_one_line(
     arguments, message, capfd, figures, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    try:
-        status = cli.main(["plot", *arguments])
-    except SystemExit as end:
-        status = end.code
+    assert cli.main(["plot", *arguments]) == 2
     captured = capfd.readouterr()
-    assert status == 2
     assert captured.err.startswith("error: ")
     assert message in captured.err
     assert captured.err.count("\n") == 1

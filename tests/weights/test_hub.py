@@ -1,6 +1,7 @@
 """Names of the Hugging Face hub: from a filled cache, and what is said without one."""
 
 import functools
+import json
 import sys
 import time
 from pathlib import Path
@@ -98,6 +99,30 @@ def test_without_the_library_the_error_names_the_extra(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ValueError, match=r"pip install 'vit-jax\[hub\]'"):
         hub.fetch("owner/name")
+
+
+def test_a_folder_of_timm_needs_nothing_else(cache: Path) -> None:
+    """Its architecture, and what differs from its defaults."""
+    sizes = {"patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
+    model = build("vit", img_size=8, **sizes)
+    folder = fill(cache, "timm/vit_tiny.y")
+    save_file(vit_jax.state_dict(model), folder / "model.safetensors")
+    config = {
+        "architecture": "vit_tiny_patch16_224",
+        "num_classes": 5,
+        "global_pool": "token",
+        "model_args": dict(sizes),
+        "pretrained_cfg": {"input_size": [3, 8, 8], "mean": [0.1] * 3, "std": [0.5] * 3},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    found = vit_jax.from_pretrained("hf:timm/vit_tiny.y")
+    assert (found.spec.name, found.num_classes) == ("vit_tiny_patch16_224", 5)
+    assert found.spec.preprocessing is not None
+    assert_same_weights(found, model)
+    config["model_args"]["pos_embed"] = "rope"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="model_args states 'pos_embed', and vit_tiny_patch16_224"):
+        vit_jax.from_pretrained("hf:timm/vit_tiny.y")
 
 
 def test_a_model_that_timm_wrote(cache: Path) -> None:

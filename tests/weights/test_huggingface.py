@@ -24,6 +24,7 @@ from tests.weights.designs import (
     with_preprocessing,
 )
 from vit_jax.models.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from vit_jax.weights.huggingface import read_facts
 
 pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.xdist_group("huggingface")]
 
@@ -42,6 +43,7 @@ def hf() -> Any:
             ViTConfig,
             ViTForImageClassification,
             ViTImageProcessor,
+            ViTModel,
         )
         from transformers.utils import logging
 
@@ -54,6 +56,7 @@ def hf() -> Any:
         },
         configs={"vit": ViTConfig, "distilled": DeiTConfig},
         processor=ViTImageProcessor,
+        base=ViTModel,
     )
 
 
@@ -138,6 +141,44 @@ def test_we_load_theirs(hf: Any, design: str, shards: str, tmp_path: Path) -> No
     report = vit_jax.load_pretrained(model, tmp_path)
     assert report.dialect == "huggingface"
     assert_close(logits(model, batch()), their_logits(module))
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_their_folder_needs_nothing_else(hf: Any, design: str, tmp_path: Path) -> None:
+    """Its sizes, names and epsilon are those of its config.json; what it leaves is unknown."""
+    module = theirs(hf, design, id2label={str(i): f"class {i}" for i in range(5)})
+    module.save_pretrained(tmp_path)
+    model = vit_jax.from_pretrained(tmp_path, dtype="float64", param_dtype="float64")
+    spec = model.spec
+    assert (spec.name, spec.preprocessing) == ("vit", None)
+    assert spec.class_names == tuple(f"class {i}" for i in range(5))
+    assert (model.config.norm_eps, model.config.distilled) == (1e-6, design == "distilled")
+    assert_close(logits(model, batch()), their_logits(module))
+
+
+def test_their_pooler_is_the_representation_layer(hf: Any, tmp_path: Path) -> None:
+    module = hf.base(theirs(hf, "vit").config).double().eval()
+    module.save_pretrained(tmp_path)
+    model = vit_jax.from_pretrained(tmp_path, dtype="float64", param_dtype="float64")
+    assert (model.num_classes, model.config.representation_size) == (0, 8)
+    want = pytorch_logits(lambda x: module(x).pooler_output, batch())  # type: ignore[arg-type]
+    assert_close(logits(model, batch()), want)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("vit_tiny_patch16_224", (192, 12, 3, 224, 16)),
+        ("deit_small_patch16_224", (384, 12, 6, 224, 16)),
+        ("vit", (192, 11, 3, 224, 16)),
+    ],
+)
+def test_sizes_of_a_registered_name_have_it(tmp_path: Path, name: str, sizes: Any) -> None:
+    keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "image_size", "patch_size")
+    config = dict(zip(keys, sizes, strict=True)) | {"intermediate_size": 4 * sizes[0]}
+    config["model_type"] = name.split("_")[0]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert read_facts(tmp_path, [])[0].name == name
 
 
 @pytest.mark.parametrize("design", DESIGNS)

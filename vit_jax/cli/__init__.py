@@ -41,10 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
       The exit status.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if not arguments or arguments[0] not in COMMANDS:
-        _parser().parse_args(arguments)  # --help, --version or a mistake: it does not return
-    name, *rest = arguments
     try:
+        if not arguments or arguments[0] not in COMMANDS:
+            _parser().parse_args(arguments)  # --help, --version or a mistake: it does not return
+        name, *rest = arguments
         return importlib.import_module(f"vit_jax.cli.{name}").run(rest)
     except KeyboardInterrupt:
         return 130

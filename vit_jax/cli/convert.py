@@ -9,7 +9,7 @@ from vit_jax.cli.parsing import Parser, add_fields, to_fields
 
 
 def run(arguments: Sequence[str]) -> int:
-    """`convert SRC DST --model NAME ...`: weights of one form into those of another."""
+    """`convert SRC DST [--model NAME] ...`: weights of one form into those of another."""
     options = _parser().parse_args(arguments)
     from rich.console import Console
 
@@ -47,7 +47,11 @@ def _parser() -> Parser:
         "a work directory (whose run's fields the model has, unless --field says others)",
     )
     parser.add_argument("target", metavar="DST", help="a .safetensors or .pth file, or see --to")
-    parser.add_argument("--model", required=True, metavar="NAME", help="a registered model")
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="the registered model (default: the source's, or the only one that the weights fit)",
+    )
     add_fields(parser)
     parser.add_argument(
         "--to",

@@ -1,6 +1,5 @@
 """`vit-jax evaluate`: a trained model's accuracy, confusion and calibration on a data set."""
 
-import argparse
 import json
 import math
 import pathlib
@@ -10,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from vit_jax.cli import jax_setup
 from vit_jax.cli.parsing import (
-    Parser,
+    RecipeParser,
     add_data,
     add_model,
     load_given_model,
     print_notes,
     printable,
-    read_recipe,
 )
 
 if TYPE_CHECKING:
@@ -28,15 +26,14 @@ _WORST = 20  # of more classes, so many are told
 
 def run(arguments: Sequence[str]) -> int:
     """`evaluate CHECKPOINT_OR_WEIGHTS [data options | --config RECIPE --config.FIELD=VALUE]`."""
-    options, rest = _parser().parse_known_args(arguments)
-    data = read_recipe(rest).config.data if rest else None
+    options, recipe = _parser().read(arguments)
     jax_setup.set_up_jax()
     from vit_jax.inference.evaluate import evaluate
     from vit_jax.inference.labelled import open_labelled
 
     labelled = open_labelled(
         options.source,
-        data,
+        None if recipe is None else recipe.config.data,
         source=options.data_source,
         name=options.name,
         data_dir=options.data_dir,
@@ -141,15 +138,15 @@ def _matrix(found: "Evaluation", names: list[str]) -> list[str]:
     return lines
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="vit-jax evaluate",
-        description="Loss, top-1, top-5, the accuracy of each class, confusion and calibration of "
-        "a trained model. A run is evaluated on its own test split unless other data are named.",
-        allow_abbrev=False,
+def _parser() -> RecipeParser:
+    parser = RecipeParser(
+        "vit-jax evaluate",
+        "Loss, top-1, top-5, the accuracy of each class, confusion and calibration of a trained\n"
+        "model. A run is evaluated on its own test split unless other data are named.",
+        needs_recipe=False,
         usage="%(prog)s CHECKPOINT_OR_WEIGHTS [--ema] [--source tfds|folder|digits] [--name NAME] "
         "[--data-dir DIR] [--split SPLIT] [--json] [--plot FILE.png] [...]",
-        epilog="The data of a recipe: --config RECIPE [--config.data.FIELD=VALUE ...], as in "
+        notes="The data of a recipe: --config RECIPE [--config.data.FIELD=VALUE ...], as in\n"
         "`vit-jax train`.",
     )
     add_model(parser)

@@ -5,17 +5,75 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from vit_jax.config.overrides import CommandLine, literal, parse_command_line
+from vit_jax.config.overrides import Recipe, fields_help, literal, read_recipe
+from vit_jax.config.recipes import recipe_names
 
 if TYPE_CHECKING:
     from vit_jax.models.base import VisionModel
 
 
 class Parser(argparse.ArgumentParser):
-    """A mistake is one line and status 2."""
+    """A mistake is a ValueError, which `main` tells in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
+        raise ValueError(f"{message} (see {self.prog} --help)")
+
+
+class RecipeParser(Parser):
+    """A parser of a command that takes a recipe: `--config RECIPE [--config.FIELD=VALUE ...]`.
+
+    Args:
+      prog, description: as of `argparse`.
+      needs_recipe: whether the recipe must be given.
+      notes: lines before the fields in `--help`.
+      **settings: further ones of `argparse.ArgumentParser`.
+    """
+
+    def __init__(
+        self,
+        prog: str,
+        description: str,
+        *,
+        needs_recipe: bool = True,
+        notes: str = "",
+        **settings: Any,
+    ):
+        settings.setdefault("usage", "%(prog)s --config RECIPE [...] [--config.FIELD=VALUE ...]")
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog="\n\n".join(filter(None, [notes, fields_help() if needs_recipe else ""])),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **settings,
+        )
+        self.needs_recipe = needs_recipe
+        self.add_argument(
+            "--config",
+            metavar="RECIPE",
+            help="a file with get_config(), or the name of a recipe that comes along; :ARGUMENT at "
+            f"its end goes to get_config (imagenet_t2t_vit:14): {', '.join(recipe_names())}",
+        )
+
+    def read(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, Recipe | None]:
+        """The options, and the recipe with its overrides; tells its notes on standard error.
+
+        Raises:
+          ValueError: a mistake in the recipe or in an override, in one line.
+        """
+        options, rest = self.parse_known_args(arguments)
+        if options.config is None and not rest and not self.needs_recipe:
+            return options, None
+        known = [name for action in self._actions for name in action.option_strings]
+        recipe = read_recipe(options.config, rest, _model_fields, known)
+        print_notes(recipe.notes)
+        return options, recipe
+
+    def read_both(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, Recipe]:
+        """As `read`, of a command that needs a recipe."""
+        options, recipe = self.read(arguments)
+        assert recipe is not None
+        return options, recipe
 
 
 def add_out(parser: argparse.ArgumentParser) -> None:
@@ -98,24 +156,6 @@ def _field(text: str) -> tuple[str, Any]:
     if not name or not equals:
         raise ValueError(f"--field: wanted NAME=VALUE, got {text!r}")
     return name, literal(value)
-
-
-def read_recipe(
-    arguments: Sequence[str], options: Sequence[str] = (), switches: Sequence[str] = ()
-) -> CommandLine:
-    """Reads `--config RECIPE [--config.FIELD=VALUE ...]`, and tells its notes on standard error.
-
-    Args:
-      arguments: of the command line.
-      options: names of further ones, each with a value.
-      switches: names of further ones without.
-
-    Raises:
-      ValueError: any mistake of the user's, in one line.
-    """
-    line = parse_command_line(arguments, _model_fields, options, switches)
-    print_notes(line.notes)
-    return line
 
 
 def _model_fields(name: str) -> Mapping[str, Any]:

@@ -3,20 +3,44 @@
 from collections.abc import Sequence
 
 from vit_jax.cli import jax_setup
-from vit_jax.cli.parsing import read_recipe
+from vit_jax.cli.parsing import RecipeParser
 
 
 def run(arguments: Sequence[str]) -> int:
     """`plan --config RECIPE --topology SLICE [--config.FIELD=VALUE ...]`: without the devices."""
     from vit_jax.plan import command, libtpu
+    from vit_jax.plan.topology import parse_topology
 
-    if {"-h", "-help", "--help"} & set(arguments):
-        print(command.help_text())
-        return 0
     # Before JAX is imported, which reading a config's last checks does.
     libtpu.prepare_environment()
-    line = read_recipe(arguments, ("topology",), ("json", "search"))
-    topology = command.topology_of(line)
+    options, recipe = _parser().read_both(arguments)
+    topology = parse_topology(options.topology or "")
     command.require_libtpu()
     jax_setup.set_up_jax()
-    return command.run(line, topology)
+    return command.run(
+        recipe.config, recipe.name, topology, search=options.search, json=options.json
+    )
+
+
+def _parser() -> RecipeParser:
+    from vit_jax.plan.topology import CHIPS
+
+    slices = "\n".join(f"  {chip.name + ':':<8}{', '.join(chip.sizes)}" for chip in CHIPS.values())
+    parser = RecipeParser(
+        "vit-jax plan",
+        "Compile the train step of a run for a TPU slice, without a TPU, and print its memory,\n"
+        "operations, exchanges between chips, and a bound on its speed. Needs libtpu:\n"
+        "pip install 'vit-jax[tpu]'. Exit status: 0, it fits; 1, it does not; 2, a mistake in the\n"
+        "command. A large model takes minutes; with --config.model.kwargs.scan_layers=true, fewer.",
+        usage="%(prog)s --config RECIPE --topology GENERATION:SIZE [--search] [--json]\n"
+        "                    [--config.FIELD=VALUE ...]",
+        notes=f"slices (--topology GENERATION:SIZE, chips along each axis), such as:\n{slices}",
+    )
+    parser.add_argument("--topology", metavar="GENERATION:SIZE", help="the slice, see below")
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="where the run does not fit, compile what would make it fit, until it does",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    return parser

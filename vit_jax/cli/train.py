@@ -5,31 +5,24 @@ from collections.abc import Sequence
 from vit_jax.allocator import keep_freed_memory
 from vit_jax.cli import jax_setup
 from vit_jax.cli.errors import report
-from vit_jax.cli.parsing import read_recipe
-from vit_jax.config.overrides import help_text
-
-# JAX's own names of them.
-_PROCESS_OPTIONS = ("coordinator_address", "num_processes", "process_id")
+from vit_jax.cli.parsing import RecipeParser
 
 
 def run(arguments: Sequence[str]) -> int:
     """`train --config RECIPE [--workdir DIR] [--config.FIELD=VALUE ...]`."""
-    if {"-h", "-help", "--help"} & set(arguments):
-        print(help_text("vit-jax train (or python train.py)"))
-        return 0
-    command = read_recipe(arguments, ("workdir", *_PROCESS_OPTIONS))
+    options, recipe = _parser().read_both(arguments)
     jax_setup.set_up_jax()
     import jax
 
     from vit_jax.training.loop import train
     from vit_jax.training.processes import at_once_if_many, is_first, join
 
-    join(*(command.options[name] for name in _PROCESS_OPTIONS))
+    join(options.coordinator_address, options.num_processes, options.process_id)
     with at_once_if_many(report):
         if jax.default_backend() == "cpu":
             keep_freed_memory()
-        workdir = command.options["workdir"] or f"runs/{command.recipe}"
-        train(command.config, workdir)
+        workdir = options.workdir or f"runs/{recipe.name}"
+        train(recipe.config, workdir)
         if is_first():
             _draw_curves(workdir)
     return 0
@@ -53,3 +46,29 @@ def _draw_curves(workdir: str) -> None:
             f"cannot write to {path}: {error.strerror}; make room and repeat the command: the run "
             "is finished, and its curves are drawn"
         ) from error
+
+
+def _parser() -> RecipeParser:
+    parser = RecipeParser(
+        "vit-jax train",
+        "Train a Vision Transformer. The same command on the same work directory resumes.",
+        usage="%(prog)s --config RECIPE [--workdir DIR] [--config.FIELD=VALUE ...]",
+    )
+    parser.add_argument(
+        "--workdir",
+        metavar="DIR",
+        help="checkpoints, metrics and plots go here (default: runs/RECIPE)",
+    )
+    hosts = parser.add_argument_group(
+        "many hosts",
+        "Each runs this command, with one work directory that all see. JAX finds the hosts of\n"
+        "a Cloud TPU, of SLURM, Open MPI up to 4 and Kubernetes by itself; else:",
+    )
+    hosts.add_argument(
+        "--coordinator_address", metavar="HOST:PORT", help="of process 0, a free port"
+    )
+    hosts.add_argument(
+        "--num_processes", metavar="N", help="how many there are; 1: this one is alone"
+    )
+    hosts.add_argument("--process_id", metavar="I", help="which one this is, from 0")
+    return parser

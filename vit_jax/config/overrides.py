@@ -1,6 +1,4 @@
-"""The command line of training: a recipe, options of the command, and overrides of single fields.
-
-    --config RECIPE [--OPTION VALUE ...] [--SWITCH ...] [--config.FIELD=VALUE ...]
+"""A recipe and the overrides of its fields, as the command line gives them: --config.FIELD=VALUE.
 
 A value is read by the type of its field. Fields of a model (`model.kwargs`) take a value as Python
 writes it; the model's design checks it as the run is made.
@@ -37,92 +35,59 @@ _BOOLS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": F
 
 
 @dataclasses.dataclass(frozen=True)
-class CommandLine:
-    """What a command that takes a recipe asks for.
+class Recipe:
+    """A recipe with the overrides of its fields.
 
     Attributes:
-      config: the recipe, with the overrides.
-      options: the command's own options, None where one is not given.
-      switches: those of the command's own switches that are given.
-      recipe: the recipe's name: its file's, and its argument after an underscore.
+      config: of the run.
+      name: its file's, and its argument after an underscore.
       notes: remarks for the user.
     """
 
     config: TrainConfig
-    options: Mapping[str, str | None]
-    switches: frozenset[str]
-    recipe: str
+    name: str
     notes: tuple[str, ...] = ()
 
 
-def parse_command_line(
+def read_recipe(
+    recipe: str | None,
     arguments: Sequence[str],
     model_fields: Callable[[str], Iterable[str]],
     options: Sequence[str] = (),
-    switches: Sequence[str] = (),
-) -> CommandLine:
-    """Reads the command line of a command that takes a recipe.
+) -> Recipe:
+    """Loads a recipe and overrides its fields.
 
     Args:
-      arguments: the command line without the program's name.
+      recipe: a path, or the name of one that comes along; None where none was given.
+      arguments: `--config.FIELD=VALUE`, `--config.FIELD VALUE`, `--config.SWITCH` or
+        `--noconfig.SWITCH` each.
       model_fields: gives the names of the fields of a registered model, and raises ValueError for
         an unknown name. It is called last: other mistakes are reported without loading any model
         code.
-      options: names of the command's own options, each of which takes a string.
-      switches: names of the command's own options without a value.
+      options: further options of the command, to be proposed for what is none.
 
     Raises:
       ValueError: any mistake of the user's, in one line.
     """
-    given: dict[str, str] = {}
     overrides: dict[str, str] = {}
     waiting = list(arguments)
     while waiting:
-        name, value = _next(waiting, ("config", *options), switches)
-        if name.startswith("config."):
-            overrides[name.removeprefix("config.")] = value
-        else:
-            given[name] = value
-    if "config" not in given:
+        path, value = _next(waiting, options)
+        overrides[path] = value
+    if recipe is None:
         raise ValueError(f"wanted --config RECIPE; recipes: {', '.join(recipe_names())}")
-    path = find_recipe(given["config"])
-    recipe = load_recipe(path)
-    validate(recipe)  # before overrides are applied: what is wrong here is the recipe's
-    config = _with_overrides(recipe, overrides)
+    path = find_recipe(recipe)
+    loaded = load_recipe(path)
+    validate(loaded)  # before overrides are applied: what is wrong here is the recipe's
+    config = _with_overrides(loaded, overrides)
     validate(config)
-    notes = _fit_to_model(config, recipe, overrides, model_fields(config.model.name))
-    return CommandLine(
-        config,
-        {option: given.get(option) for option in options},
-        frozenset(given) & frozenset(switches),
-        recipe_name(path),
-        notes,
-    )
+    notes = _fit_to_model(config, loaded, overrides, model_fields(config.model.name))
+    return Recipe(config, recipe_name(path), notes)
 
 
-def help_text(program: str) -> str:
-    """What `--help` prints: usage, and each field with its meaning and default."""
-    lines = [
-        f"usage: {program} --config RECIPE [--workdir DIR] [--config.FIELD=VALUE ...]",
-        "",
-        "Train a Vision Transformer. The same command on the same work directory resumes.",
-        "",
-        "  --config RECIPE   a file with get_config(), or the name of a recipe that comes along;",
-        "                    :ARGUMENT at its end goes to get_config (imagenet_t2t_vit:14):",
-        *textwrap.wrap(
-            ", ".join(recipe_names()), 92, initial_indent=" " * 20, subsequent_indent=" " * 20
-        ),
-        "  --workdir DIR     checkpoints, metrics and plots go here (default: runs/RECIPE)",
-        "",
-        "On many hosts each runs this command, with one work directory that all see. JAX finds the",
-        "hosts of a Cloud TPU, of SLURM, Open MPI up to 4 and Kubernetes by itself; else:",
-        "",
-        "  --coordinator_address HOST:PORT   of process 0, a free port",
-        "  --num_processes N                 how many there are; 1: this one is alone",
-        "  --process_id I                    which one this is, from 0",
-        "",
-        "Fields (--config.FIELD=VALUE; None where a field may be None; tuples as (1,2)):",
-    ]
+def fields_help() -> str:
+    """Each field of a run with its meaning and default, for `--help`."""
+    lines = ["fields (--config.FIELD=VALUE; None where a field may be None; tuples as (1,2)):"]
     for info in fields_of():
         lines.append(f"  --config.{info.path}")
         default = "the recipe's" if info.default is dataclasses.MISSING else repr(info.default)
@@ -141,36 +106,33 @@ def literal(text: str) -> Any:
         return text
 
 
-def _next(waiting: list[str], options: Sequence[str], switches: Sequence[str]) -> tuple[str, str]:
-    """Takes the next argument, and the one after it where that is its value."""
+def _next(waiting: list[str], options: Sequence[str]) -> tuple[str, str]:
+    """Takes the next override, and the argument after it where that is its value: path and value.
+
+    A path has no `config.` before it.
+    """
     argument = waiting.pop(0)
     match = re.fullmatch(r"--?([A-Za-z][^=]*)(?:=(.*))?", argument, re.DOTALL)
     if match is None:
         raise ValueError(f"unexpected argument {argument!r}: wanted --config.FIELD=VALUE")
     name, value = match[1], match[2]
-    path = name.removeprefix("no").removeprefix("config.")
-    if name.startswith(("config.", "noconfig.")):
-        info = _field(path)
-        may_be_bool = info is None or plain_kind(info.annotation)[0] is bool
-        if name.startswith("no"):
-            if not may_be_bool or value is not None:
-                raise ValueError(f"--{name}: wanted --config.{path}=VALUE")
-            return f"config.{path}", "false"
-        has_next = bool(waiting) and not waiting[0].startswith("--")
-        if may_be_bool and value is None and not (info is None and has_next):
-            return name, "true"
-    elif name in switches:
-        if value is not None:
-            raise ValueError(f"--{name}: wanted no value, got {value!r}")
-        return name, ""
-    elif name not in options:
-        near = proposal(f"--{name}", [f"--{known}" for known in (*options, *switches)])
-        raise ValueError(f"--{name}: no such option{near}")
+    is_off, path = name.startswith("no"), name.removeprefix("no").removeprefix("config.")
+    if not name.startswith(("config.", "noconfig.")):
+        raise ValueError(f"--{name}: no such option{proposal(f'--{name}', options)}")
+    info = _field(path)
+    may_be_bool = info is None or plain_kind(info.annotation)[0] is bool
+    if is_off:
+        if not may_be_bool or value is not None:
+            raise ValueError(f"--{name}: wanted --config.{path}=VALUE")
+        return path, "false"
+    has_next = bool(waiting) and not waiting[0].startswith("--")
+    if may_be_bool and value is None and not (info is None and has_next):
+        return path, "true"
     if value is None:
-        if not waiting or waiting[0].startswith("--"):
+        if not has_next:
             raise ValueError(f"--{name}: wanted a value: --{name}=VALUE")
         value = waiting.pop(0)
-    return name, value
+    return path, value
 
 
 def _field(path: str) -> FieldInfo | None:

@@ -1,9 +1,11 @@
-"""Channel means and standard deviations for normalisation, as fractions of the full range 0 to 1.
+"""What is known of data sets before they are opened: channel statistics, and sizes.
 
-Taken over all pixels of the training images. (The CIFAR-10 deviations (0.2023, 0.1994, 0.2010) that
-many scripts carry are the mean of each image's own deviation, and smaller.)
+Means and standard deviations are fractions of the full range 0 to 1, taken over all pixels of the
+training images. (The CIFAR-10 deviations (0.2023, 0.1994, 0.2010) that many scripts carry are the
+mean of each image's own deviation, and smaller.)
 """
 
+import re
 from typing import NamedTuple
 
 
@@ -24,3 +26,16 @@ STATISTICS = {
     # Measured on the 1,257 training images as uint8, see digits.py.
     "digits": Statistics((0.3052,), (0.3760,)),
 }
+# (height, width, channels) of the sets whose images all have one size.
+IMAGE_SHAPES = {"cifar10": (32, 32, 3), "cifar100": (32, 32, 3), "digits": (8, 8, 1)}
+
+
+def set_name(source: str, name: str | None) -> str:
+    """The name that a set has in `STATISTICS`, without its configuration and version.
+
+    ImageNet's subsets share its statistics.
+    """
+    if source == "digits":
+        return source
+    family = re.split("[/:]", name or "")[0]
+    return "imagenet" if family.startswith("imagenet") else family

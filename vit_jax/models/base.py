@@ -243,6 +243,12 @@ class VisionModel(nnx.Module, Generic[Config]):
     def patch_weights(self) -> PatchWeights:
         """Where the channels of an image enter."""
 
+    @classmethod
+    def fields_told_by(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """Fields that the shapes of a state dict tell, whatever the registered name."""
+        del shapes
+        return {}
+
     def soft_splits(self, height: int, width: int) -> list[SoftSplitWindows]:
         """The overlapping windows of an image of so many pixels; none where patches do not."""
         del height, width

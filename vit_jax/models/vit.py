@@ -4,6 +4,7 @@ Dosovitskiy et al. 2020 (2010.11929), Touvron et al. 2020 (2012.12877) and 2022 
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -277,6 +278,12 @@ class VisionTransformer(VisionModel[VisionTransformerConfig]):
         return PositionTable(
             self.position_name, self.pos_embed.shape[1], self.patch_embed.grid_size, prefix
         )
+
+    @classmethod
+    def fields_told_by(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """The width of the representation layer, where there is one."""
+        width = shapes.get("pre_logits.fc.bias", ())
+        return {"representation_size": width[0]} if len(width) == 1 else {}
 
     def patch_weights(self) -> PatchWeights:
         """The convolution over the patches."""

@@ -1,49 +1,11 @@
-"""`vit-jax plan`: its command line."""
+"""`vit-jax plan`: what it does."""
 
 import importlib.util
 import os
 from typing import Any
 
-from vit_jax.config.overrides import CommandLine
-from vit_jax.config.recipes import recipe_names
-from vit_jax.plan.topology import CHIPS, Topology, parse_topology
-
-
-def help_text() -> str:
-    """What `vit-jax plan --help` prints."""
-    examples = "\n".join(
-        f"    {chip.name + ':':<8}{', '.join(chip.sizes)}" for chip in CHIPS.values()
-    )
-    return f"""\
-usage: vit-jax plan --config RECIPE --topology GENERATION:SIZE [--search] [--json]
-                    [--config.FIELD=VALUE ...]
-
-Compile the train step of a run for a TPU slice, without a TPU, and print its memory, operations,
-exchanges between chips, and a bound on its speed. Needs libtpu: pip install 'vit-jax[tpu]'.
-
-  --config RECIPE     as of `vit-jax train`: a file, or a name such as {recipe_names()[0]}
-  --topology NAME     the slice, chips along each axis; such as
-{examples}
-  --search            where the run does not fit, compile what would make it fit, until it does
-  --json              print JSON in place of tables
-
-Fields are those of `vit-jax train --help`. Exit status: 0, it fits; 1, it does not; 2, a mistake
-in the command. A large model takes minutes; with --config.model.kwargs.scan_layers=true, fewer."""
-
-
-def topology_of(command: CommandLine) -> Topology:
-    """The slice that `--topology` names.
-
-    Raises:
-      ValueError: none is named, or an unknown one.
-    """
-    name = command.options["topology"]
-    if not name:
-        raise ValueError(
-            "wanted --topology GENERATION:SIZE, such as "
-            + ", ".join(f"{chip.name}:{chip.sizes[-1]}" for chip in CHIPS.values())
-        )
-    return parse_topology(name)
+from vit_jax.config import TrainConfig
+from vit_jax.plan.topology import Topology
 
 
 def require_libtpu() -> None:
@@ -55,31 +17,34 @@ def require_libtpu() -> None:
         )
 
 
-def run(command: CommandLine, topology: Topology) -> int:
+def run(config: TrainConfig, recipe: str, topology: Topology, *, search: bool, json: bool) -> int:
     """Plans a run and prints it.
+
+    Args:
+      config: the run; recipe: its name.
+      topology: the slice.
+      search: whether what would make it fit is compiled, where it does not.
+      json: in place of tables.
 
     Returns:
       The exit status: 0, it fits, or what the search found does; 1, nothing does.
     """
     from rich.console import Console
 
-    from vit_jax.config import TrainConfig
     from vit_jax.plan import report
     from vit_jax.plan.libtpu import devices_of
     from vit_jax.plan.plan import Plan, as_json, make_plan
     from vit_jax.plan.search import attempts
     from vit_jax.plan.search import search as compile_attempts
 
-    json, search = (name in command.switches for name in ("json", "search"))
     console, progress = Console(highlight=False), Console(stderr=True)
-    recipe = command.recipe
     devices = devices_of(topology)
 
     def make(config: TrainConfig) -> Plan:
         with progress.status(f"compiling {recipe} for {topology.name} ..."):
             return make_plan(config, topology, devices)
 
-    plan = make(command.config)
+    plan = make(config)
     found: dict[str, Any] = as_json(plan, recipe)
     if not json:
         report.show(plan, recipe, console)

@@ -11,16 +11,19 @@ import numpy as np
 from flax import nnx
 
 from vit_jax.config import TrainConfig
-from vit_jax.data.statistics import STATISTICS, Statistics
+from vit_jax.data.statistics import IMAGE_SHAPES, Statistics, set_name
 from vit_jax.models.base import VisionModel
 from vit_jax.models.macs import count_traced_macs
 from vit_jax.training.mesh import batch_sharding
-from vit_jax.training.run import Run, config_mesh, model_to_train, set_preprocessing
+from vit_jax.training.run import (
+    Run,
+    config_mesh,
+    model_to_train,
+    set_preprocessing,
+    statistics_of,
+)
 from vit_jax.training.step import jit_train_step
 
-# (height, width, channels) of the sets whose images all have one size: they reach the device as
-# stored and are resized there. All others are cropped to the model's size on the host.
-_STORED = {"cifar10": (32, 32, 3), "cifar100": (32, 32, 3), "digits": (8, 8, 1)}
 # The learning rate alone depends on it, as a number inside the program.
 _STEPS_PER_EPOCH = 1000
 # On chips with a SparseCore XLA offloads large gathers and exchanges to it, in an instruction that
@@ -109,27 +112,12 @@ class Compiled:
         return self.memory is not None
 
 
-def _statistics(config: TrainConfig, channels: int) -> Statistics:
-    """Those of the config, else any: two numbers a channel inside the program."""
-    data = config.data
-    if data.mean is not None and data.std is not None:
-        if len(data.mean) != channels:
-            raise ValueError(
-                f"config.data.mean and std: wanted one number for each of the {channels} channels "
-                f"that the model takes, got {data.mean!r}"
-            )
-        return Statistics(data.mean, data.std)
-    known = STATISTICS["imagenet" if channels == 3 else "digits"]
-    return Statistics(
-        *(tuple(values[i % len(values)] for i in range(channels)) for values in known)
-    )
-
-
 def stored_image(config: TrainConfig, model: VisionModel[Any]) -> tuple[int, int, int]:
     """(height, width, channels) of the images that reach the device. No data are opened."""
     data = config.data
-    name = "digits" if data.source == "digits" else re.split(r"[/:]", data.name or "")[0]
-    size = _STORED.get(name, (*model.input_size, model.in_chans))
+    name = set_name(data.source, data.name)
+    # All others are cropped to the model's size on the host.
+    size = IMAGE_SHAPES.get(name, (*model.input_size, model.in_chans))
     if size[-1] != model.in_chans:
         raise ValueError(
             f"the images of {name} have {size[-1]} channels and the model takes {model.in_chans}: "
@@ -172,7 +160,11 @@ def planned_run(
       ValueError: batch, model and devices do not fit each other.
     """
     mesh, model = config_mesh(config, devices), model_to_train(config)
-    set_preprocessing(model, config, _statistics(config, model.in_chans))
+    channels = (
+        0.5,
+    ) * model.in_chans  # two numbers a channel inside the program, whatever they are
+    statistics = statistics_of(config, model.in_chans, Statistics(channels, channels))
+    set_preprocessing(model, config, statistics)
     return Run(config, mesh, model, steps_per_epoch)
 
 

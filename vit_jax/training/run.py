@@ -17,7 +17,7 @@ from vit_jax.data.host_crop import RandomResizedCrop
 from vit_jax.data.loader import Batches, eval_batches, steps_per_epoch, train_batches
 from vit_jax.data.sources import ImageSource
 from vit_jax.data.splits import Splits, open_splits
-from vit_jax.data.statistics import STATISTICS, Statistics
+from vit_jax.data.statistics import STATISTICS, Statistics, set_name
 from vit_jax.layers.forms import set_form
 from vit_jax.layers.stack import is_layer_weight
 from vit_jax.models.base import VisionModel
@@ -341,8 +341,15 @@ def _crop_fraction(config: TrainConfig, model: VisionModel[Any], source: ImageSo
     return model.spec.preprocessing.crop_fraction if model.spec.preprocessing else 1.0
 
 
-def statistics_of(config: TrainConfig, channels: int) -> Statistics:
+def statistics_of(
+    config: TrainConfig, channels: int, default: Statistics | None = None
+) -> Statistics:
     """Mean and standard deviation that images are normalised with.
+
+    Args:
+      config: of the run.
+      channels: of its images.
+      default: where the config gives none and none are known for the set; None: an error.
 
     Raises:
       ValueError: the config gives none and none are known for the set, or not one a channel.
@@ -351,19 +358,13 @@ def statistics_of(config: TrainConfig, channels: int) -> Statistics:
     if data.mean is not None and data.std is not None:
         found = Statistics(data.mean, data.std)
     else:
-        key = (
-            data.source
-            if data.source == "digits"
-            else (data.name or "").split("/")[0].split(":")[0]
-        )
-        # ImageNet's subsets share its statistics.
-        key = "imagenet" if key.startswith("imagenet") else key
-        if key not in STATISTICS:
+        known = STATISTICS.get(set_name(data.source, data.name), default)
+        if known is None:
             raise ValueError(
                 f"no channel statistics are known for {data.name or data.source!r}: set "
                 f"config.data.mean and config.data.std (known: {', '.join(sorted(STATISTICS))})"
             )
-        found = STATISTICS[key]
+        found = known
     if len(found.mean) != channels:
         raise ValueError(
             f"config.data.mean and std: wanted one number for each of the {channels} channels of "

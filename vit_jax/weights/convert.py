@@ -14,6 +14,7 @@ from vit_jax.models.registry import abstract_model, create_model
 from vit_jax.weights.load import (
     LoadReport,
     load_into,
+    model_name,
     read_source,
     stated_fields,
 )
@@ -27,7 +28,7 @@ TARGETS = tuple(_DIALECTS)
 def convert(
     source: str,
     target: str,
-    name: str,
+    name: str | None = None,
     *,
     fields: Mapping[str, Any],
     to: str = "timm",
@@ -39,13 +40,14 @@ def convert(
     """Reads weights into a registered model and writes them in another form.
 
     The model has as many classes as the source (as indices in `head`), and the fields that the
-    source states (norm_eps, num_heads; all of a run), unless `fields` says others.
+    source states. `fields` may give other sizes, for which the weights are adapted, and what the
+    source does not state; what it contradicts is refused.
 
     Args:
       source: as `load_pretrained` takes it.
       target: as `save_pretrained` does.
-      name: the registered model.
-      fields: constructor fields.
+      name: the registered model; None: the source's, or the only one that the weights fit.
+      fields: of the design, beside what the source states.
       to: "timm" (the model's own names; .safetensors or .pth), "hf", "google" or "orbax".
       ema: see `load_pretrained`.
       resize: see `load_pretrained`.
@@ -58,6 +60,7 @@ def convert(
     if to not in _DIALECTS:
         raise ValueError(f"--to: wanted one of {', '.join(TARGETS)}, got {to!r}")
     weights = read_source(source, ema)
+    name = model_name(weights, name, source)
     found = stated_fields(weights, name)
     if head == "drop":
         found.pop("num_classes", None)

@@ -14,8 +14,17 @@ from safetensors import SafetensorError, safe_open
 from vit_jax.weights.huggingface import read_facts
 from vit_jax.weights.npz import read_npz
 from vit_jax.weights.run_folder import ORBAX, SHARDS, SINGLE
-from vit_jax.weights.spec_json import SPEC, StatedSpec, read_json, read_spec, read_stated
-from vit_jax.weights.torch_file import read_torch_file
+from vit_jax.weights.spec_json import (
+    MAX_SPEC_BYTES,
+    SPEC,
+    SPEC_FILE,
+    StatedSpec,
+    read_beside,
+    read_json,
+    read_spec,
+    read_stated,
+)
+from vit_jax.weights.torch_file import read_torch_entry, read_torch_file
 from vit_jax.weights.wrappers import UnwrapReport, unwrap_state_dict
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar")
@@ -72,14 +81,20 @@ def read_weights(path: str | os.PathLike, *, ema: bool | None = None) -> Weights
     if path.suffix == SAFETENSORS:
         return _read_safetensors(path)
     if path.suffix == NPZ:
-        return Weights(read_npz(path))
+        notes: list[str] = []
+        return Weights(read_npz(path), read_beside(path, notes), notes=notes)
     if path.suffix in TORCH_SUFFIXES:
         try:
             arrays, report = unwrap_state_dict(read_torch_file(path), ema=ema)
         except ValueError as error:
             raise ValueError(f"{str(path)!r}: {error}") from error
-        return Weights(arrays, notes=_notes(report))
+        return Weights(arrays, _spec_in_torch_file(path), notes=_notes(report))
     raise ValueError(f"wanted {_WANTED}, got {str(path)!r}")
+
+
+def _spec_in_torch_file(path: Path) -> StatedSpec:
+    text = read_torch_entry(path, SPEC_FILE, MAX_SPEC_BYTES)
+    return StatedSpec() if text is None else read_stated(path, lambda: read_spec(json.loads(text)))
 
 
 def _notes(report: UnwrapReport) -> list[str]:
@@ -115,7 +130,9 @@ def _read_safetensors(path: Path) -> Weights:
 
 def _read_folder(path: Path) -> Weights:
     if (path / ORBAX).is_file():
-        return Weights(_read_orbax(path))
+        spec = path / SPEC_FILE
+        stated = read_stated(spec, lambda: read_spec(read_json(spec))) if spec.is_file() else None
+        return Weights(_read_orbax(path), stated or StatedSpec())
     index, single = path / SHARDS, path / SINGLE
     if index.is_file():
         weight_map = read_json(index).get("weight_map")

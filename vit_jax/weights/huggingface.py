@@ -3,11 +3,11 @@
 `config.json` and `preprocessor_config.json` of transformers, `config.json` of timm.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vit_jax.models.registry import list_models, model_fields
 from vit_jax.models.spec import Preprocessing
 from vit_jax.weights.spec_json import (
     SPEC,
@@ -19,6 +19,18 @@ from vit_jax.weights.spec_json import (
 )
 
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
+# The fields of a ViT by transformers' names of them; the sizes among them.
+_FIELDS = {
+    "hidden_size": "embed_dim",
+    "num_hidden_layers": "depth",
+    "num_attention_heads": "num_heads",
+    "image_size": "img_size",
+    "patch_size": "patch_size",
+    "num_channels": "in_chans",
+    "qkv_bias": "qkv_bias",
+    "layer_norm_eps": "norm_eps",
+}
+_SIZES = {"embed_dim", "depth", "num_heads", "img_size", "patch_size", "mlp_ratio"}
 _RESAMPLE = {name: number for number, name in _INTERPOLATIONS.items()}
 
 
@@ -41,7 +53,12 @@ def read_facts(folder: Path, notes: list[str]) -> tuple[StatedSpec, dict[str, An
         stated = config
     own = read_stated(path, lambda: read_spec(config[SPEC])) if SPEC in config else StatedSpec()
     known = _known_fields(folder, config)
-    fields = None if own.fields is None else {**own.fields, **known}
+    name, fields = own.name, None if own.fields is None else {**own.fields, **known}
+    if fields is None and known.keys() >= _SIZES:
+        name, fields = _registered(config["model_type"], known), known
+    elif fields is None and config.get("architecture") in list_models():
+        name = str(config["architecture"])
+        fields = read_stated(path, lambda: _timm_fields(name, config, stated))
     names = own.class_names
     labels = stated.get("label_names") or config.get("label_names") or config.get("id2label")
     if (listed := _as_list(labels)) and listed != labels_of(names, len(listed)):
@@ -61,7 +78,7 @@ def read_facts(folder: Path, notes: list[str]) -> tuple[StatedSpec, dict[str, An
         written = read_json(processor)
         if preprocessing is None or written != read_stated(path, lambda: _processor_again(own)):
             preprocessing = _read_processor(processor, written, notes) or preprocessing
-    facts = dataclasses.replace(own, fields=fields, preprocessing=preprocessing, class_names=names)
+    facts = StatedSpec(name, fields, preprocessing, names)
     return facts, known if fields is None else {}
 
 
@@ -98,6 +115,7 @@ def processor_of(preprocessing: Preprocessing, side: int) -> dict[str, object]:
 
 
 def _known_fields(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a ViT or DeiT that transformers' config.json states."""
     if config.get("model_type") not in ("vit", "deit"):
         return {}
     if config.get("hidden_act", "gelu") != "gelu":
@@ -105,8 +123,41 @@ def _known_fields(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
             f"{str(folder)!r}: wanted the activation 'gelu' (erf), its config.json says "
             f"{config['hidden_act']!r}"
         )
-    names = {"layer_norm_eps": "norm_eps", "num_attention_heads": "num_heads"}
-    return {field: config[key] for key, field in names.items() if key in config}
+    known = {field: config[key] for key, field in _FIELDS.items() if key in config}
+    known = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
+    width, hidden = config.get("hidden_size"), config.get("intermediate_size")
+    if isinstance(width, int) and isinstance(hidden, int) and width > 0:
+        known["mlp_ratio"] = hidden / width
+    if any("WithTeacher" in str(name) for name in config.get("architectures") or ()):
+        known["distilled"] = True
+    return known
+
+
+def _timm_fields(name: str, config: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that timm's config.json states of a registered name; `stated`: its pretrained_cfg.
+
+    Raises:
+      ValueError: an argument of timm's model that the design here does not have.
+    """
+    own, fields = model_fields(name), dict(config.get("model_args") or {})
+    if unknown := [field for field in fields if field not in own]:
+        raise ValueError(f"model_args states {unknown[0]!r}, and {name} here has no such field")
+    size = stated.get("input_size")
+    if isinstance(size, list) and len(size) == 3:
+        fields = {"in_chans": size[0], "img_size": tuple(size[1:]), **fields}
+    if "global_pool" in own and isinstance(config.get("global_pool"), str):
+        fields = {"global_pool": config["global_pool"], **fields}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+
+
+def _registered(model_type: str, known: Mapping[str, Any]) -> str:
+    """The registered name of these sizes; the design's where there is none."""
+    for name in list_models(f"{model_type}_*"):
+        fields = model_fields(name)
+        same = all(fields.get(field) == known[field] for field in _SIZES)
+        if same and fields.get("distilled", False) == known.get("distilled", False):
+            return name
+    return "vit"
 
 
 def _as_list(labels: Any) -> list[str]:

@@ -6,10 +6,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import numpy as np
 from flax import nnx
 
 from vit_jax.models.base import VisionModel
+from vit_jax.models.config import DesignConfig
 from vit_jax.models.registry import abstract_model, design_of, list_models, model_fields
 from vit_jax.models.spec import ModelSpec
 from vit_jax.weights.adapt import adapt
@@ -91,7 +91,7 @@ def load_with_notes(
     """As `from_pretrained`, and what was unwrapped, adapted or left on the way, a line each."""
     fields = dict(fields or {})
     weights = read_source(source, ema)
-    name = name or weights.spec.name or _only_model(weights, str(source))
+    name = model_name(weights, name, str(source))
     stated = stated_fields(weights, name)
     num_classes = fields.pop("num_classes", None)
     try:
@@ -99,6 +99,8 @@ def load_with_notes(
         model = abstract_model(name, **{**stated, **fields})
     except ValueError as error:
         raise ValueError(f"{str(source)!r}, a {name}: {error}") from error
+    if weights.spec.fields is not None:  # the source describes its model: what it leaves is unknown
+        model.spec = dataclasses.replace(model.spec, preprocessing=None)
     report = load_into(
         model,
         weights,
@@ -185,7 +187,7 @@ def load_into(
     """
     for field, value in {**weights.known_fields, **(weights.spec.fields or {})}.items():
         own = getattr(model.config, field, value)
-        if own != value and not model.config.is_free(field):
+        if not model.config.is_free(field) and own != _normalised(model.config, field, value):
             raise ValueError(
                 f"{source!r} is of a model with {field}={value!r}, this one has {own!r}: "
                 f"create_model(..., {field}={value!r})"
@@ -208,6 +210,14 @@ def load_into(
     model.spec = _with_facts(model.spec, weights.spec, source, head, left)
     loaded = tuple(name for name in arrays if head != "drop" or not model.is_of_head(name))
     return LoadReport(source, weights.dialect, loaded, tuple(adapted), tuple(left))
+
+
+def _normalised(config: DesignConfig, field: str, value: Any) -> Any:
+    """The value as a config holds it: 4 for a size of (4, 4)."""
+    try:
+        return getattr(dataclasses.replace(config, **{field: value}), field)
+    except ValueError:  # it does not go with the other fields, and so differs
+        return value
 
 
 def _stated_grid(stated: StatedSpec, model: VisionModel[Any]) -> tuple[int, int] | None:
@@ -295,6 +305,7 @@ def stated_fields(weights: Weights, name: str) -> dict[str, Any]:
         stated = {k: v for k, v in {**weights.known_fields, **stated}.items() if k in known}
     # The arrays know better: a description may be older than the head.
     design = design_of(name)
+    stated = {**design.fields_told_by({k: v.shape for k, v in weights.arrays.items()}), **stated}
     classes = number_of_classes(weights.arrays, design)
     if classes is not None:
         return {**stated, "num_classes": classes}
@@ -331,9 +342,15 @@ def _run_of(path: pathlib.Path, ema: bool | None) -> Weights | None:
     )
 
 
-def _only_model(weights: Weights, source: str) -> str:
-    arrays: Mapping[str, np.ndarray] = weights.arrays
-    fitting = models_that_fit(arrays)
+def model_name(weights: Weights, given: str | None, source: str) -> str:
+    """The name of the model: as given, else the source's, else the only one that its arrays fit.
+
+    Raises:
+      ValueError: none is given or stated, and the weights fit several models or none.
+    """
+    if name := given or weights.spec.name:
+        return name
+    fitting = models_that_fit(weights.arrays)
     if len(fitting) == 1:
         return fitting[0]
     which = f"they fit {', '.join(fitting)}" if fitting else "no registered model fits as it is"

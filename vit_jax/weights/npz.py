@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
 # As NumPy writes it: the keys are sorted, and a structured type would be a list.
@@ -80,4 +81,6 @@ def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
         data = file.read(min(wanted, entry.file_size) + 1)
     if len(data) != wanted:
         raise ValueError(f"{name} has {len(data)} bytes, wanted {wanted}")
+    if dtype == np.dtype("V2"):  # as NumPy writes bfloat16, which it has not
+        dtype = np.dtype(ml_dtypes.bfloat16)
     return np.frombuffer(data, dtype).reshape(shape, order="F" if header[2] == b"True" else "C")

@@ -17,7 +17,7 @@ from vit_jax.weights.atomic import check_new_folder, whole
 from vit_jax.weights.dialects import DialectError, from_timm
 from vit_jax.weights.formats import SAFETENSORS, TORCH_SUFFIXES
 from vit_jax.weights.huggingface import labels_of, processor_of
-from vit_jax.weights.spec_json import SPEC, spec_to_dict
+from vit_jax.weights.spec_json import SPEC, SPEC_FILE, spec_beside, spec_to_dict, text_beside
 from vit_jax.weights.state_dict import state_dict
 from vit_jax.weights.torch_writer import write_torch_file
 
@@ -32,6 +32,7 @@ _ORBAX_FILES = frozenset(
         "d",
         "manifest.ocdbt",
         "ocdbt.process_0",
+        SPEC_FILE,
     }
 )
 
@@ -39,9 +40,10 @@ _ORBAX_FILES = frozenset(
 def save_pretrained(
     model: VisionModel, path: str | os.PathLike, *, dialect: str | None = None
 ) -> None:
-    """Writes the model's weights, and its description where the form has a place for it.
+    """Writes the model's weights and its description, `model.spec`.
 
-    The file is put in place whole: a crash leaves the old one.
+    The file is put in place whole: a crash leaves the old one. The description is inside of it; of
+    Google's .npz, which has no place for it, it is beside, in NAME.npz.json.
 
     Args:
       model: any.
@@ -68,7 +70,8 @@ def save_pretrained(
     elif path.suffix == SAFETENSORS:
         _write_safetensors(state_dict(model), path, model.spec)
     elif path.suffix in TORCH_SUFFIXES:
-        write_torch_file(path, state_dict(model))
+        spec = json.dumps(spec_to_dict(model.spec)).encode()
+        write_torch_file(path, state_dict(model), {SPEC_FILE: spec})
     else:
         raise ValueError(
             f"weights are written as .safetensors, or as {', '.join(TORCH_SUFFIXES)}, got "
@@ -127,6 +130,9 @@ def _write_google(model: VisionModel[Any], path: Path) -> None:
         raise ValueError(f"Google's ViT has norm_eps=1e-6, this model {model.config.norm_eps}")
     with whole(path) as partial, open(partial, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
+    # An entry of it would be taken for an array by Google's code.
+    with whole(spec_beside(path)) as partial:
+        partial.write_text(text_beside(model.spec, path))
 
 
 def _write_huggingface(model: VisionModel[Any], path: Path) -> None:
@@ -185,3 +191,4 @@ def _write_orbax(model: VisionModel[Any], path: Path) -> None:
     with whole(path) as partial, ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(partial.absolute(), state_dict(model))
         checkpointer.wait_until_finished()
+        (partial / SPEC_FILE).write_text(json.dumps(spec_to_dict(model.spec)))

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,8 @@ from vit_jax.layers.checks import to_pair
 from vit_jax.models.spec import SPEC_VERSION, ModelSpec, Preprocessing
 
 SPEC = "vit_jax"  # where a file holds the description of its model
+SPEC_FILE = f"{SPEC}.json"  # inside of a PyTorch file or an Orbax folder
+MAX_SPEC_BYTES = 2**26
 _KEY = "spec_version"  # also of config.json and of a checkpoint's info
 
 _MAX_PIXELS = 2**26
@@ -29,6 +32,42 @@ def spec_to_dict(spec: ModelSpec) -> dict[str, Any]:
         "class_names": None if spec.class_names is None else list(spec.class_names),
         "source": spec.source,
     }
+
+
+def spec_beside(path: Path) -> Path:
+    """Where the description of a file lies that has no place for it."""
+    return path.with_name(f"{path.name}.json")
+
+
+def text_beside(spec: ModelSpec, path: Path) -> str:
+    """What `spec_beside(path)` holds: the description, and which file it is of."""
+    return json.dumps({"file": _identity(path), SPEC: spec_to_dict(spec)})
+
+
+def read_beside(path: Path, notes: list[str]) -> "StatedSpec":
+    """The description beside a file; `notes` takes that it is of another one.
+
+    Raises:
+      ValueError: it is damaged.
+    """
+    beside = spec_beside(path)
+    if not beside.is_file():
+        return StatedSpec()
+    values = read_json(beside)
+    if SPEC not in values:
+        return StatedSpec()  # of somebody else
+    if values.get("file") != _identity(path):
+        notes.append(f"{beside.name} describes another file than {path.name}")
+        return StatedSpec()
+    return read_stated(beside, lambda: read_spec(values[SPEC]))
+
+
+def _identity(path: Path) -> dict[str, int]:
+    crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(2**24):
+            crc = zlib.crc32(chunk, crc)
+    return {"bytes": path.stat().st_size, "crc32": crc}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -77,6 +77,26 @@ def _read(path: Path, verify: bool) -> Any:
     return to_plain(root, len(data))
 
 
+def read_torch_entry(path: str | os.PathLike, name: str, max_bytes: int) -> bytes | None:
+    """A further entry of a file in torch's zip form; None where there is none.
+
+    Args:
+      path: the file.
+      name: of the entry, beside `data.pkl`.
+      max_bytes: that it may have.
+
+    Raises:
+      ValueError: the file or the entry is damaged, or the entry larger.
+    """
+    with Path(path).open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return None
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    entries = read_directory(data)
+    root = _root_of(entries)
+    return _entry(data, entries, root + name, max_bytes) if root + name in entries else None
+
+
 class _Storages:
     """The storages that a pickle refers to, each made once."""
 
@@ -148,33 +168,38 @@ def _check_crc(entry: ZipEntry, raw: bytes | memoryview) -> None:
         raise ValueError(f"zip entry {entry.name!r} is damaged: its checksum is another")
 
 
-def _read_zip(data: mmap.mmap, verify: bool) -> Any:
-    entries = read_directory(data)
+def _root_of(entries: dict[str, ZipEntry]) -> str:
+    """The folder of all entries, with its slash."""
     roots = [name[:-8] for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(roots) != 1:
         raise ValueError(
             "it is a zip file, but not of torch.save: wanted one entry NAME/data.pkl, found "
             f"{len(roots)}"
         )
-    root = roots[0]
+    return roots[0]
+
+
+def _entry(data: mmap.mmap, entries: dict[str, ZipEntry], name: str, max_bytes: int) -> bytes:
+    entry = entries[name]
+    if entry.size > max_bytes:
+        raise ValueError(f"zip entry {entry.name!r} is of {entry.size:,} bytes")
+    raw = data[entry.start : entry.end]
+    _check_crc(entry, raw)
+    return raw
+
+
+def _read_zip(data: mmap.mmap, verify: bool) -> Any:
+    entries = read_directory(data)
+    root = _root_of(entries)
     if f"{root}constants.pkl" in entries:
         raise ValueError("it is a TorchScript program: save its state_dict() with torch.save")
-
-    def small_entry(name: str, limit: int) -> bytes:
-        entry = entries[root + name]
-        if entry.size > limit:
-            raise ValueError(f"zip entry {entry.name!r} is of {entry.size:,} bytes")
-        raw = data[entry.start : entry.end]
-        _check_crc(entry, raw)
-        return raw
-
     storages = _ZipStorages(data, entries, root)
     if f"{root}byteorder" in entries:
-        order = small_entry("byteorder", 64)
+        order = _entry(data, entries, f"{root}byteorder", 64)
         if order not in (b"little", b"big"):
             raise ValueError(f"its byte order is {order!r}: wanted little or big")
         storages.big_endian = order == b"big"
-    pickle = small_entry("data.pkl", MAX_LENGTH)
+    pickle = _entry(data, entries, f"{root}data.pkl", MAX_LENGTH)
     result, _ = read_pickle(pickle, 0, storages.find)
     if verify:
         storages.verify()

@@ -19,7 +19,11 @@ _NAME_OF = {dtype: name for name, dtype in DTYPES.items()}
 _NO_CALL = b"ccollections\nOrderedDict\n)R"  # OrderedDict()
 
 
-def write_torch_file(path: str | os.PathLike, state_dict: Mapping[str, Any]) -> None:
+def write_torch_file(
+    path: str | os.PathLike,
+    state_dict: Mapping[str, Any],
+    extra: Mapping[str, bytes] | None = None,
+) -> None:
     """Writes a state dict in torch's zip form: an OrderedDict of tensors for `torch.load`.
 
     The same arrays give the same bytes. The file is put in place whole: a failure leaves the old
@@ -28,13 +32,15 @@ def write_torch_file(path: str | os.PathLike, state_dict: Mapping[str, Any]) -> 
     Args:
       state_dict: name to array, of any layout in memory and either byte order. bfloat16 is
         `ml_dtypes.bfloat16`.
+      extra: further entries of the zip, by name, which `torch.load` leaves alone; see
+        `vit_jax.weights.torch_file.read_torch_entry`.
 
     Raises:
       ValueError: a name is no string, or a value no array of a type that torch has.
     """
     arrays = {name: _native(name, array) for name, array in state_dict.items()}
     with whole(Path(path)) as partial, partial.open("wb") as file:
-        _write(file, arrays)
+        _write(file, arrays, extra or {})
         file.flush()
         os.fsync(file.fileno())
 
@@ -51,7 +57,7 @@ def _native(name: Any, array: Any) -> np.ndarray:
     return array.astype(native, copy=False)
 
 
-def _write(file: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
+def _write(file: IO[bytes], arrays: Mapping[str, np.ndarray], extra: Mapping[str, bytes]) -> None:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         _add(archive, file, "data.pkl", _pickle(arrays))
         _add(archive, file, "byteorder", b"little")
@@ -59,6 +65,8 @@ def _write(file: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
             contiguous = np.ascontiguousarray(array).reshape(-1)
             _add(archive, file, f"data/{key}", contiguous.view(np.uint8).data)
         _add(archive, file, "version", b"3\n")
+        for name, content in extra.items():
+            _add(archive, file, name, content)
 
 
 def _add(archive: zipfile.ZipFile, file: IO[bytes], name: str, content: bytes | memoryview) -> None:

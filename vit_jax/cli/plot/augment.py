@@ -4,34 +4,33 @@ import pathlib
 from collections.abc import Sequence
 
 from vit_jax.cli import jax_setup
-from vit_jax.cli.parsing import Parser, add_out, read_recipe
+from vit_jax.cli.parsing import RecipeParser, add_out
 
 
 def run(arguments: Sequence[str]) -> int:
     """`plot augment --out FILE.png [--image FILE ...] [--config RECIPE [--config.FIELD=VALUE]]`."""
-    options, rest = _parser().parse_known_args(arguments)
-    config = read_recipe(rest).config if rest else None
+    options, recipe = _parser().read(arguments)
     jax_setup.set_up_jax()
     from vit_jax.cli.plot.augmented import plot_operations, plot_recipe
 
     out = pathlib.Path(options.out)
-    if config is None:
+    if recipe is None:
         plot_operations(options.image, out)
     else:
-        plot_recipe(config, options.image, out)
+        plot_recipe(recipe.config, options.image, out)
     print(f"wrote {out}")
     return 0
 
 
-def _parser() -> Parser:
-    parser = Parser(
-        prog="vit-jax plot augment",
-        description="Draws each operation and method of augmentation; with a recipe, what its "
-        "training sees of its own images.",
-        allow_abbrev=False,
+def _parser() -> RecipeParser:
+    parser = RecipeParser(
+        "vit-jax plot augment",
+        "Draws each operation and method of augmentation; with a recipe, what its training sees\n"
+        "of its own images.",
+        needs_recipe=False,
         usage="%(prog)s --out FILE.png [--image FILE ...] "
         "[--config RECIPE [--config.FIELD=VALUE ...]]",
-        epilog="--config and --config.FIELD=VALUE are those of `vit-jax train`.",
+        notes="--config and --config.FIELD=VALUE are those of `vit-jax train`.",
     )
     add_out(parser)
     parser.add_argument(
