@@ -479,8 +479,8 @@ _DATA = [
         "vit_jax/data/decode.py",
         "flags | cv2.IMREAD_IGNORE_ORIENTATION",
         "flags",
-        ("tests/data/test_tfds_source.py::test_jpeg_decodes_as_pil_does",),
-        "training images decode to PIL's pixels, EXIF orientation ignored",
+        ("tests/data/test_folder.py::test_training_sees_images_upright_as_prediction_does",),
+        "training images decode to PIL's pixels, EXIF orientation applied once",
     ),
     Break(
         "crops_never_touch_the_lower_edge",

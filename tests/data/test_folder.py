@@ -4,9 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from tests.data.conftest import random_images, write_png
 from vit_jax.data import open_splits
+from vit_jax.data.decode import decode_image
+from vit_jax.data.folder import FolderSource
+from vit_jax.inference.images import read_image
 
 
 def make_classes(directory: Path, **counts: int) -> None:
@@ -75,3 +79,94 @@ def test_folders_without_data_are_named(tmp_path: Path) -> None:
     (tmp_path / "train" / "empty").mkdir()
     with opening("empty holds no image"):
         open_splits("folder", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_training_sees_images_upright_as_prediction_does(tmp_path: Path, kind: str) -> None:
+    """EXIF's eight orientations, also of a file whose remarks are damaged."""
+    image = Image.fromarray(random_images(1, seed=5)[0])
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path = tmp_path / f"{orientation}.img"
+        image.save(path, kind, exif=exif, quality=95)
+        with Image.open(path) as stored:
+            want = np.asarray(ImageOps.exif_transpose(stored).convert("RGB"))
+        found = decode_image(path.read_bytes(), 3, "it")
+        assert found.shape == want.shape
+        assert np.abs(found.astype(int) - want).max() <= 3  # of decoders
+        np.testing.assert_array_equal(found, read_image(path))
+    image.save(path, kind, exif=b"Exif\0\0no TIFF header")
+    assert decode_image(path.read_bytes(), 3, "it").shape == (*image.size[::-1], 3)
+
+
+def test_images_of_every_kind_and_depth_are_found(tmp_path: Path) -> None:
+    """torchvision's: nested folders, its suffixes, its order; also folders that are links."""
+    image = Image.fromarray(random_images(1, seed=5)[0])
+    ant = tmp_path / "train" / "ant"
+    (ant / "b" / "deep").mkdir(parents=True)
+    for place in ("c.PNG", "a.webp", "b/x.bmp", "b/deep/y.tif", "b/z.tiff", "d.ppm"):
+        image.save(ant / place, None if place != "c.PNG" else "PNG")
+    make_classes(tmp_path / "elsewhere", cow=2)
+    (tmp_path / "train" / "cow").symlink_to(tmp_path / "elsewhere" / "cow")
+    (ant / "b" / "again").symlink_to(ant)  # leads back
+    splits = open_splits("folder", data_dir=tmp_path, validation_split=None, test_split=None)
+    assert isinstance(splits.train, FolderSource)
+    names = [str(Path(path).relative_to(tmp_path / "train")) for path in splits.train.paths]
+    assert names == [
+        *(
+            "ant/a.webp",
+            "ant/c.PNG",
+            "ant/d.ppm",
+            "ant/b/x.bmp",
+            "ant/b/z.tiff",
+            "ant/b/deep/y.tif",
+        ),
+        *("cow/00.png", "cow/01.png"),
+    ]
+    for index, name in enumerate(names[:6]):
+        found = splits.train[index]["image"]
+        np.testing.assert_array_equal(found, read_image(ant.parent / name), err_msg=name)
+    assert splits.describe() == "2 classes, images: 8 train; left out: folders elsewhere"
+
+
+def test_what_a_folder_holds_besides_is_said(tmp_path: Path) -> None:
+    make_classes(tmp_path / "train", ant=3)
+    make_classes(tmp_path / "train" / "__MACOSX", ant=1)
+    make_classes(tmp_path / "train" / "ant" / "@eaDir", x=1)
+    make_classes(tmp_path / "notebooks", x=1)
+    for place in ("LICENSE", "train/labels.csv", "train/ant/Thumbs.db", "train/ant/.hidden"):
+        (tmp_path / place).write_text("")
+    write_png(tmp_path / "stray.png", random_images(1, seed=0)[0])
+    splits = open_splits("folder", data_dir=tmp_path, validation_split=None, test_split=None)
+    assert splits.class_names == ("ant",)
+    assert len(splits.train) == 3
+    assert splits.left_out == (
+        "folders notebooks, train/__MACOSX, train/ant/@eaDir",
+        "1 images outside the class folders",
+        "3 files that are not images: no suffix (1), .csv (1), .db (1)",
+    )
+
+
+def test_a_class_may_be_called_as_a_split(tmp_path: Path) -> None:
+    make_classes(tmp_path, train=10, bus=10, test=10)
+    assert open_splits("folder", data_dir=tmp_path).class_names == ("bus", "test", "train")
+    make_classes(tmp_path / "train", small=2)
+    with pytest.raises(ValueError, match="train holds folders and images, and stands beside bus"):
+        open_splits("folder", data_dir=tmp_path)
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path: Path) -> None:
+    for split in ("train", "val", "valid"):
+        make_classes(tmp_path / split, ant=1)
+    with pytest.raises(ValueError, match="holds val and valid: wanted one folder for the valid"):
+        open_splits("folder", data_dir=tmp_path)
+
+
+def test_an_image_beside_the_classes_of_a_split_is_left_out(tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        make_classes(tmp_path / split, ant=1, bee=1)
+    write_png(tmp_path / "train" / "stray.png", random_images(1, seed=0)[0])
+    splits = open_splits("folder", data_dir=tmp_path, test_split=None)
+    assert splits.class_names == ("ant", "bee")
+    assert splits.left_out == ("1 images outside the class folders",)

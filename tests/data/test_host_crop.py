@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tests.data.conftest import random_images
-from vit_jax.data.host_crop import RandomResizedCrop, resize_and_centre_crop
+from vit_jax.data.evaluation_geometry import evaluation_geometry
+from vit_jax.data.host_crop import RandomResizedCrop, evaluation_crop
 from vit_jax.data.order import raw_words
 from vit_jax.data.resample import resample
 
@@ -139,10 +140,10 @@ def test_bad_arguments_are_one_clear_error(arguments, message: str) -> None:
 def test_the_centre_crop_keeps_the_aspect() -> None:
     image = np.zeros((40, 80, 3), np.uint8)
     image[:, 20:60] = 200  # the central square
-    assert (resize_and_centre_crop(image, 20, 20, 1.0)[:, 1:-1] == 200).all()
-    wide = resize_and_centre_crop(image, 20, 30, 0.5)
+    assert (evaluation_crop(image, 20, 20, 1.0)[:, 1:-1] == 200).all()
+    wide = evaluation_crop(image, 20, 30, 0.5)
     assert wide.shape == (20, 30, 3)
-    np.testing.assert_array_equal(resize_and_centre_crop(image, 40, 80, 1.0), image)
+    np.testing.assert_array_equal(evaluation_crop(image, 40, 80, 1.0), image)
 
 
 @pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1)])
@@ -154,6 +155,39 @@ def test_a_strip_is_cropped_before_it_is_resized(shape, monkeypatch):
     monkeypatch.setattr(host_crop, "resample", lambda *a: sizes.append(a[1] * a[2]) or resample(*a))
     ramp = np.arange(60_000, dtype=np.int64) * 256 // 60_000
     image = np.repeat(ramp.astype(np.uint8).reshape(*shape, 1), 3, axis=2)
-    out = resize_and_centre_crop(image, 32, 32, 1.0)
+    out = evaluation_crop(image, 32, 32, 1.0)
     assert sizes[0] <= 16 * 32 * 32
     assert np.abs(out.astype(int) - 128).max() <= 1  # the middle
+
+
+@pytest.mark.parametrize(
+    ("image", "crop", "fraction", "wanted"),
+    [
+        # torchvision's Resize(248) and CenterCrop(224): int(248 * 640 / 427) = 371, and Python
+        # rounds the offset of 73.5 to the even 74.
+        ((427, 640), (224, 224), 0.9, (248, 371, 12, 74)),
+        ((640, 427), (224, 224), 0.9, (371, 248, 74, 12)),
+        ((500, 375), (224, 224), 0.875, (341, 256, 58, 16)),  # 58.5 to 58
+        ((333, 333), (384, 384), 1.0, (384, 384, 0, 0)),
+        ((1, 1000), (224, 224), 1.0, (224, 224_000, 0, 111_888)),
+        ((300, 400), (224, 224), 224 / 248, (248, 330, 12, 53)),  # of a processor's two sizes
+        # timm's ResizeKeepRatio((179, 248)): 400 / 248 is the smaller ratio.
+        ((300, 400), (160, 224), 0.9, (186, 248, 13, 12)),
+    ],
+)
+def test_evaluation_resizes_and_crops_as_timm(image, crop, fraction, wanted) -> None:
+    """By hand, after torchvision's and timm's code."""
+    assert evaluation_geometry(*image, *crop, fraction, "center") == wanted
+    squashed = evaluation_geometry(*image, *crop, fraction, "squash")
+    assert squashed[:2] == tuple(math.floor(side / fraction + 1e-9) for side in crop)
+
+
+def test_the_crop_lies_inside_of_the_resized_image() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(2000):
+        image, crop = rng.integers(1, 900, 2).tolist(), rng.integers(1, 400, 2).tolist()
+        mode = ("center", "squash")[rng.integers(2)]
+        rows, columns, top, left = evaluation_geometry(*image, *crop, rng.uniform(0.1, 1), mode)
+        assert top >= 0 <= left
+        assert top + crop[0] <= rows
+        assert left + crop[1] <= columns

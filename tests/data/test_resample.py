@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from vit_jax.data.host_crop import resize_and_centre_crop
+from vit_jax.data.host_crop import evaluation_crop
 from vit_jax.data.resample import INTERPOLATIONS, resample
 
 _PIL = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
@@ -69,9 +69,9 @@ def test_sizes_channels_and_copies() -> None:
 
 
 def test_evaluation_is_timms(photographs: list[np.ndarray]) -> None:
-    """The shorter side becomes 224 / 0.9, and of that the centre is taken."""
+    """The shorter side becomes floor(224 / 0.9), and of that the centre is taken."""
     for interpolation in INTERPOLATIONS:
         for image in photographs:
-            expected = pil(image, 249, 373, interpolation)[12:236, 74:298]
-            found = resize_and_centre_crop(image, 224, 224, 0.9, interpolation)
+            expected = pil(image, 248, 371, interpolation)[12:236, 74:298]
+            found = evaluation_crop(image, 224, 224, 0.9, interpolation)
             assert distance(found, expected)[0] < 1.0

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from PIL import Image
+from PIL import Image, ImageOps
 
 from tests.data.conftest import CLASSES, prepare_small, random_images
 from vit_jax.data import open_splits
@@ -169,6 +169,14 @@ def test_label_outside_the_classes_is_named(small_set: Path) -> None:
         train.__getitems__([0, 1, 2])
 
 
+def test_images_of_more_than_8_bits_are_refused(small_set: Path) -> None:
+    """12-bit values would be read as 8 bits."""
+    path = small_set / "small/1.0.0/features.json"
+    path.write_text(path.read_text().replace('"uint8"', '"uint16"'))
+    with pytest.raises(ValueError, match="holds images of uint16, wanted uint8"):
+        open_splits("tfds", "small", small_set)
+
+
 def test_image_of_another_size_is_named(small_set: Path) -> None:
     path = small_set / "small/1.0.0/features.json"
     path.write_text(path.read_text().replace('"8"', '"9"'))
@@ -213,9 +221,10 @@ def test_jpeg_decodes_as_pil_does(mode: str) -> None:
     ramp = np.linspace(0, 255, 48).astype(np.uint8)
     pixels = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], ramp[::-1, None]), -1)
     exif = Image.Exif()
-    exif[0x0112] = 6  # rotated by 90 degrees: neither TFDS nor PIL's decoder turns it back
+    exif[0x0112] = 6  # rotated by 90 degrees
     data = _encode(Image.fromarray(pixels).convert(mode), "JPEG", exif=exif)
-    expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    expected = np.asarray(upright.convert("RGB")).astype(int)
     # Zero on one libjpeg; two libraries and the CMYK conversion may round apart.
     assert np.abs(decode_image(data, 3, "x") - expected).max() <= 2
 

@@ -171,11 +171,11 @@ _MEASURE = """
 import resource, sys, warnings
 import numpy as np
 warnings.filterwarnings("ignore")
-from vit_jax.data.host_crop import resize_and_centre_crop
+from vit_jax.data.host_crop import evaluation_crop
 from vit_jax.data.loader import eval_batches
 from vit_jax.inference.images import ImageFiles, find_images
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-fit = lambda image: resize_and_centre_crop(image, 224, 224, 0.9)
+fit = lambda image: evaluation_crop(image, 224, 224, 0.9)
 source = ImageFiles([*find_images(sys.argv[1:]), sys.argv[1]], 3, fit)
 options = dict(batch_size=16, num_workers=4, image_size=224)
 for batch in eval_batches(ImageFiles([np.ones((9, 9, 3), np.uint8)] * 99, 3), **options): pass

@@ -207,7 +207,9 @@ FORMS = {
 def described(**fields: Any) -> VisionModel:
     """A model of sizes that no registered name has, with all that a description can say."""
     model = build("vit", img_size=8, norm_eps=1e-6, **fields)
-    preprocessing = Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.8, "bicubic", (8, 8), (4, 4))
+    preprocessing = Preprocessing(
+        (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.8, "bicubic", "squash", (8, 8), (4, 4)
+    )
     names = ("10", "Grüße, 猫", "10", "LABEL_3", "")
     model.spec = dataclasses.replace(model.spec, preprocessing=preprocessing, class_names=names)
     return model

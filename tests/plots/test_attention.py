@@ -10,6 +10,7 @@ import vit_jax
 from tests.data.conftest import write_png
 from tests.models.families import FAMILIES, build, images
 from vit_jax import cli
+from vit_jax.data.host_crop import evaluation_crop
 from vit_jax.inspect.attention import attention_maps, attention_rollout, token_attention_maps
 from vit_jax.inspect.heat_maps import HeatMap, heat_maps
 from vit_jax.models.base import VisionModel
@@ -101,7 +102,8 @@ def test_the_command(figures, tmp_path, capsys, vit):
     start = ["plot", "attention", str(tmp_path / "w.safetensors"), str(tmp_path / "a.png"), *model]
     assert cli.main([*start, "--heads", "--out", str(tmp_path / "o.png")]) == 0
     first, *heads, _ = figures[0].subfigs[0].axes
-    seen = pixels  # of the model's size, so not cropped
+    facts = vit.spec.preprocessing
+    seen = evaluation_crop(pixels, 8, 12, facts.crop_fraction, facts.interpolation)
     np.testing.assert_array_equal(first.images[0].get_array(), seen)
     normal = ((seen[None] / 255 - 0.5) / 0.5).astype(np.float32)
     wanted = 7 * maps_of(vit, normal)[2][0, :, 0, 1:]

@@ -154,7 +154,7 @@ def test_the_average_can_be_loaded_and_is_what_was_evaluated(every_method, every
 
     for path in (every_method_finished, every_method_finished / "checkpoints" / str(LAST)):
         again = untrained(every_method)
-        assert "averaged weights of" in load_initial_weights(again, str(path), True)
+        assert "averaged weights of" in load_initial_weights(again, str(path), again.spec, True)
         for name, array in vit_jax.state_dict(again).items():
             np.testing.assert_array_equal(array, mean[name])
 

@@ -314,6 +314,7 @@ def test_checkpoints_know_the_preprocessing(finished, tmp_path):
         "std": list(STATISTICS["digits"].std),
         "crop_fraction": 1.0,
         "interpolation": "bilinear",
+        "crop_mode": "center",
         "size": None,
         "resized_from": [8, 8],
     }

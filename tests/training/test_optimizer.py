@@ -185,6 +185,9 @@ def test_only_matrices_decay_on_demand():
     spared = {name for name, decayed in decays.items() if not decayed}
     assert {"cls_token", "dist_token", "pos_embed", "head.bias", "norm.scale"} <= spared
     assert is_matrix(("blocks", 0, "kernel"))
+    # DeiT's release exempts `pos_embed` and `cls_token`, and not the distillation token.
+    of_deit = decay_of_one_update(decay_mask="deit")
+    assert {name for name in decays if of_deit[name] != decays[name]} == {"dist_token"}
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,14 @@ from vit_jax.config import TrainConfig
 from vit_jax.config.validate import fields_of
 from vit_jax.models.base import VisionModel
 from vit_jax.models.registry import create_model
+from vit_jax.models.spec import ModelSpec, Preprocessing
 from vit_jax.training import train
 from vit_jax.training.run import open_run
-from vit_jax.training.start import load_initial_weights
+from vit_jax.training.start import facts_used, load_initial_weights
 from vit_jax.weights.adapt import RESIZE
 from vit_jax.weights.resize import resize_pos_embed
 from vit_jax.weights.save import save_pretrained
+from vit_jax.weights.spec_json import StatedSpec
 
 pytestmark = pytest.mark.xdist_group("runs")
 
@@ -78,6 +80,24 @@ def test_another_head_and_another_size(form, finished, first_state, tmp_path):
     assert f"starting from weights of {source}" in line
     assert "pos_embed: 2x2 to 4x4 by 'timm', 1 prefix rows kept" in line
     assert "head: dropped the state dict's (10 classes), the model keeps its own of 12" in line
+    assert "(as the weights'), crop: the run's 1.0 (as the weights'), classes: the run's 0" in line
+
+
+def test_the_line_tells_whose_normalisation_crop_and_classes_are_used():
+    own = ModelSpec("vit", model(1).config, Preprocessing((0.5,), (0.25,), 0.9), ("b", "a"))
+    same = StatedSpec(preprocessing=own.preprocessing, class_names=own.class_names)
+    assert facts_used(own, same) == (
+        "normalisation: the run's (0.5) and (0.25) (as the weights'), "
+        "crop: the run's 0.9 (as the weights'), classes: the run's b, a (as the weights')"
+    )
+    theirs = StatedSpec(preprocessing=Preprocessing((0.1,), (0.2,)), class_names=("a", "b"))
+    assert facts_used(own, theirs) == (
+        "normalisation: the run's (0.5) and (0.25) (the weights' (0.1) and (0.2)), "
+        "crop: the run's 0.9 (the weights' 1.0), "
+        "classes: the run's b, a (the weights' a, b are in another order)"
+    )
+    assert "classes: the run's b, a (the head is fresh)" in facts_used(own, theirs, "fresh")
+    assert facts_used(own, StatedSpec()).count("(the weights state none)") == 3
 
 
 def test_a_fine_tuning_run_trains(finished, tmp_path):
@@ -128,4 +148,6 @@ def test_weights_as_they_are_come_straight_from_the_checkpoint(finished, tmp_pat
     """Without a config.json beside it."""
     lone = tmp_path / "lone"
     shutil.copytree(finished / "checkpoints", lone / "checkpoints")
-    assert load_initial_weights(model(1), str(lone)) == f"weights of {lone}, step 12"
+    begun = model(1)
+    said = load_initial_weights(begun, str(lone), begun.spec)
+    assert said.startswith(f"weights of {lone}, step 12; normalisation: the run's None")

@@ -1,5 +1,6 @@
 """One process and one config a directory."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import sys
 import pytest
 
 from tests.training.runs import tiny
-from vit_jax.training.workdir import check_config, locked, store_config
+from vit_jax.training.workdir import check_config, check_pixels, locked, store_config
 
 HOLD = """
 import pathlib, sys, time
@@ -16,6 +17,21 @@ with locked(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
+
+
+def test_a_run_that_saw_other_pixels_is_not_gone_on_with(tmp_path):
+    """Images of one size are the same in all versions."""
+    store_config(tiny(), tmp_path)
+    check_pixels(tmp_path, None)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    for version in (1, None):
+        values.pop("spec_version")
+        values |= {} if version is None else {"spec_version": version}
+        path.write_text(json.dumps(values))
+        check_pixels(tmp_path, (8, 8, 1))
+        with pytest.raises(ValueError, match=r"holds a run of vit_jax 0\.1\.0 or earlier"):
+            check_pixels(tmp_path, None)
 
 
 def test_the_lock_names_its_holder_and_ends_with_a_kill(tmp_path):

@@ -212,9 +212,10 @@ class OptimizerConfig:
     )
     decay_mask: str = _option(
         'what decays: "all" parameters, as AdamW(model.parameters()) does, or only "matrices": '
-        "parameters that are neither biases, norm scales, tokens nor position embeddings",
+        "parameters that are neither biases, norm scales, tokens nor position embeddings; "
+        '"deit": those and the distillation token, which DeiT\'s release does not exempt',
         "all",
-        choices=("all", "matrices"),
+        choices=("all", "matrices", "deit"),
     )
     layer_decay: float = _option(
         "layer-wise learning rate decay: with L layers, times layer_decay ** (L + 1 - i) for the "

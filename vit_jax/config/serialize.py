@@ -9,7 +9,9 @@ from typing import Any
 from vit_jax.config.schema import RESUMABLE_FIELDS, TrainConfig
 from vit_jax.config.validate import proposal, validate
 
-CONFIG_VERSION = 1  # of config.json; 0 is that of 0.1.0, which differs in stating none
+# Of config.json. 0 is that of 0.1.0, which differs in stating none. Up to 1 images that vary in
+# size were cut otherwise in evaluation, and EXIF orientation was not applied.
+CONFIG_VERSION = 2
 _VERSION = "spec_version"
 # Fields of earlier versions, which every run had empty.
 _RETIRED = ("unbuilt",)
@@ -59,6 +61,15 @@ def read_config(path: str | pathlib.Path) -> dict[str, Any]:
       ValueError: the file holds no JSON object, or is of a later version.
       OSError: the file cannot be read.
     """
+    return _read(path)[0]
+
+
+def config_version(path: str | pathlib.Path) -> int:
+    """The version of a work directory's config.json; raises as `read_config`."""
+    return _read(path)[1]
+
+
+def _read(path: str | pathlib.Path) -> tuple[dict[str, Any], int]:
     file = pathlib.Path(path) if isinstance(path, str) else path
     values = json.loads(file.read_bytes().decode())
     if not isinstance(values, dict):
@@ -69,7 +80,7 @@ def read_config(path: str | pathlib.Path) -> dict[str, Any]:
             f"wanted {_VERSION} as a whole number up to {CONFIG_VERSION}, got {version!r}: if a "
             "later version of vit_jax wrote it, upgrade vit_jax"
         )
-    return values
+    return values, version
 
 
 def diff(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:

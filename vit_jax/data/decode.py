@@ -7,15 +7,23 @@ the size, which fits few random crops, 0.63: the entropy coding is most of it, a
 any case. So images are decoded in full, everywhere, to the same pixels as PIL's.
 """
 
+import io
+from typing import TYPE_CHECKING
+
 import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_ORIENTATION = 0x0112  # of EXIF
 
 
 def decode_image(data: bytes, channels: int, where: str) -> np.ndarray:
     """Decodes one compressed image.
 
     Grey, palette and CMYK images become RGB where three channels are asked for, an alpha channel is
-    dropped, 16-bit values keep their high byte, and EXIF orientation is ignored: as TFDS and
-    `PIL.Image.convert("RGB")` do.
+    dropped, 16-bit values keep their high byte, as `PIL.Image.convert("RGB")` does, and EXIF
+    orientation is applied, as `PIL.ImageOps.exif_transpose` does.
 
     Args:
         data: the bytes of a JPEG, PNG or any other file that OpenCV reads.
@@ -39,4 +47,37 @@ def decode_image(data: bytes, channels: int, where: str) -> np.ndarray:
     )
     if decoded is None:
         raise ValueError(f"{where} is not a readable image ({len(data)} bytes): damaged or cut off")
-    return decoded.reshape(*decoded.shape[:2], channels)  # grey comes without its axis
+    pixels = decoded.reshape(*decoded.shape[:2], channels)  # grey comes without its axis
+    return turned(pixels, _orientation_of(data))
+
+
+def orientation(image: "Image.Image") -> int:
+    """EXIF's orientation of an image, 1 to 8; 1 is upright, also where nothing states it."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # remarks that are damaged make the picture no worse
+        return 1
+
+
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """The pixels upright: EXIF says where the first row and column of the file are seen."""
+    if orientation in (3, 4, 6, 7):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 7, 8):
+        pixels = pixels[:, ::-1]
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    return np.ascontiguousarray(pixels)
+
+
+def _orientation_of(data: bytes) -> int:
+    # Few files have it, and to look for its name takes microseconds: JPEG's, PNG's, WebP's.
+    if not any(mark in data for mark in (b"Exif\0\0", b"eXIf", b"EXIF")):
+        return 1
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return orientation(image)
+    except Exception:  # OpenCV has read it
+        return 1

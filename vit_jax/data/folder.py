@@ -1,5 +1,6 @@
-"""A folder of JPEG or PNG images by class."""
+"""A folder of images by class."""
 
+import collections
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,10 @@ from vit_jax.data.decode import decode_image
 from vit_jax.data.order import stratified_order
 from vit_jax.data.sources import Example, ImageSource, Subset, check_index
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
+# Those of torchvision's ImageFolder, all of which OpenCV reads.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# What macOS archives and file servers put beside the images.
+_FOREIGN = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
 _SPLIT_DIRECTORIES = {
     "train": ("train",),
     "validation": ("validation", "val", "valid"),
@@ -59,17 +63,22 @@ class FolderSource(ImageSource):
         return {"image": decode_image(data, 3, path), "label": int(self.labels[index])}
 
 
-def open_folder(root: str | os.PathLike[str]) -> dict[str, ImageSource]:
+def open_folder(root: str | os.PathLike[str]) -> tuple[dict[str, ImageSource], list[str]]:
     """The splits of a folder of images, classes in sorted order.
 
     Two layouts are read. `root/{train,val,test}/CLASS/*.jpg` gives the splits that are there, under
     the names train, validation, test; the training classes are the classes. `root/CLASS/*.jpg`
-    gives a fixed stratified cut into 70% train, 10% validation and 20% test, and `all`. Files that
-    are not .jpg, .jpeg or .png, and names that begin with a dot, are left out.
+    gives a fixed stratified cut into 70% train, 10% validation and 20% test, and `all`; a class may
+    be called train, where its folder holds images and no folders. Images below a class folder, at
+    any depth, are the class's, in torchvision's order. Files that end in none of `SUFFIXES`, names
+    that begin with a dot, and folders that archives and file servers add are left out.
+
+    Returns:
+        The splits, and what was left out, in words, one entry a kind.
 
     Raises:
         ValueError: no such folder, no class folders, a class without images, a class that the
-            training split does not have.
+            training split does not have, two folders for one split.
     """
     root = Path(root).expanduser()
     if not root.is_dir():
@@ -77,31 +86,123 @@ def open_folder(root: str | os.PathLike[str]) -> dict[str, ImageSource]:
             f"there is no folder {root}; wanted {root}/train/CLASS/*.jpg (with val and test beside "
             f"train), or {root}/CLASS/*.jpg; name the folder with --config.data.data_dir="
         )
-    directories = {
-        split: root / name
-        for split, names in _SPLIT_DIRECTORIES.items()
-        for name in names
-        if (root / name).is_dir()
-    }
-    if "train" not in directories:
-        return _cut_into_splits(_scan(root, None, f"folder {root} all"))
+    left_out = _LeftOut(root)
+    if not _is_divided(root):
+        whole = _scan(root, None, f"folder {root} all", left_out)
+        return _cut_into_splits(whole), left_out.in_words()
+    directories = _split_directories(root, left_out)
+    train = _scan(directories["train"], None, f"folder {root} train", left_out)
     splits: dict[str, ImageSource] = {}
-    train = _scan(directories["train"], None, f"folder {root} train")
     for split, directory in directories.items():
         splits[split] = (
             train
             if split == "train"
-            else _scan(directory, train.class_names, f"folder {root} {split}")
+            else _scan(directory, train.class_names, f"folder {root} {split}", left_out)
         )
-    return splits
+    return splits, left_out.in_words()
 
 
-def _scan(directory: Path, class_names: Sequence[str] | None, name: str) -> FolderSource:
-    found = sorted(
-        entry.name
-        for entry in os.scandir(directory)
-        if entry.is_dir() and not entry.name.startswith(".")
-    )
+class _LeftOut:
+    """What stands in a folder and is not read."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.folders: list[str] = []
+        self.stray_images = 0
+        self.suffixes: collections.Counter[str] = collections.Counter()
+
+    def add_folder(self, path: Path) -> None:
+        self.folders.append(str(path.relative_to(self.root)))
+
+    def add_file(self, name: str, *, in_class: bool) -> None:
+        if not in_class and _is_image(name):
+            self.stray_images += 1
+        else:
+            self.suffixes[os.path.splitext(name)[1].lower() or "no suffix"] += 1
+
+    def in_words(self) -> list[str]:
+        words = []
+        if self.folders:
+            words.append(
+                f"folders {', '.join(self.folders[:5])}{', ...' * (len(self.folders) > 5)}"
+            )
+        if self.stray_images:
+            words.append(f"{self.stray_images} images outside the class folders")
+        if self.suffixes:
+            kinds = ", ".join(
+                f"{suffix} ({count})" for suffix, count in self.suffixes.most_common(5)
+            )
+            words.append(f"{self.suffixes.total()} files that are not images: {kinds}")
+        return words
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def _entries(directory: Path) -> tuple[list[Path], list[str]]:
+    """Folders (also links to them) and names of files, sorted, without the hidden ones."""
+    folders: list[Path] = []
+    names: list[str] = []
+    with os.scandir(directory) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                folders.append(directory / entry.name)
+            else:
+                names.append(entry.name)
+    return folders, names
+
+
+def _is_divided(root: Path) -> bool:
+    """Whether `root/train` is a split: it holds folders. A class of that name holds images."""
+    train = root / "train"
+    if not train.is_dir():
+        return False
+    folders, names = _entries(train)
+    images = any(map(_is_image, names))
+    splits = {name for names in _SPLIT_DIRECTORIES.values() for name in names}
+    others = {path.name for path in _entries(root)[0]} - splits - set(_FOREIGN)
+    if folders and images and others:
+        raise ValueError(
+            f"{train} holds folders and images, and stands beside {', '.join(sorted(others)[:5])}: "
+            "wanted folders of classes, if it is a split, or images alone, if it is a class"
+        )
+    return bool(folders) or not images
+
+
+def _split_directories(root: Path, left_out: _LeftOut) -> dict[str, Path]:
+    folders, names = _entries(root)
+    for name in names:
+        left_out.add_file(name, in_class=False)
+    found = {path.name: path for path in folders}
+    directories: dict[str, Path] = {}
+    for split, known in _SPLIT_DIRECTORIES.items():
+        present = [name for name in known if name in found]
+        if len(present) > 1:
+            raise ValueError(
+                f"{root} holds {' and '.join(present)}: wanted one folder for the {split} split, "
+                "for the other is not read"
+            )
+        if present:
+            directories[split] = found.pop(present[0])
+    for path in found.values():
+        left_out.add_folder(path)
+    return directories
+
+
+def _scan(
+    directory: Path, class_names: Sequence[str] | None, name: str, left_out: _LeftOut
+) -> FolderSource:
+    folders, names = _entries(directory)
+    for file in names:
+        left_out.add_file(file, in_class=False)
+    for folder in folders:
+        if folder.name in _FOREIGN:
+            left_out.add_folder(folder)
+    folders = [folder for folder in folders if folder.name not in _FOREIGN]
+    found = [folder.name for folder in folders]
     if not found:
         raise ValueError(f"{directory} holds no class folders; wanted images in {directory}/CLASS/")
     class_names = found if class_names is None else list(class_names)
@@ -112,20 +213,39 @@ def _scan(directory: Path, class_names: Sequence[str] | None, name: str) -> Fold
         )
     paths: list[str] = []
     labels: list[int] = []
-    for class_name in found:
-        files = sorted(
-            entry.path
-            for entry in os.scandir(directory / class_name)
-            if entry.name.lower().endswith(SUFFIXES) and not entry.name.startswith(".")
-        )
+    for folder in folders:
+        files = _images_below(folder, left_out)
         if not files:
             raise ValueError(
-                f"{directory / class_name} holds no image; wanted files ending in "
-                f"{', '.join(SUFFIXES)}, or no such folder"
+                f"{folder} holds no image; wanted files ending in {', '.join(SUFFIXES)}, or no "
+                "such folder"
             )
         paths += files
-        labels += [class_names.index(class_name)] * len(files)
+        labels += [class_names.index(folder.name)] * len(files)
     return FolderSource(paths, labels, class_names=class_names, name=name)
+
+
+def _images_below(folder: Path, left_out: _LeftOut) -> list[str]:
+    """Folder by folder in the order of their paths, as torchvision's ImageFolder has them."""
+    pending, visited = [folder], set[str]()
+    found: dict[str, list[str]] = {}
+    while pending:
+        current = pending.pop()
+        # A link may lead back to a folder above it.
+        if (real := os.path.realpath(current)) in visited:
+            continue
+        visited.add(real)
+        folders, names = _entries(current)
+        for below in folders:
+            if below.name in _FOREIGN:
+                left_out.add_folder(below)
+            else:
+                pending.append(below)
+        found[str(current)] = [str(current / name) for name in names if _is_image(name)]
+        for name in names:
+            if not _is_image(name):
+                left_out.add_file(name, in_class=True)
+    return [path for parent in sorted(found) for path in found[parent]]
 
 
 def _cut_into_splits(whole: FolderSource) -> dict[str, ImageSource]:

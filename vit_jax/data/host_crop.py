@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vit_jax.data.evaluation_geometry import evaluation_geometry
 from vit_jax.data.order import CROP_STREAM, raw_words
 from vit_jax.data.resample import INTERPOLATIONS, resample
 
@@ -110,50 +111,32 @@ def evaluation_crop(
     width: int,
     crop_fraction: float,
     interpolation: str = "bilinear",
+    crop_mode: str = "center",
 ) -> np.ndarray:
-    """What evaluation shows of `image`: all of one of (height, width), else its centre.
+    """What evaluation shows of `image`: resized, and of that the central (height, width).
 
     Args:
         image: (H, W, C) uint8.
         height: rows of the result.
         width: columns of the result.
-        crop_fraction: see `resize_and_centre_crop`.
-        interpolation: see `resize_and_centre_crop`.
-    """
-    if image.shape[:2] == (height, width):
-        return image
-    return resize_and_centre_crop(image, height, width, crop_fraction, interpolation)
-
-
-def resize_and_centre_crop(
-    image: np.ndarray,
-    height: int,
-    width: int,
-    crop_fraction: float,
-    interpolation: str = "bilinear",
-) -> np.ndarray:
-    """The central (height, width) of `image`, which is first resized with its aspect ratio kept.
-
-    The smallest resize is taken that covers (height, width) / crop_fraction: the rule of timm's
-    evaluation, generalised to sides that differ.
-
-    Args:
-        image: (H, W, C) uint8.
-        height: rows of the result.
-        width: columns of the result.
-        crop_fraction: share of the resized image's tighter side that the crop keeps, in (0, 1].
+        crop_fraction: see `vit_jax.data.evaluation_geometry`.
         interpolation: "bilinear" or "bicubic", see `resample`.
+        crop_mode: see `vit_jax.data.evaluation_geometry`.
     """
-    scale = max(
-        height / crop_fraction / image.shape[0],
-        width / crop_fraction / image.shape[1],
+    if crop_mode == "center":
+        scale = max(
+            height / crop_fraction / image.shape[0],
+            width / crop_fraction / image.shape[1],
+        )
+        # Of a strip only the part around the crop is resized: all of it could be any number of
+        # pixels.
+        most = (math.ceil(_LONGEST * height / scale), math.ceil(_LONGEST * width / scale))
+        image = _centre(image, min(image.shape[0], most[0]), min(image.shape[1], most[1]))
+    rows, columns, top, left = evaluation_geometry(
+        image.shape[0], image.shape[1], height, width, crop_fraction, crop_mode
     )
-    # Of a strip only the part around the crop is resized: all of it could be any number of pixels.
-    most = (math.ceil(_LONGEST * height / scale), math.ceil(_LONGEST * width / scale))
-    image = _centre(image, min(image.shape[0], most[0]), min(image.shape[1], most[1]))
-    rows = max(height, round(image.shape[0] * scale))
-    columns = max(width, round(image.shape[1] * scale))
-    return _centre(resample(image, rows, columns, interpolation), height, width)
+    resized = resample(image, rows, columns, interpolation)
+    return resized[top : top + height, left : left + width]
 
 
 def _centre(image: np.ndarray, height: int, width: int) -> np.ndarray:

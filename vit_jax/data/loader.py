@@ -139,6 +139,7 @@ def eval_batches(
     image_size: int | tuple[int, int] | None = None,
     crop_fraction: float = 1.0,
     interpolation: str = "bilinear",
+    crop_mode: str = "center",
     rows: Sequence[int] | np.ndarray | None = None,
 ) -> Batches:
     """Every image exactly once, in the order of the source.
@@ -151,10 +152,11 @@ def eval_batches(
         batch_size: rows of a batch, over all processes together.
         num_workers: as in `train_batches`.
         worker_kind: as in `train_batches`.
-        image_size: side, or (height, width): images of another size are resized, aspect ratio kept,
-            and cropped at the centre. None leaves images alone, which then must share one size.
+        image_size: side, or (height, width), that images are resized and cropped to: see
+            `evaluation_crop`. None leaves images alone, which then must share one size.
         crop_fraction: share of the resized image's tighter side that the crop keeps, in (0, 1].
         interpolation: of the resize, see `evaluation_crop`.
+        crop_mode: see `evaluation_crop`.
         rows: as in `train_batches`.
 
     Raises:
@@ -171,8 +173,7 @@ def eval_batches(
         rows=_rows(batch_size, rows),
         size=_image_size(source, image_size),
         batch_size=batch_size,
-        crop_fraction=crop_fraction,
-        interpolation=interpolation,
+        crop=None if image_size is None else (crop_fraction, interpolation, crop_mode),
     )
     return _iterate(make_batch, 0, num_eval_batches(source, batch_size), num_workers, worker_kind)
 
@@ -239,8 +240,7 @@ class _EvalBatch:
     rows: np.ndarray
     size: tuple[int, int, int]
     batch_size: int
-    crop_fraction: float
-    interpolation: str
+    crop: tuple[float, str, str] | None
 
     def __call__(self, number: int) -> Batch:
         indices = np.arange(self.batch_size)[self.rows] + int(number) * self.batch_size
@@ -250,9 +250,10 @@ class _EvalBatch:
         rows = np.flatnonzero(batch["mask"]).tolist()
         examples = self.source.stream(indices[rows].tolist())
         for row, example in zip(rows, examples, strict=True):
-            batch["image"][row] = evaluation_crop(
-                example["image"], height, width, self.crop_fraction, self.interpolation
-            )
+            image = example["image"]
+            if self.crop is not None:
+                image = evaluation_crop(image, height, width, *self.crop)
+            batch["image"][row] = image
             batch["label"][row] = example["label"]
         return batch
 

@@ -21,16 +21,30 @@ _TERM = re.compile(r"(shuffled\()?(\w+)(\))?(?:\[(-?\d+%?)?:(-?\d+%?)?\])?")
 
 @dataclass(frozen=True)
 class Splits:
-    """The data of a run; validation and test are None where no split was named for them."""
+    """The data of a run.
+
+    Attributes:
+        train: what is trained on.
+        validation, test: None where no split was named for them.
+        left_out: what stands in a folder of images and is not read, in words.
+    """
 
     train: ImageSource
     validation: ImageSource | None
     test: ImageSource | None
+    left_out: tuple[str, ...] = ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
         """The class of each label, the same in all three."""
         return self.train.class_names
+
+    def describe(self) -> str:
+        """What was found, in one line."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        sizes = [f"{len(part):,} {name}" for name, part in parts.items() if part is not None]
+        left = f"; left out: {'; '.join(self.left_out)}" if self.left_out else ""
+        return f"{len(self.class_names):,} classes, images: {', '.join(sizes)}{left}"
 
 
 def open_splits(
@@ -67,6 +81,7 @@ def open_splits(
             f"data_dir {data_dir}: wanted a directory; of object storage, mount the bucket "
             "(gcsfuse) or copy the set to each host"
         )
+    left_out: list[str] = []
     if source == "tfds":
         if not name:
             raise ValueError("source 'tfds' needs the name of a set, such as cifar10")
@@ -74,7 +89,7 @@ def open_splits(
     elif source == "folder":
         if data_dir is None:
             raise ValueError("source 'folder' needs data_dir, the folder of images by class")
-        available = open_folder(os.path.join(data_dir, name) if name else data_dir)
+        available, left_out = open_folder(os.path.join(data_dir, name) if name else data_dir)
     elif source == "digits":
         available = open_digits()
     else:
@@ -86,6 +101,7 @@ def open_splits(
         train=train,
         validation=select(available, validation_split) if validation_split else None,
         test=select(available, test_split) if test_split else None,
+        left_out=tuple(left_out),
     )
     for part in (splits.train, splits.validation, splits.test):
         if part is not None:

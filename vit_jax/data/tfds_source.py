@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vit_jax.data.decode import decode_image
 from vit_jax.data.sources import Example, ImageSource, check_index, label_error
 
@@ -155,6 +157,12 @@ def open_tfds(name: str, data_dir: str | os.PathLike[str] | None) -> dict[str, I
             f"{directory} cannot be read as a prepared set: {type(error).__name__}: {error}"
         ) from error
     image_key = _only_feature(features, tfds.features.Image, supervised, directory)
+    kind = np.dtype(features[image_key].np_dtype)
+    if kind != np.uint8:
+        raise ValueError(
+            f"{directory} holds images of {kind}, wanted uint8: prepare the set again with pixels "
+            "of 0 to 255"
+        )
     label_key = _only_feature(features, tfds.features.ClassLabel, supervised, directory)
     label = features[label_key]
     class_names = label.names if label.names else [str(i) for i in range(label.num_classes)]

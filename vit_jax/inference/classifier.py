@@ -101,6 +101,7 @@ class Classifier:
             image_size=None if as_it_is else host_size(self.model),
             crop_fraction=preprocessing.crop_fraction,
             interpolation=preprocessing.interpolation,
+            crop_mode=preprocessing.crop_mode,
         )
 
     def on_device(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 import dataclasses
 import importlib.metadata
+import inspect
 import json
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from vit_jax.data.augment import normalize
+from vit_jax.data.evaluation_geometry import evaluation_geometry
 from vit_jax.inference.onnx import PACKAGES as ONNX_PACKAGES
 from vit_jax.inference.onnx import import_onnx, read_onnx, write_onnx
 from vit_jax.layers.checks import check_choice
@@ -135,7 +136,7 @@ def export_model(
         outputs = jax.eval_shape(with_weights, images)
         about = _about(model, images, outputs, report)
         (partial / _ABOUT).write_text(json.dumps(about, indent=2) + "\n")
-        shutil.copyfile(Path(__file__).with_name("run_exported.py"), partial / _RUN)
+        (partial / _RUN).write_text(_run_script())
     return report
 
 
@@ -165,6 +166,14 @@ def check_platforms(format: str, platforms: Sequence[str] | None) -> tuple[str, 
             f"{', '.join(platforms) or 'none'}"
         )
     return platforms
+
+
+def _run_script() -> str:
+    """`run_exported.py` with what it imports of this package in its place."""
+    lines = Path(__file__).with_name("run_exported.py").read_text().splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("from vit_jax."))
+    function = inspect.getsource(evaluation_geometry).rstrip().splitlines()
+    return "\n".join([*lines[:at], "", *function, *lines[at + 1 :]]) + "\n"
 
 
 # Of a model's arrays and images: its outputs, float32 or wider.

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
+from vit_jax.data.decode import orientation, turned
 from vit_jax.data.sources import Example, ImageSource, check_index
 
 # What is tried, by content: formats that are data alone. (Pillow would start Ghostscript for EPS.)
@@ -29,7 +30,6 @@ MAX_PIXELS = 2**26
 _COSTLY = ("WEBP", "AVIF")
 _MAX_COSTLY_BYTES = 2**26
 _STRIP_PIXELS = 2**20
-_ORIENTATION = 0x0112  # of EXIF
 
 
 # Larger images are decoded by one thread, so one at a time: the system's allocator keeps freed
@@ -127,7 +127,7 @@ def pixels_of(image: Image.Image, channels: int) -> np.ndarray:
       ValueError: pixels of unknown range, or cut off.
     """
     try:
-        return np.ascontiguousarray(_turned(_pixels(image, channels), _orientation(image)))
+        return turned(_pixels(image, channels), orientation(image))
     except OSError as error:
         raise ValueError(f"an image that cannot be decoded: {error}") from error
 
@@ -136,7 +136,7 @@ def _decode(
     image: Image.Image, channels: int, fit: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
     image.load()
-    pixels = np.ascontiguousarray(_turned(_pixels(image, channels), _orientation(image)))
+    pixels = turned(_pixels(image, channels), orientation(image))
     image.close()
     return fit(pixels)
 
@@ -161,29 +161,14 @@ def _pixels(image: Image.Image, channels: int) -> np.ndarray:
     return pixels
 
 
-def _orientation(image: Image.Image) -> int:
-    try:
-        return image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # remarks that are damaged make the picture no worse
-        return 1
-
-
-def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """The pixels upright: EXIF says where the first row and column of the file are seen."""
-    if orientation in (3, 4, 6, 7):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 7, 8):
-        pixels = pixels[:, ::-1]
-    return pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else pixels
-
-
 class ImageFiles(ImageSource):
     """Image files, and images in memory, that have no labels (they read as 0).
 
     Args:
       images: paths, or (H, W, C) uint8 arrays.
       channels: 3 for RGB, 1 for grey.
-      fit: see `read_image`; of files alone.
+      fit: is applied to each image, see `read_image`; None: nothing.
+      size: (height, width) of what `fit` makes; None: they vary.
 
     Attributes:
       unreadable: why a file was not read, by its index; it reads as a black pixel.
@@ -197,6 +182,7 @@ class ImageFiles(ImageSource):
         images: Sequence[str | os.PathLike[str] | np.ndarray],
         channels: int,
         fit: Callable[[np.ndarray], np.ndarray] | None = None,
+        size: tuple[int, int] | None = None,
     ) -> None:
         for number, image in enumerate(images):
             if isinstance(image, np.ndarray):
@@ -206,7 +192,7 @@ class ImageFiles(ImageSource):
         self.name = "image files"
         self.class_names = ()
         self.channels = channels
-        self.image_shape = None
+        self.image_shape = None if size is None else (*size, channels)
         self.unreadable: dict[int, str] = {}
 
     def __len__(self) -> int:
@@ -214,12 +200,14 @@ class ImageFiles(ImageSource):
 
     def __getitem__(self, index: int) -> Example:
         image = self.images[check_index(self, index)]
-        if not isinstance(image, np.ndarray):
+        if isinstance(image, np.ndarray):
+            image = image if self.fit is None else self.fit(image)
+        else:
             try:
                 image = read_image(image, self.channels, self.fit)
             except ValueError as error:
                 self.unreadable[index] = str(error).removeprefix(f"{os.fspath(image)}: ")
-                image = np.zeros((1, 1, self.channels), np.uint8)
+                image = np.zeros(self.image_shape or (1, 1, self.channels), np.uint8)
         return {"image": image, "label": 0}
 
 

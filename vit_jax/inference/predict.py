@@ -12,7 +12,7 @@ from flax import nnx
 
 from vit_jax.inference.classifier import Classifier
 from vit_jax.inference.images import ImageFiles, check_channels
-from vit_jax.inference.preprocess import shown
+from vit_jax.inference.preprocess import host_size, shown
 from vit_jax.models.base import VisionModel
 from vit_jax.training.losses import wide
 
@@ -83,7 +83,7 @@ def predict(
             f"{model.spec.source or model.spec.name}: the model has no head (num_classes=0)"
         )
     classifier = Classifier.of(model)
-    source = ImageFiles(images, model.in_chans, functools.partial(shown, model))
+    source = ImageFiles(images, model.in_chans, functools.partial(shown, model), host_size(model))
     return _predictions(classifier, source, top, min(batch_size, len(images)), num_workers)
 
 

@@ -71,7 +71,11 @@ def shown(model: VisionModel[Any], image: np.ndarray) -> np.ndarray:
     """What evaluation shows of an image (H, W, C) uint8: resized and cropped, at `host_size`."""
     preprocessing = preprocessing_of(model)
     return evaluation_crop(
-        image, *host_size(model), preprocessing.crop_fraction, preprocessing.interpolation
+        image,
+        *host_size(model),
+        preprocessing.crop_fraction,
+        preprocessing.interpolation,
+        preprocessing.crop_mode,
     )
 
 

@@ -10,12 +10,15 @@ model was trained with. From other code:
 """
 
 import json
+import math  # noqa: F401 - of evaluation_geometry
 import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from vit_jax.data.evaluation_geometry import evaluation_geometry  # export puts it here
 
 
 def load(
@@ -53,14 +56,16 @@ def read(path: str, about: dict[str, Any]) -> np.ndarray:
     size = tuple(about["input"]["shape"][1:3])
     # As in training, where all images shared a size: to that first.
     height, width = made_ready["resized_from"] or size
-    if (image.height, image.width) != (height, width):
-        # The smallest resize that covers the crop, then its centre.
-        crop_fraction = made_ready["crop_fraction"]
-        scale = max(height / crop_fraction / image.height, width / crop_fraction / image.width)
-        rows = max(height, round(image.height * scale))
-        columns = max(width, round(image.width * scale))
+    if made_ready["crop_fraction"] < 1 or (image.height, image.width) != (height, width):
+        rows, columns, top, left = evaluation_geometry(
+            image.height,
+            image.width,
+            height,
+            width,
+            made_ready["crop_fraction"],
+            made_ready["crop_mode"],
+        )
         kernel = Image.Resampling[made_ready["interpolation"].upper()]
-        top, left = (rows - height) // 2, (columns - width) // 2
         image = image.resize((columns, rows), kernel)
         image = image.crop((left, top, left + width, top + height))
     image = image.resize(size[::-1], Image.Resampling.BILINEAR)

@@ -35,7 +35,9 @@ def seen_images(paths: Sequence[str | os.PathLike[str]], model: VisionModel[Any]
     images = []
     for path in paths:
         image = read_image(path, model.in_chans)
-        image = evaluation_crop(image, *first, crop.crop_fraction, crop.interpolation)
+        image = evaluation_crop(
+            image, *first, crop.crop_fraction, crop.interpolation, crop.crop_mode
+        )
         images.append(np.asarray(resize_bilinear(jnp.asarray(image), size)))
     return np.stack(images)
 

@@ -20,6 +20,8 @@ class Preprocessing:
       mean, std: subtracted and divided by, one a channel.
       crop_fraction: side of the central crop over the side of the resized image.
       interpolation: "bicubic" or "bilinear".
+      crop_mode: timm's: "center" keeps the aspect ratio of an image, "squash" does not: see
+        `vit_jax.data.evaluation_geometry`.
       size: (height, width) that the model is given; None is its `img_size`.
       resized_from: (height, width) that images are brought to before they are resized to `size`:
         that of training images that shared one and were shown whole. None: `size` at once.
@@ -29,6 +31,7 @@ class Preprocessing:
     std: tuple[float, ...]
     crop_fraction: float = 1.0
     interpolation: str = "bicubic"
+    crop_mode: str = "center"
     size: tuple[int, int] | None = None
     resized_from: tuple[int, int] | None = None
 

@@ -19,6 +19,7 @@ from vit_jax.config import DistillationConfig, TrainConfig
 from vit_jax.layers.forms import eval_graph
 from vit_jax.models.base import VisionModel
 from vit_jax.models.registry import abstract_model, model_fields
+from vit_jax.models.spec import ModelSpec
 from vit_jax.storage import run_path
 from vit_jax.training.losses import Logits, Targets, cross_entropy, mean_of_heads, wide
 from vit_jax.training.mesh import place
@@ -83,6 +84,7 @@ class Teacher:
       graph: the model's static half, in eval mode, in the form that suits the devices.
       template: shapes and types of its arrays.
       name, fields: of the registered model.
+      student: the model that learns: how its run prepares images, and its classes.
     """
 
     config: DistillationConfig
@@ -90,6 +92,7 @@ class Teacher:
     template: nnx.State
     name: str
     fields: dict[str, Any]
+    student: ModelSpec
 
     @functools.cached_property
     def weights(self) -> tuple[nnx.State, str]:
@@ -99,7 +102,9 @@ class Teacher:
           ValueError: they are not there, are damaged, or do not fit the model.
         """
         model = abstract_model(self.name, **self.fields)
-        said = load_initial_weights(model, self.config.teacher or "", field="distillation.teacher")
+        said = load_initial_weights(
+            model, self.config.teacher or "", self.student, field="distillation.teacher"
+        )
         return nnx.state(model), said
 
     def logits(self, arrays: nnx.State, images: jax.Array) -> jax.Array:
@@ -167,7 +172,8 @@ def make_teacher(config: TrainConfig, model: VisionModel[Any], platform: str) ->
             f"{model.num_classes} classes: they must be the same classes"
         )
     template = nnx.state(teacher)
-    return Teacher(distillation, eval_graph(teacher, platform), template, name, fields)
+    graph = eval_graph(teacher, platform)
+    return Teacher(distillation, graph, template, name, fields, model.spec)
 
 
 class TaughtStep:

@@ -36,6 +36,7 @@ from vit_jax.training.state import TrainState, first_average, zero_sums
 from vit_jax.training.workdir import (
     METRICS_FILE,
     check_config,
+    check_pixels,
     held,
     store_config,
 )
@@ -84,6 +85,8 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
         if config.distillation.teacher:
             check_init_from(config.distillation.teacher, "distillation.teacher")
         run = open_run(config)
+        if records.rows or (workdir / CHECKPOINTS).exists():
+            check_pixels(workdir, run.data.train.image_shape)
         checkpoint = config.checkpoint
         with Checkpoints(
             workdir / CHECKPOINTS, checkpoint.keep, checkpoint.keep_best
@@ -148,6 +151,8 @@ class _Loop:
         config = run.config
         mode = config.log.progress if is_first() else "none"
         quiet = Progress("none" if mode == "none" else "plain", 0, 0, 0)
+        if config.data.source == "folder":
+            quiet.say(run.data.describe())
         restored = checkpoints.restore(run.template, run.shardings, quiet.warn)
         if restored is None:
             self.state, self.step = self._first_state(quiet), 0
@@ -188,6 +193,7 @@ class _Loop:
         said = load_initial_weights(
             model,
             config.init_from,
+            run.model.spec,
             config.init_weights == "ema" or None,
             head=config.init_head,
             resize=config.init_resize,

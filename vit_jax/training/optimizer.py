@@ -46,7 +46,7 @@ def make_optimizer(
 def _rule(
     config: OptimizerConfig, schedule: Schedule, groups: ParameterGroups
 ) -> optax.GradientTransformation:
-    mask = _matrices if config.decay_mask == "matrices" else None
+    mask = _MASKS[config.decay_mask]
     decay, b1, b2 = config.weight_decay, config.beta1, config.beta2
     if config.name == "adamw":
         return optax.adamw(schedule, b1, b2, config.eps, weight_decay=decay, mask=mask)
@@ -67,6 +67,13 @@ def _rule(
 
 def _matrices(params: Any) -> Any:
     return by_path(is_matrix, params)
+
+
+def _deit(params: Any) -> Any:
+    return by_path(lambda path: is_matrix(path) or path[-1] == "dist_token", params)
+
+
+_MASKS = {"all": None, "matrices": _matrices, "deit": _deit}
 
 
 def _scale_by_factors(groups: ParameterGroups) -> optax.GradientTransformation:

@@ -385,6 +385,11 @@ def _check_model(model: VisionModel[Any], config: TrainConfig, source: ImageSour
             f"{source.name} has {source.num_classes} classes and the model's head only "
             f"{model.num_classes}: set config.model.kwargs.num_classes={source.num_classes}"
         )
+    if "num_classes" not in config.model.kwargs and model.num_classes != source.num_classes:
+        raise ValueError(
+            f"{source.name} has {source.num_classes} classes, and {config.model.name} left alone "
+            f"has {model.num_classes}: set config.model.kwargs.num_classes={source.num_classes}"
+        )
     # A model that does not take images of this size says so itself.
     batch, side = config.data.batch_size, config.data.image_size
     size = model.img_size if side is None else (side, side)

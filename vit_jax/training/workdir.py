@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import jax
 
 from vit_jax.config import TrainConfig, check_resumable, load_config
-from vit_jax.config.serialize import to_json
+from vit_jax.config.serialize import config_version, to_json
 from vit_jax.storage import is_remote, write_bytes
 from vit_jax.training.processes import is_first, tell_all
 from vit_jax.training.records import read_rows
@@ -19,6 +19,7 @@ from vit_jax.weights.run_folder import CHECKPOINTS, CONFIG_FILE
 
 METRICS_FILE = "metrics.jsonl"
 _LOCK_FILE = ".lock"
+_SAME_PIXELS = 2  # the first version of config.json whose runs saw the pixels of today
 _SHARED_WITHIN = 30.0  # seconds, which a network's file system may take
 
 
@@ -116,6 +117,25 @@ def check_config(config: TrainConfig, workdir: pathlib.Path) -> None:
         raise ValueError(
             f"{workdir} holds checkpoints but no {CONFIG_FILE}, so that nobody can tell whose they "
             "are: put the file back, or give another --workdir"
+        )
+
+
+def check_pixels(workdir: pathlib.Path, image_shape: tuple[int, ...] | None) -> None:
+    """Refuses a run of a version that made other pixels of its images.
+
+    Args:
+      workdir: of the run.
+      image_shape: of its images; None where they vary in size.
+
+    Raises:
+      ValueError: the version that wrote the run cut or turned its images otherwise.
+    """
+    path = workdir / CONFIG_FILE
+    if image_shape is None and path.exists() and config_version(path) < _SAME_PIXELS:
+        raise ValueError(
+            f"{workdir} holds a run of vit_jax 0.1.0 or earlier, which cut images that vary in "
+            "size otherwise and ignored their EXIF orientation: finish it with that version, or "
+            "give another --workdir (--config.init_from takes its weights)"
         )
 
 

@@ -3,10 +3,12 @@
 `config.json` and `preprocessor_config.json` of transformers, `config.json` of timm.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vit_jax.layers.checks import to_pair
 from vit_jax.models.registry import list_models, model_fields
 from vit_jax.models.spec import Preprocessing
 from vit_jax.weights.spec_json import (
@@ -72,8 +74,14 @@ def read_facts(folder: Path, notes: list[str]) -> tuple[StatedSpec, dict[str, An
                 stated["std"],
                 stated.get("crop_pct", 1.0),
                 stated.get("interpolation", "bicubic"),
+                stated.get("crop_mode", "center"),
             ),
         )
+    notes += [
+        f"{path.name}: its {key} is for another evaluation"
+        for key in ("test_crop_pct", "test_input_size")
+        if stated.get(key) is not None
+    ]
     if processor.is_file():
         written = read_json(processor)
         if preprocessing is None or written != read_stated(path, lambda: _processor_again(own)):
@@ -98,13 +106,17 @@ def _processor_again(spec: StatedSpec) -> dict[str, object] | None:
 
 def processor_of(preprocessing: Preprocessing, side: int) -> dict[str, object]:
     """The preprocessor_config.json of a model of square images."""
-    resized = round(side / preprocessing.crop_fraction)
+    resized = math.floor(side / preprocessing.crop_fraction + 1e-9)
+    is_squashed = preprocessing.crop_mode == "squash"
     return {
-        "image_processor_type": "DeiTImageProcessor",  # it resizes and then crops
+        # The former resizes both sides, the latter the shorter one; both then crop.
+        "image_processor_type": "DeiTImageProcessor" if is_squashed else "BitImageProcessor",
         "do_resize": True,
-        "size": {"height": resized, "width": resized},
+        "size": {"height": resized, "width": resized}
+        if is_squashed
+        else {"shortest_edge": resized},
         "resample": _RESAMPLE[preprocessing.interpolation],
-        "do_center_crop": resized != side,
+        "do_center_crop": resized != side or not is_squashed,
         "crop_size": {"height": side, "width": side},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
@@ -179,20 +191,41 @@ def _read_processor(
         # Their processors have different defaults: what is not stated is not known.
         notes.append(f"{path.name}: it states no {', '.join(missing)}")
         return None
-    size, crop = (_side(fields.get(key)) for key in ("size", "crop_size"))
-    cropped = fields.get("do_center_crop", False) and size and crop
-    return read_stated(
-        path,
-        lambda: check_preprocessing(
-            fields["image_mean"],
-            fields["image_std"],
-            crop / size if cropped and crop and size else 1.0,
-            _INTERPOLATIONS.get(fields["resample"], "unknown"),
-        ),
+    return read_stated(path, lambda: _processor_states(fields))
+
+
+def _processor_states(fields: Mapping[str, Any]) -> Preprocessing:
+    for step in ("do_resize", "do_rescale"):
+        if not fields.get(step, True):
+            raise ValueError(f"{step} is false: images are always resized and rescaled here")
+    # (x * factor - mean) / std, in terms of x / 255.
+    factor = 255 * fields.get("rescale_factor", 1 / 255)
+    mean, std = ([value / factor for value in fields[key]] for key in ("image_mean", "image_std"))
+    size, crop = fields.get("size"), fields.get("crop_size")
+    resized, is_squashed = _resized(size)
+    cropped = _resized(crop)[0] if fields.get("do_center_crop", False) and crop else None
+    shown = cropped or resized
+    fraction = 1.0 if not (shown and resized) else shown[0] / resized[0]
+    if shown and resized and abs(shown[1] / resized[1] - fraction) > 1e-9:
+        raise ValueError(f"crop_size {crop} is of another aspect than size {size}")
+    return check_preprocessing(
+        mean,
+        std,
+        fraction,
+        _INTERPOLATIONS.get(fields["resample"], "unknown"),
+        "squash" if is_squashed else "center",
     )
 
 
-def _side(size: Any) -> int | None:
-    if isinstance(size, Mapping):
-        size = size.get("shortest_edge", size.get("height"))
-    return size if isinstance(size, int) and size > 0 else None
+def _resized(size: Any) -> tuple[tuple[int, int] | None, bool]:
+    """(height, width) that images are resized to, and whether without their aspect ratio.
+
+    An integer is the older form of (side, side).
+    """
+    if size is None:
+        return None, False
+    if isinstance(size, Mapping) and "shortest_edge" in size:
+        return to_pair("size", size["shortest_edge"]), False
+    if isinstance(size, Mapping) and {"height", "width"} <= size.keys():
+        return to_pair("size", (size["height"], size["width"])), True
+    return to_pair("size", size), True

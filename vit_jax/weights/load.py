@@ -41,6 +41,7 @@ class LoadReport:
       loaded: names of the model's arrays that were taken from it.
       adapted: what was changed on the way, a line each.
       left: what was unwrapped, and what the file holds beside, a line each.
+      stated: what the source says of its model.
     """
 
     source: str
@@ -48,6 +49,7 @@ class LoadReport:
     loaded: tuple[str, ...]
     adapted: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
+    stated: StatedSpec = dataclasses.field(default_factory=StatedSpec)
 
 
 def from_pretrained(
@@ -209,7 +211,9 @@ def load_into(
     left = list(weights.notes)
     model.spec = _with_facts(model.spec, weights.spec, source, head, left)
     loaded = tuple(name for name in arrays if head != "drop" or not model.is_of_head(name))
-    return LoadReport(source, weights.dialect, loaded, tuple(adapted), tuple(left))
+    return LoadReport(
+        source, weights.dialect, loaded, tuple(adapted), tuple(left), stated=weights.spec
+    )
 
 
 def _normalised(config: DesignConfig, field: str, value: Any) -> Any:

@@ -133,7 +133,7 @@ def read_preprocessing(values: Mapping[str, Any] | None) -> Preprocessing | None
     if values is None:
         return None
     known = {field.name for field in dataclasses.fields(Preprocessing)}
-    required = known - {"size", "resized_from"}  # which files of version 0 do not have
+    required = known - {"crop_mode", "size", "resized_from"}  # which version 0 does not have
     if not required <= set(values) <= known:
         raise ValueError(f"wanted {sorted(known)}, got {sorted(values)}")
     return check_preprocessing(**values)
@@ -144,6 +144,7 @@ def check_preprocessing(
     std: Any,
     crop_fraction: Any,
     interpolation: Any,
+    crop_mode: Any = "center",
     size: Any = None,
     resized_from: Any = None,
 ) -> Preprocessing:
@@ -154,6 +155,8 @@ def check_preprocessing(
         raise ValueError(f"wanted a mean and a positive std for each channel, got {mean} and {std}")
     if interpolation not in ("bicubic", "bilinear"):
         raise ValueError(f"wanted bicubic or bilinear interpolation, got {interpolation!r}")
+    if crop_mode not in ("center", "squash"):
+        raise ValueError(f"wanted the crop_mode center or squash, got {crop_mode!r}")
     fraction = float(crop_fraction)
     if not 0 < fraction <= 1:
         raise ValueError(f"wanted a crop fraction above 0 and at most 1, got {fraction}")
@@ -166,7 +169,7 @@ def check_preprocessing(
             raise ValueError(
                 f"wanted images of at most {_MAX_PIXELS:,} pixels, got {height}x{width}"
             )
-    return Preprocessing(mean, std, fraction, interpolation, size, resized_from)
+    return Preprocessing(mean, std, fraction, interpolation, crop_mode, size, resized_from)
 
 
 def read_stated(path: Path, read: Callable[[], _Read]) -> _Read:
