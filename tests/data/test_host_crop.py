@@ -10,6 +10,7 @@ from vit_jax.data.evaluation_geometry import evaluation_geometry
 from vit_jax.data.host_crop import RandomResizedCrop, evaluation_crop
 from vit_jax.data.order import raw_words
 from vit_jax.data.resample import resample
+from vit_jax.models.spec import CROP_MODES
 
 _DRAWS = 4000
 
@@ -151,8 +152,8 @@ def test_a_strip_is_cropped_before_it_is_resized(shape, monkeypatch):
     from vit_jax.data import host_crop
 
     sizes = []
-    resample = host_crop.resample
-    monkeypatch.setattr(host_crop, "resample", lambda *a: sizes.append(a[1] * a[2]) or resample(*a))
+    resized = host_crop._resized
+    monkeypatch.setattr(host_crop, "_resized", lambda *a: sizes.append(a[1] * a[2]) or resized(*a))
     ramp = np.arange(60_000, dtype=np.int64) * 256 // 60_000
     image = np.repeat(ramp.astype(np.uint8).reshape(*shape, 1), 3, axis=2)
     out = evaluation_crop(image, 32, 32, 1.0)
@@ -180,13 +181,17 @@ def test_evaluation_resizes_and_crops_as_timm(image, crop, fraction, wanted) -> 
     assert evaluation_geometry(*image, *crop, fraction, "center") == wanted
     squashed = evaluation_geometry(*image, *crop, fraction, "squash")
     assert squashed[:2] == tuple(math.floor(side / fraction + 1e-9) for side in crop)
+    # transformers' lies half a pixel higher or further left where that is one.
+    floored = evaluation_geometry(*image, *crop, fraction, "center_floor")
+    offsets = tuple((floored[i] - crop[i]) // 2 for i in range(2))
+    assert floored == (*wanted[:2], *offsets)
 
 
 def test_the_crop_lies_inside_of_the_resized_image() -> None:
     rng = np.random.default_rng(0)
     for _ in range(2000):
         image, crop = rng.integers(1, 900, 2).tolist(), rng.integers(1, 400, 2).tolist()
-        mode = ("center", "squash")[rng.integers(2)]
+        mode = CROP_MODES[rng.integers(4)]
         rows, columns, top, left = evaluation_geometry(*image, *crop, rng.uniform(0.1, 1), mode)
         assert top >= 0 <= left
         assert top + crop[0] <= rows

@@ -206,10 +206,20 @@ def test_run_py_makes_images_ready_as_predict_does(exported, tmp_path, size, dat
     want = jax.jit(prepare)(shown(model, pixels)[None])
     assert got.shape == want.shape
     assert got.dtype == want.dtype
-    # Two implementations of one kernel: a few grey levels here and there.
     levels = np.abs(got - want) * 255 * np.array(made_ready.std)
-    assert levels.mean() < 1
-    assert levels.max() < 8
+    # The second resize, from the size of the data, is the device's: some grey levels away.
+    assert levels.mean() < (1e-3 if data_size is None else 1)
+    assert levels.max() < (1e-3 if data_size is None else 8)
+
+
+def test_run_py_takes_the_high_byte_of_16_bits(exported, tmp_path):
+    model, folder = exported
+    deep = np.random.default_rng(0).integers(0, 2**16, (16, 20), np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    about = json.loads((folder / "model.json").read_text())
+    got = script(folder).read(str(tmp_path / "deep.png"), about)
+    want = vit_jax.preprocess(model, tmp_path / "deep.png")
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
 
 
 def test_run_py_names_the_classes(exported, tmp_path, capsys):

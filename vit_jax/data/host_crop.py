@@ -120,10 +120,10 @@ def evaluation_crop(
         height: rows of the result.
         width: columns of the result.
         crop_fraction: see `vit_jax.data.evaluation_geometry`.
-        interpolation: "bilinear" or "bicubic", see `resample`.
+        interpolation: "bilinear" or "bicubic", Pillow's.
         crop_mode: see `vit_jax.data.evaluation_geometry`.
     """
-    if crop_mode == "center":
+    if crop_mode.startswith("center"):
         scale = max(
             height / crop_fraction / image.shape[0],
             width / crop_fraction / image.shape[1],
@@ -135,8 +135,24 @@ def evaluation_crop(
     rows, columns, top, left = evaluation_geometry(
         image.shape[0], image.shape[1], height, width, crop_fraction, crop_mode
     )
-    resized = resample(image, rows, columns, interpolation)
+    # Pillow itself, as timm. (`resample`, which training takes, is near it, and takes 0.73 ms where
+    # Pillow takes 3.0, of 375x500 to 256x341 on one core.)
+    resized = _resized(image, rows, columns, interpolation)
     return resized[top : top + height, left : left + width]
+
+
+def _resized(image: np.ndarray, rows: int, columns: int, interpolation: str) -> np.ndarray:
+    # Here and not above: a run on images of one size needs no Pillow.
+    from PIL import Image
+
+    kernel = Image.Resampling[interpolation.upper()]
+    if image.shape[2] == 3:
+        return np.asarray(Image.fromarray(image).resize((columns, rows), kernel))
+    planes = [
+        np.asarray(Image.fromarray(plane).resize((columns, rows), kernel))
+        for plane in np.ascontiguousarray(np.moveaxis(image, 2, 0))
+    ]
+    return np.stack(planes, axis=2)
 
 
 def _centre(image: np.ndarray, height: int, width: int) -> np.ndarray:

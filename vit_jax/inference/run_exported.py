@@ -52,7 +52,12 @@ def read(path: str, about: dict[str, Any]) -> np.ndarray:
     if made_ready is None or channels not in (1, 3):
         sys.exit(f"{path}: how image files become images of this model is not known; give an .npy")
     with Image.open(path) as file:
-        image = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
+        image = ImageOps.exif_transpose(file)
+        if image.mode in ("I", "F"):
+            sys.exit(f"{path}: its pixels are numbers of 32 bits of unknown range")
+        if image.mode.startswith("I;16"):  # the high byte; Pillow would clip
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = image.convert("L" if channels == 1 else "RGB")
     size = tuple(about["input"]["shape"][1:3])
     # As in training, where all images shared a size: to that first.
     height, width = made_ready["resized_from"] or size

@@ -12,6 +12,9 @@ CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 SPEC_VERSION = 1
 
 
+CROP_MODES = ("center", "squash", "center_floor", "squash_floor")
+
+
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
     """How a model's images are prepared, after scaling to 0..1.
@@ -20,7 +23,8 @@ class Preprocessing:
       mean, std: subtracted and divided by, one a channel.
       crop_fraction: side of the central crop over the side of the resized image.
       interpolation: "bicubic" or "bilinear".
-      crop_mode: timm's: "center" keeps the aspect ratio of an image, "squash" does not: see
+      crop_mode: "center" keeps the aspect ratio of an image, "squash" does not; with "_floor" the
+        crop lies where transformers puts it, else where timm does: see
         `vit_jax.data.evaluation_geometry`.
       size: (height, width) that the model is given; None is its `img_size`.
       resized_from: (height, width) that images are brought to before they are resized to `size`:

@@ -107,7 +107,7 @@ def _processor_again(spec: StatedSpec) -> dict[str, object] | None:
 def processor_of(preprocessing: Preprocessing, side: int) -> dict[str, object]:
     """The preprocessor_config.json of a model of square images."""
     resized = math.floor(side / preprocessing.crop_fraction + 1e-9)
-    is_squashed = preprocessing.crop_mode == "squash"
+    is_squashed = preprocessing.crop_mode.startswith("squash")
     return {
         # The former resizes both sides, the latter the shorter one; both then crop.
         "image_processor_type": "DeiTImageProcessor" if is_squashed else "BitImageProcessor",
@@ -208,13 +208,17 @@ def _processor_states(fields: Mapping[str, Any]) -> Preprocessing:
     fraction = 1.0 if not (shown and resized) else shown[0] / resized[0]
     if shown and resized and abs(shown[1] / resized[1] - fraction) > 1e-9:
         raise ValueError(f"crop_size {crop} is of another aspect than size {size}")
-    return check_preprocessing(
-        mean,
-        std,
-        fraction,
-        _INTERPOLATIONS.get(fields["resample"], "unknown"),
-        "squash" if is_squashed else "center",
-    )
+    crop_mode = "squash" if is_squashed else "center"
+    # Where both sizes are known, so is whether the offset of the crop is half a pixel.
+    if size is not None and not (is_squashed and _is_even_offset(shown, resized)):
+        crop_mode += "_floor"
+    kernel = _INTERPOLATIONS.get(fields["resample"], "unknown")
+    return check_preprocessing(mean, std, fraction, kernel, crop_mode)
+
+
+def _is_even_offset(shown: tuple[int, int] | None, resized: tuple[int, int] | None) -> bool:
+    pairs = zip(resized or (), shown or (), strict=True)
+    return all(round((whole - part) / 2) == (whole - part) // 2 for whole, part in pairs)
 
 
 def _resized(size: Any) -> tuple[tuple[int, int] | None, bool]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from vit_jax.layers.checks import to_pair
-from vit_jax.models.spec import SPEC_VERSION, ModelSpec, Preprocessing
+from vit_jax.models.spec import CROP_MODES, SPEC_VERSION, ModelSpec, Preprocessing
 
 SPEC = "vit_jax"  # where a file holds the description of its model
 SPEC_FILE = f"{SPEC}.json"  # inside of a PyTorch file or an Orbax folder
@@ -155,8 +155,8 @@ def check_preprocessing(
         raise ValueError(f"wanted a mean and a positive std for each channel, got {mean} and {std}")
     if interpolation not in ("bicubic", "bilinear"):
         raise ValueError(f"wanted bicubic or bilinear interpolation, got {interpolation!r}")
-    if crop_mode not in ("center", "squash"):
-        raise ValueError(f"wanted the crop_mode center or squash, got {crop_mode!r}")
+    if crop_mode not in CROP_MODES:
+        raise ValueError(f"wanted a crop_mode of {', '.join(CROP_MODES)}, got {crop_mode!r}")
     fraction = float(crop_fraction)
     if not 0 < fraction <= 1:
         raise ValueError(f"wanted a crop fraction above 0 and at most 1, got {fraction}")
