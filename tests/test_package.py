@@ -1,4 +1,7 @@
-"""The package as a whole: which way imports point, and what importing it does."""
+"""The package as a whole: which way imports point, and what importing it does.
+
+`python -m tests.test_package` prints the graph of imports, lazy ones included, floor by floor.
+"""
 
 import ast
 import os
@@ -68,9 +71,23 @@ def wrong_imports(files: dict[str, str]) -> list[str]:
     return wrong
 
 
+def sources() -> dict[str, str]:
+    return {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.rglob("*.py")}
+
+
+def print_graph() -> None:
+    files = sources()
+    for floor in reversed(FLOORS):
+        for part in sorted(floor):
+            own = [source for file, source in files.items() if Path(file).parts[0] == part]
+            own += [files[f"{part}.py"]] if f"{part}.py" in files else []
+            below = set[str]().union(*map(imported_parts, own)) - {part, ""}
+            print(f"{part:10} imports {', '.join(sorted(below)) or 'nothing'}")
+        print()
+
+
 def test_imports_point_one_way() -> None:
-    files = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.rglob("*.py")}
-    assert not wrong_imports(files)
+    assert not wrong_imports(sources())
 
 
 def test_a_lazy_import_against_the_floors_is_found() -> None:
@@ -147,3 +164,7 @@ def test_groups_are_kept_together(request: pytest.FixtureRequest) -> None:
     """Or each worker would make anew what the tests of a group share: minutes."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         assert request.node.nodeid.endswith("@a group")
+
+
+if __name__ == "__main__":
+    print_graph()
