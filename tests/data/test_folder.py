@@ -143,8 +143,8 @@ def test_what_a_folder_holds_besides_is_said(tmp_path: Path) -> None:
     assert len(splits.train) == 3
     assert splits.left_out == (
         "folders notebooks, train/__MACOSX, train/ant/@eaDir",
-        "1 images outside the class folders",
-        "3 files that are not images: no suffix (1), .csv (1), .db (1)",
+        "1 image outside the class folders",
+        "3 other files: no suffix (1), .csv (1), .db (1)",
     )
 
 
@@ -152,7 +152,7 @@ def test_a_class_may_be_called_as_a_split(tmp_path: Path) -> None:
     make_classes(tmp_path, train=10, bus=10, test=10)
     assert open_splits("folder", data_dir=tmp_path).class_names == ("bus", "test", "train")
     make_classes(tmp_path / "train", small=2)
-    with pytest.raises(ValueError, match="train holds folders and images, and stands beside bus"):
+    with pytest.raises(ValueError, match="train holds folders and images, next to bus"):
         open_splits("folder", data_dir=tmp_path)
 
 
@@ -169,4 +169,4 @@ def test_an_image_beside_the_classes_of_a_split_is_left_out(tmp_path: Path) -> N
     write_png(tmp_path / "train" / "stray.png", random_images(1, seed=0)[0])
     splits = open_splits("folder", data_dir=tmp_path, test_split=None)
     assert splits.class_names == ("ant", "bee")
-    assert splits.left_out == ("1 images outside the class folders",)
+    assert splits.left_out == ("1 image outside the class folders",)

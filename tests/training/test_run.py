@@ -67,6 +67,18 @@ def test_training_images_are_cropped_and_repeated(folder: pathlib.Path) -> None:
     assert (batches[1]["index"] // 12).tolist() == [0, 1, 0, 1]
 
 
+def test_classes_that_the_config_leaves_alone_are_counted(folder: pathlib.Path) -> None:
+    """Else a design's default, 1000 classes, is trained on two; a head that is asked for stays."""
+    config = tiny(data__source="folder", data__data_dir=str(folder), data__test_split=None)
+    del config.model.kwargs["num_classes"]
+    config.model.kwargs["in_chans"] = 3
+    config.data.num_train_examples = None
+    config.data.mean = config.data.std = (0.5, 0.5, 0.5)
+    with pytest.raises(ValueError, match=r"2 classes, and vit_\w+ left alone has 1000: set config"):
+        open_run(config)
+    assert of_folder(folder).model.num_classes == 10
+
+
 def test_evaluation_crops_as_the_config_says(folder: pathlib.Path) -> None:
     seen = {}
     for fraction, interpolation in ((None, "bilinear"), (0.5, "bilinear"), (0.5, "bicubic")):

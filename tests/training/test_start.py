@@ -1,5 +1,6 @@
 """Runs that start from the weights of another model: another head, another image size."""
 
+import dataclasses
 import shutil
 from typing import Any
 
@@ -80,7 +81,8 @@ def test_another_head_and_another_size(form, finished, first_state, tmp_path):
     assert f"starting from weights of {source}" in line
     assert "pos_embed: 2x2 to 4x4 by 'timm', 1 prefix rows kept" in line
     assert "head: dropped the state dict's (10 classes), the model keeps its own of 12" in line
-    assert "(as the weights'), crop: the run's 1.0 (as the weights'), classes: the run's 0" in line
+    assert "(as the weights'), crop: the run's 1.0 bilinear center (as the weights'), " in line
+    assert "classes: the run's 0, 1, 2, ... (the head is fresh)" in line
 
 
 def test_the_line_tells_whose_normalisation_crop_and_classes_are_used():
@@ -88,14 +90,17 @@ def test_the_line_tells_whose_normalisation_crop_and_classes_are_used():
     same = StatedSpec(preprocessing=own.preprocessing, class_names=own.class_names)
     assert facts_used(own, same) == (
         "normalisation: the run's (0.5) and (0.25) (as the weights'), "
-        "crop: the run's 0.9 (as the weights'), classes: the run's b, a (as the weights')"
+        "crop: the run's 0.9 bicubic center (as the weights'), "
+        "classes: the run's b, a (as the weights')"
     )
     theirs = StatedSpec(preprocessing=Preprocessing((0.1,), (0.2,)), class_names=("a", "b"))
     assert facts_used(own, theirs) == (
         "normalisation: the run's (0.5) and (0.25) (the weights' (0.1) and (0.2)), "
-        "crop: the run's 0.9 (the weights' 1.0), "
+        "crop: the run's 0.9 bicubic center (the weights' 1.0 bicubic center), "
         "classes: the run's b, a (the weights' a, b are in another order)"
     )
+    squashed = StatedSpec(preprocessing=dataclasses.replace(own.preprocessing, crop_mode="squash"))
+    assert "(the weights' 0.9 bicubic squash)" in facts_used(own, squashed)
     assert "classes: the run's b, a (the head is fresh)" in facts_used(own, theirs, "fresh")
     assert facts_used(own, StatedSpec()).count("(the weights state none)") == 3
 

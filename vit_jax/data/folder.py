@@ -13,7 +13,7 @@ from vit_jax.data.sources import Example, ImageSource, Subset, check_index
 
 # Those of torchvision's ImageFolder, all of which OpenCV reads.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-# What macOS archives and file servers put beside the images.
+# What macOS archives and file servers add.
 _FOREIGN = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
 _SPLIT_DIRECTORIES = {
     "train": ("train",),
@@ -74,7 +74,7 @@ def open_folder(root: str | os.PathLike[str]) -> tuple[dict[str, ImageSource], l
     that begin with a dot, and folders that archives and file servers add are left out.
 
     Returns:
-        The splits, and what was left out, in words, one entry a kind.
+        The splits, and what was left out: a phrase for each kind.
 
     Raises:
         ValueError: no such folder, no class folders, a class without images, a class that the
@@ -89,7 +89,7 @@ def open_folder(root: str | os.PathLike[str]) -> tuple[dict[str, ImageSource], l
     left_out = _LeftOut(root)
     if not _is_divided(root):
         whole = _scan(root, None, f"folder {root} all", left_out)
-        return _cut_into_splits(whole), left_out.in_words()
+        return _cut_into_splits(whole), left_out.phrases()
     directories = _split_directories(root, left_out)
     train = _scan(directories["train"], None, f"folder {root} train", left_out)
     splits: dict[str, ImageSource] = {}
@@ -99,11 +99,11 @@ def open_folder(root: str | os.PathLike[str]) -> tuple[dict[str, ImageSource], l
             if split == "train"
             else _scan(directory, train.class_names, f"folder {root} {split}", left_out)
         )
-    return splits, left_out.in_words()
+    return splits, left_out.phrases()
 
 
 class _LeftOut:
-    """What stands in a folder and is not read."""
+    """Collects what a folder holds and is not read."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -120,20 +120,24 @@ class _LeftOut:
         else:
             self.suffixes[os.path.splitext(name)[1].lower() or "no suffix"] += 1
 
-    def in_words(self) -> list[str]:
-        words = []
+    def phrases(self) -> list[str]:
+        phrases = []
         if self.folders:
-            words.append(
+            phrases.append(
                 f"folders {', '.join(self.folders[:5])}{', ...' * (len(self.folders) > 5)}"
             )
         if self.stray_images:
-            words.append(f"{self.stray_images} images outside the class folders")
+            phrases.append(f"{_count(self.stray_images, 'image')} outside the class folders")
         if self.suffixes:
             kinds = ", ".join(
                 f"{suffix} ({count})" for suffix, count in self.suffixes.most_common(5)
             )
-            words.append(f"{self.suffixes.total()} files that are not images: {kinds}")
-        return words
+            phrases.append(f"{_count(self.suffixes.total(), 'other file')}: {kinds}")
+        return phrases
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _is_image(name: str) -> bool:
@@ -166,7 +170,7 @@ def _is_divided(root: Path) -> bool:
     others = {path.name for path in _entries(root)[0]} - splits - set(_FOREIGN)
     if folders and images and others:
         raise ValueError(
-            f"{train} holds folders and images, and stands beside {', '.join(sorted(others)[:5])}: "
+            f"{train} holds folders and images, next to {', '.join(sorted(others)[:5])}: "
             "wanted folders of classes, if it is a split, or images alone, if it is a class"
         )
     return bool(folders) or not images

@@ -26,7 +26,7 @@ class Splits:
     Attributes:
         train: what is trained on.
         validation, test: None where no split was named for them.
-        left_out: what stands in a folder of images and is not read, in words.
+        left_out: what a folder of images holds and is not read, a phrase for each kind.
     """
 
     train: ImageSource

@@ -1,9 +1,10 @@
 """Initial weights from elsewhere: a weights file, or a checkpoint of another run."""
 
+from collections.abc import Callable
 from typing import Any
 
 from vit_jax.models.base import VisionModel
-from vit_jax.models.spec import ModelSpec
+from vit_jax.models.spec import ModelSpec, Preprocessing
 from vit_jax.storage import run_path
 from vit_jax.weights.run_folder import (
     HUB_PREFIX,
@@ -50,8 +51,8 @@ def load_initial_weights(
       resize: of position embeddings: "none", or see `vit_jax.weights.adapt.adapt`.
 
     Returns:
-      What was loaded, what was changed on the way, and whose normalisation, crop and class order
-      the run has, in words.
+      A line: what was loaded, what was changed on the way, and whose normalisation, crop and
+      class order the run has.
 
     Raises:
       ValueError: it is neither weights nor a checkpoint, or does not fit the model.
@@ -82,35 +83,44 @@ def load_initial_weights(
 
 
 def facts_used(used: ModelSpec, stated: StatedSpec, head: str = "load") -> str:
-    """Whose normalisation, crop and class order a run has, and what its weights state, in words."""
+    """Says whose normalisation, crop and class order a run has, and what its weights state."""
     own, theirs = used.preprocessing, stated.preprocessing
-    said = []
-    for what, wanted, given in (
-        ("normalisation", own and (own.mean, own.std), theirs and (theirs.mean, theirs.std)),
-        ("crop", own and own.crop_fraction, theirs and theirs.crop_fraction),
-        ("classes", used.class_names, stated.class_names),
-    ):
-        if what == "classes" and head == "fresh":
-            relation = "the head is fresh"
-        elif given is None:
-            relation = "the weights state none"
-        elif wanted == given:
-            relation = "as the weights'"
-        else:
-            relation = f"the weights' {_brief(given)}"
-            relation += " are in another order" if _reordered(wanted, given) else ""
-        said.append(f"{what}: the run's {_brief(wanted)} ({relation})")
-    return ", ".join(said)
+    normalisation = _compared(
+        _moments, own and (own.mean, own.std), theirs and (theirs.mean, theirs.std)
+    )
+    crop = _compared(_crop, own and _crop_of(own), theirs and _crop_of(theirs))
+    names, their_names = used.class_names, stated.class_names
+    if head == "fresh":
+        classes = f"the run's {_names(names)} (the head is fresh)"
+    elif names and their_names and names != their_names and sorted(names) == sorted(their_names):
+        order = f"the weights' {_names(their_names)} are in another order"
+        classes = f"the run's {_names(names)} ({order})"
+    else:
+        classes = _compared(_names, names, their_names)
+    return f"normalisation: {normalisation}, crop: {crop}, classes: {classes}"
 
 
-def _reordered(wanted: Any, given: Any) -> bool:
-    pair = isinstance(wanted, tuple) and isinstance(given, tuple)
-    return pair and wanted != given and sorted(map(str, wanted)) == sorted(map(str, given))
+def _compared(words: Callable[[Any], str], own: Any, theirs: Any) -> str:
+    if theirs is None:
+        relation = "the weights state none"
+    elif own == theirs:
+        relation = "as the weights'"
+    else:
+        relation = f"the weights' {words(theirs)}"
+    return f"the run's {None if own is None else words(own)} ({relation})"
 
 
-def _brief(value: Any) -> str:
-    if isinstance(value, tuple) and value and isinstance(value[0], str):
-        return f"{', '.join(value[:3])}{', ...' * (len(value) > 3)}"
-    if isinstance(value, tuple):  # mean and deviation, a number a channel
-        return " and ".join(f"({', '.join(f'{x:.4g}' for x in part)})" for part in value)
-    return str(value)
+def _moments(mean_and_std: tuple[tuple[float, ...], ...]) -> str:
+    return " and ".join(f"({', '.join(f'{x:.4g}' for x in part)})" for part in mean_and_std)
+
+
+def _crop_of(preprocessing: Preprocessing) -> tuple[float, str, str]:
+    return preprocessing.crop_fraction, preprocessing.interpolation, preprocessing.crop_mode
+
+
+def _crop(crop: tuple[float, str, str]) -> str:
+    return " ".join(map(str, crop))
+
+
+def _names(names: tuple[str, ...] | None) -> str:
+    return "None" if names is None else ", ".join((*names[:3], *["..."][: len(names) > 3]))
