@@ -108,7 +108,7 @@ _NUMBERS = [
     ),
     Break(
         "representation_layer_without_tanh",
-        "vit_jax/models/vit.py",
+        "vit_jax/layers/mlp.py",
         "return jnp.tanh(self.fc(x))",
         "return self.fc(x)",
         _golden("tiny_vitpy_repr_nobias"),
@@ -300,7 +300,7 @@ _ADAPTED = [
 _FORMATS = [
     Break(
         "weights_of_another_number_of_heads",
-        "vit_jax/weights/load.py",
+        "vit_jax/weights/stated.py",
         "if not model.config.is_free(field) and own != _normalised(model.config, field, value):",
         "if False:",
         ("tests/weights/test_convert.py::test_fields_that_the_source_states",),
@@ -349,16 +349,16 @@ _FORMATS = [
     Break(
         "keys_and_queries_written_for_each_other",
         "vit_jax/weights/dialects.py",
-        'zip("qkv", np.split(array, 3), strict=True)',
-        'zip("kqv", np.split(array, 3), strict=True)',
+        "zip(parts, thirds, strict=True)",
+        "zip(parts[::-1], thirds, strict=True)",
         ("tests/weights/test_dialects.py::test_google_there_and_back",),
         "weights written for Google's or Hugging Face's ViT compute the same there",
     ),
     Break(
         "googles_output_kernel_as_it_is",
         "vit_jax/weights/dialects.py",
-        'array.reshape(-1, array.shape[-1]).T if leaf == "kernel" else array',
-        'array.reshape(-1, array.shape[-1]) if leaf == "kernel" else array',
+        "_with_axes(name, array, 3).reshape(-1, array.shape[-1]).T",
+        "_with_axes(name, array, 3).reshape(-1, array.shape[-1])",
         ("tests/weights/test_dialects.py::test_google_npz",),
         "Google's .npz weights give the model's own logits",
     ),
@@ -492,14 +492,11 @@ _DATA = [
     ),
     Break(
         "shrinking_without_antialiasing",
-        "vit_jax/data/resample.py",
-        "shrink = max(in_size / out_size, 1.0)",
-        "shrink = 1.0",
-        (
-            "tests/data/test_resample.py::test_shrinking_by_much_is_antialiased_too",
-            "tests/data/test_resample.py::test_near_to_pil",
-        ),
-        "resizing on the host is antialiased, near to PIL's",
+        "vit_jax/data/host_crop.py",
+        "kernel = Image.Resampling[interpolation.upper()]",
+        "kernel = Image.Resampling.NEAREST",
+        ("tests/data/test_host_crop.py::test_a_crop_is_cut_and_then_resized_by_pillow",),
+        "resizing on the host is antialiased, by PIL",
     ),
     Break(
         "solarize_spares_the_threshold",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import vit_jax
 from tests.models.families import FAMILIES, build
@@ -71,6 +71,12 @@ def test_options_reach_the_conversion(
         (["--ema"], "does not tell averaged weights from others"),
         (["--field=depth=2"], "is of a model with depth=3, this one has 2"),
         (["--to=google"], "written as .npz"),
+        (["--rename=norm"], "--rename: wanted REGEX=NEW"),
+        (["--rename=(=x"], "rename '(' to 'x': missing )"),
+        (["--rename=absent=x"], "rename 'absent': it changes none of the names"),
+        (["--rename=bias$=weight"], "it gives two arrays one name"),
+        (["--old-grid=2"], "--old-grid: wanted ROWS,COLUMNS such as 14,28"),
+        (["--old-grid=2,3"], "needs resize"),
         (["--to=hf"], "is a file"),
         (["source"], "no weights file"),
         (["damaged"], "not a whole safetensors file"),
@@ -106,3 +112,20 @@ def test_arguments_that_are_needed(capsys: pytest.CaptureFixture[str], missing: 
     del arguments[1 + missing]
     assert cli.main(arguments) == 2
     assert "required" in capsys.readouterr().err
+
+
+def test_names_are_changed_first(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where every name that does not fit is asked for."""
+    other, target = tmp_path / "other.safetensors", tmp_path / "o.safetensors"
+    whole = load_file(source)
+    save_file({f"x/{k}".replace("norm", "ln"): v for k, v in whole.items()}, other)
+    command = ["convert", str(other), str(target), *ARGUMENTS]
+    assert cli.main([*command, "--list"]) == 2
+    captured = capsys.readouterr()
+    # Each but those of the head, which the model has not, and the first once more.
+    assert captured.err.count("missing: ") == len(whole) - 1
+    renamed = [*command, "--rename=^x/=", r"--rename=\bln(\d?)\b=norm\1"]
+    assert cli.main(renamed) == 0
+    assert load_file(target).keys() == whole.keys()

@@ -54,7 +54,7 @@ def test_a_dict_that_is_no_config(config, change, message):
 
 
 @pytest.mark.parametrize(
-    "text", ['{"seed": ', "[1]", "{}", '{"spec_version": 3}', '{"spec_version": "1"}']
+    "text", ['{"seed": ', "[1]", "{}", '{"spec_version": 4}', '{"spec_version": "1"}']
 )
 def test_a_file_that_is_no_config_is_named(tmp_path, text):
     path = tmp_path / "config.json"

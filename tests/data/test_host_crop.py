@@ -4,12 +4,18 @@ import math
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.data.conftest import random_images
 from vit_jax.data.evaluation_geometry import evaluation_geometry
-from vit_jax.data.host_crop import RandomResizedCrop, evaluation_crop
+from vit_jax.data.host_crop import (
+    INTERPOLATIONS,
+    RandomResizedCrop,
+    cut,
+    evaluation_crop,
+    pil_resize,
+)
 from vit_jax.data.order import raw_words
-from vit_jax.data.resample import resample
 from vit_jax.models.spec import CROP_MODES
 
 _DRAWS = 4000
@@ -94,33 +100,39 @@ def test_what_never_fits_is_cut_at_the_centre(size, box) -> None:
 
 
 def test_a_crop_is_a_function_of_its_key() -> None:
-    image = random_images(1, 48)[0]
     crop = RandomResizedCrop()
     key = {"seed": 1, "epoch": 2, "index": 3}
-    first = crop(image, 16, 20, **key)
-    assert first.shape == (16, 20, 3)
-    np.testing.assert_array_equal(crop(image, 16, 20, **key), first)
-    for name in key:
-        assert not np.array_equal(crop(image, 16, 20, **{**key, name: key[name] + 1}), first)
     # For ever: what one version of this package drew, another draws.
-    words = raw_words(41, 4, 1, 2, 3)
-    assert crop.box(words, 48, 48) == (1, 4, 46, 40)
+    assert crop.draw(48, 48, **key) == (1, 4, 46, 40, 0)
+    for name in key:
+        assert crop.draw(48, 48, **{**key, name: key[name] + 1}) != (1, 4, 46, 40, 0)
 
 
 def test_random_interpolation_draws_each_half_of_the_time() -> None:
-    image = random_images(1, 24)[0]
-    kinds = {
-        kind: RandomResizedCrop((1.0, 1.0), (1.0, 1.0), kind)
-        for kind in ("bilinear", "bicubic", "random")
-    }
-    key = {"seed": 0, "epoch": 0}
-    bilinear, bicubic = (resample(image, 12, 12, kind) for kind in ("bilinear", "bicubic"))
-    found = [kinds["random"](image, 12, 12, **key, index=i) for i in range(400)]
-    linear = sum(np.array_equal(one, bilinear) for one in found)
-    cubic = sum(np.array_equal(one, bicubic) for one in found)
-    assert linear + cubic == 400
-    assert 160 < linear < 240  # four standard deviations
-    np.testing.assert_array_equal(kinds["bicubic"](image, 12, 12, **key, index=0), bicubic)
+    bilinear, bicubic, either = (
+        [
+            RandomResizedCrop(interpolation=kind).draw(9, 9, seed=0, epoch=0, index=i)[4:]
+            for i in range(400)
+        ]
+        for kind in (*INTERPOLATIONS, "random")
+    )
+    assert set(bilinear) == {(0,)}
+    assert set(bicubic) == {(1,)}
+    assert 160 < sum(kernel for (kernel,) in either) < 240  # four standard deviations
+
+
+@pytest.mark.parametrize("kernel", [0, 1])
+def test_a_crop_is_cut_and_then_resized_by_pillow(kernel: int) -> None:
+    image = random_images(1, 48)[0]
+    found = cut(image, (1, 4, 46, 40, kernel), 16, 20)
+    box = Image.fromarray(image).crop((4, 1, 44, 47))
+    expected = box.resize((20, 16), (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)[kernel])
+    np.testing.assert_array_equal(found, expected)
+    for channels in (1, 4):  # each as an image of its own
+        many = np.tile(image[..., :1], (1, 1, channels))
+        grey = pil_resize(many[1:47, 4:44], 16, 20, INTERPOLATIONS[kernel])
+        assert (grey == found[..., :1]).all()
+        assert grey.shape == (16, 20, channels)
 
 
 @pytest.mark.parametrize(
@@ -152,8 +164,10 @@ def test_a_strip_is_cropped_before_it_is_resized(shape, monkeypatch):
     from vit_jax.data import host_crop
 
     sizes = []
-    resized = host_crop._resized
-    monkeypatch.setattr(host_crop, "_resized", lambda *a: sizes.append(a[1] * a[2]) or resized(*a))
+    resized = host_crop.pil_resize
+    monkeypatch.setattr(
+        host_crop, "pil_resize", lambda *a: sizes.append(a[1] * a[2]) or resized(*a)
+    )
     ramp = np.arange(60_000, dtype=np.int64) * 256 // 60_000
     image = np.repeat(ramp.astype(np.uint8).reshape(*shape, 1), 3, axis=2)
     out = evaluation_crop(image, 32, 32, 1.0)

@@ -12,7 +12,7 @@ from vit_jax.layers.encoder_layer import TransformerEncoder
 from vit_jax.layers.prenorm_layer import TransformerLayer
 from vit_jax.models.registry import abstract_model
 from vit_jax.parity import OptimizerSpec, assert_parity, compare
-from vit_jax.weights.dialects import to_timm
+from vit_jax.weights.dialects import to_own
 
 transformers = pytest.importorskip("transformers")
 
@@ -58,7 +58,7 @@ def hugging_face(kind: str) -> tuple[torch.nn.Module, str]:
 
 def ours(name: str, module: torch.nn.Module, **fields: Any) -> Any:
     model = abstract_model(name, **{**_FIELDS, **fields})
-    arrays, dialect = to_timm({n: t.numpy() for n, t in module.state_dict().items()})
+    arrays, dialect = to_own({n: t.numpy() for n, t in module.state_dict().items()})
     assert dialect == "huggingface"
     vit_jax.load_state_dict(model, arrays)
     model.eval()

@@ -15,7 +15,7 @@ from torch import nn
 from vit_jax.parity.golden_weights import make_labels
 from vit_jax.parity.torch_trace import trace_torch
 from vit_jax.parity.values import OptimizerSpec, Reference, Whole
-from vit_jax.weights.dialects import DIALECTS, to_timm
+from vit_jax.weights.dialects import DIALECTS, module_to_own, to_own
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 4, 6, 3))
 
@@ -450,7 +450,7 @@ def test_hugging_face(hf: Any, design: str) -> None:
         parts = [getattr(theirs, values)[f"{attention}{part}_proj.weight"] for part in "qkv"]
         np.testing.assert_array_equal(array(got), np.concatenate([array(part) for part in parts]))
         assert got.noise == max(part.noise for part in parts)
-    weights, dialect = to_timm(theirs.weights)
+    weights, dialect = to_own(theirs.weights)
     assert dialect == "huggingface"
     assert reference.weights.keys() == weights.keys() == reference.gradients.keys()
     assert {"cls_token", "pos_embed", "patch_embed.proj.bias", "norm.bias"} < set(weights)
@@ -478,5 +478,6 @@ def test_hugging_face(hf: Any, design: str) -> None:
     ],
 )
 def test_modules_of_dialects(dialect: str, path: str, want: str | None) -> None:
-    (found,) = (d for d in DIALECTS if d.name == dialect)
-    assert found.module_to_timm(path) == (path if want is None else want)
+    for found in DIALECTS:
+        if found.name == dialect:
+            assert module_to_own(found, path) == (path if want is None else want)

@@ -10,9 +10,16 @@ import jax
 import pytest
 
 from vit_jax.config.recipes import find_recipe, load_recipe
-from vit_jax.plan.compile import _needed, _text, compile_step, stored_image
+from vit_jax.plan.compile import (
+    _needed,
+    _text,
+    abstract_inputs,
+    compile_step,
+    planned_run,
+    stored_image,
+)
 from vit_jax.plan.plan import count
-from vit_jax.training.run import model_to_train
+from vit_jax.training.run import model_to_train, open_run
 
 _SMALL = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 16, "num_heads": 2}
 _FLAGS = [f"--config.model.kwargs.{name}={value}" for name, value in _SMALL.items()]
@@ -31,6 +38,18 @@ def test_images_reach_the_device_as_they_are_stored():
     assert stored_image(config, model_to_train(config)) == (32, 32, 3)
     config = load_recipe(find_recipe("imagenette_t2t_vit_7"))
     assert stored_image(config, model_to_train(config)) == (128, 128, 3)
+
+
+@pytest.mark.parametrize("crop", [False, True])
+def test_a_planned_batch_is_that_of_a_run(crop):
+    config = _small()
+    config.data.random_resized_crop = crop
+    _, planned = abstract_inputs(planned_run(config, jax.devices()[:1]), (8, 8, 1))
+    with open_run(config).train_batches(0) as batches:
+        batch = next(batches)
+    assert {name: (found.shape, found.dtype) for name, found in planned.items()} == {
+        name: (found.shape, found.dtype) for name, found in batch.items()
+    }
 
 
 def test_channels_of_the_set_and_the_model_agree():

@@ -6,6 +6,7 @@ import pytest
 
 from tests.data.conftest import write_png
 from vit_jax import cli
+from vit_jax.data import RandomResizedCrop
 from vit_jax.data.randaugment import OPERATIONS
 
 pytestmark = pytest.mark.filterwarnings(
@@ -14,9 +15,10 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def test_operations_of_given_images(figures, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("vit_jax.cli.plot.augmented._SIDE", 16)
-    methods = {"crop": {"padding_crop": 3}, "erasing": {"random_erasing": 1.0}}  # few to compile
-    monkeypatch.setattr("vit_jax.cli.plot.augmented._METHODS", methods)
+    monkeypatch.setattr("vit_jax.cli.plot.augmentation_sheet._SIDE", 16)
+    # Few to compile.
+    methods = {"crop": {"crop": RandomResizedCrop()}, "erasing": {"random_erasing": 1.0}}
+    monkeypatch.setattr("vit_jax.cli.plot.augmentation_sheet._METHODS", methods)
     paths = [str(tmp_path / name) for name in ("a.png", "b.png")]
     for path, grey in zip(paths, (60, 200), strict=True):
         write_png(tmp_path / path, np.full((20, 30, 3), grey, np.uint8))
@@ -72,6 +74,15 @@ def test_a_recipe_with_its_own_images(figures, tmp_path):
     for image in shown:
         np.testing.assert_array_equal(image, shown[0])
     assert np.ptp(shown[0]) > 100
+
+
+def test_a_recipe_that_crops_images_of_one_size(figures, tmp_path):
+    arguments = ["--config=digits_vit", "--config.data.random_resized_crop=true"]
+    arguments += ["--config.data.crop_scale=(0.3,0.6)", "--config.data.rotation_degrees=0"]
+    assert cli.main(["plot", "augment", "--out", str(tmp_path / "sheet.png"), *arguments]) == 0
+    for row in np.split(np.array(figures[0].subfigs[0].axes), 8):
+        shown = [np.asarray(one.images[0].get_array()).tobytes() for one in row]
+        assert len(set(shown)) == 7  # each epoch has a crop of its own
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ config = tiny(
 batch = {
     "image": np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8),
     "index": np.arange(8, dtype=np.int32),
+    "crop": np.array([(i, 1, 8, 11, i % 2) for i in range(8)], np.int32),
 }
 pixels = {}
 for devices in (1, 4):
@@ -34,7 +35,7 @@ for devices in (1, 4):
     assert run.platform == "cpu"
     prepare = jax.jit(
         lambda batch: run.prepare_train(
-            example_keys(jax.random.key(0), 0, batch["index"]), batch["image"]
+            example_keys(jax.random.key(0), 0, batch["index"]), batch["image"], batch["crop"]
         )
     )
     placed = put_batch(run.mesh, batch)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from safetensors.numpy import load_file, save_file
 
 from tests.training.layouts import Result, run_all
 from tests.training.runs import arrays, tiny
@@ -219,7 +220,6 @@ def test_a_work_directory_knows_its_model(every_method, every_method_finished):
     ("changes", "message"),
     [
         ({"model__kwargs": tiny().model.kwargs}, r"second head .*model\.kwargs\.distilled=True"),
-        ({"distillation__teacher_model": ""}, "teacher_model: wanted the registered model"),
         ({"distillation__teacher_model": "vit_tinny"}, "unknown model 'vit_tinny'"),
         ({"distillation__teacher_kwargs": {"width": 3}}, r"teacher_kwargs\.width: .* embed_dim"),
         ({"distillation__teacher_kwargs": {"num_classes": 7}}, r"logits \(7,\).* 10 classes"),
@@ -235,6 +235,17 @@ def test_a_teacher_that_does_not_fit(teacher_file, changes, message):
             value = TEACHER_FIELDS | value
         setattr(getattr(config, group), name, value)
     with pytest.raises(ValueError, match=message):
+        teacher_of(config)
+
+
+def test_the_teachers_file_states_its_model(teacher_file, tmp_path):
+    config = taught(teacher_file)
+    config.distillation.teacher_model, config.distillation.teacher_kwargs = "", {}
+    assert teacher_of(config).name == TEACHER
+    bare = tmp_path / "bare.safetensors"
+    save_file(load_file(teacher_file), bare)
+    config.distillation.teacher = str(bare)
+    with pytest.raises(ValueError, match=r"teacher_model: wanted .*bare.* do not state it"):
         teacher_of(config)
 
 

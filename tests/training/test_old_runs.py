@@ -1,4 +1,4 @@
-"""Work directories of earlier versions: they predict, and go on where they stopped.
+"""Work directories of earlier versions: they predict, and go on where nothing changes the numbers.
 
 `old_runs/VERSION.tar.gz` was written by that version: `run`, of `tiny(ema__decay=0.9)`, stopped
 after its first epoch; `all_rows.jsonl`, the rows of the same run to its end; `logits.npy`, what the
@@ -54,3 +54,17 @@ def test_it_goes_on_where_it_stopped(old):
         for name in ("loss", "ema_loss"):
             if name in row:
                 assert row[name] == pytest.approx(want[name], rel=1e-4)
+
+
+def test_it_is_refused_where_its_pixels_were_others(old):
+    """As if it had been trained on random resized crops, which were others then."""
+    path = old / "run" / "config.json"
+    values = json.loads(path.read_text())
+    values["data"]["random_resized_crop"] = True
+    path.write_text(json.dumps(values))
+    before = rows(old / "run")
+    refusal = r"run of vit_jax 0\.1\.0, which drew other random resized crops: finish it with that"
+    with pytest.raises(ValueError, match=refusal):
+        train(load_config(path), old / "run")
+    assert rows(old / "run") == before
+    assert json.loads(path.read_text()) == values

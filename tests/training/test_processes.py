@@ -42,6 +42,7 @@ def config(**overrides):
         "num_epochs": LAST // EPOCH,
         "data__num_train_examples": EXAMPLES,
         "data__horizontal_flip": True,
+        "data__random_resized_crop": True,
         "checkpoint__every_steps": 3,
     }
     return exact(**(own | overrides))

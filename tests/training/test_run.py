@@ -1,5 +1,6 @@
 """What a config makes of the images before they cross to the device."""
 
+import functools
 import pathlib
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from tests.data.conftest import write_png
 from tests.training.runs import tiny
 from vit_jax.training.run import open_run
+from vit_jax.training.step import _prepared
 
 
 @pytest.fixture
@@ -107,11 +109,13 @@ def test_images_of_one_size_are_evaluated_whole(fields, message: str) -> None:
 
 
 def test_images_of_one_size_are_cropped_by_the_step() -> None:
-    plain, cropped = open_run(tiny()), open_run(tiny(data__random_resized_crop=True))
+    crops = {"data__random_resized_crop": True, "data__crop_scale": (0.1, 0.5)}
+    plain, cropped = open_run(tiny()), open_run(tiny(**crops))
     batches = [first(run.train_batches(0)) for run in (plain, cropped)]
     assert (batches[0]["image"] == batches[1]["image"]).all()
-    keys = jax.random.split(jax.random.key(0), 4)
-    images = jnp.asarray(batches[0]["image"][:4])
-    whole, part = (jax.jit(run.prepare_train)(keys, images) for run in (plain, cropped))
+    whole, part = (
+        jax.jit(functools.partial(_prepared, run))(jnp.int32(0), batch)
+        for run, batch in zip((plain, cropped), batches, strict=True)
+    )
     assert whole.shape == part.shape
     assert (whole != part).any((1, 2, 3)).all()

@@ -12,14 +12,14 @@ from flax import nnx
 
 import vit_jax
 from tests.training.runs import tiny
-from vit_jax.config import TrainConfig
+from vit_jax.config import TrainConfig, load_config
 from vit_jax.config.validate import fields_of
 from vit_jax.models.base import VisionModel
 from vit_jax.models.registry import create_model
 from vit_jax.models.spec import ModelSpec, Preprocessing
 from vit_jax.training import train
 from vit_jax.training.run import open_run
-from vit_jax.training.start import facts_used, load_initial_weights
+from vit_jax.training.start import facts_used, load_initial_weights, with_stated_fields
 from vit_jax.weights.adapt import RESIZE
 from vit_jax.weights.resize import resize_pos_embed
 from vit_jax.weights.save import save_pretrained
@@ -103,6 +103,75 @@ def test_the_line_tells_whose_normalisation_crop_and_classes_are_used():
     assert "(the weights' 0.9 bicubic squash)" in facts_used(own, squashed)
     assert "classes: the run's b, a (the head is fresh)" in facts_used(own, theirs, "fresh")
     assert facts_used(own, StatedSpec()).count("(the weights state none)") == 3
+
+
+def left_alone(config: TrainConfig, *fields: str) -> TrainConfig:
+    """The config with no other field of the model than these."""
+    kwargs = {name: config.model.kwargs[name] for name in fields}
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, kwargs=kwargs))
+
+
+@pytest.mark.parametrize("form", ["run", "weights"])
+def test_what_the_weights_state_need_not_be_said_again(form, finished, first_state, tmp_path):
+    """Nor when the run goes on, when they may be gone; and what is said otherwise is refused."""
+    source = tmp_path / "source"
+    if form == "run":
+        shutil.copytree(finished, source)
+    else:
+        source = source.with_suffix(".safetensors")
+        save_pretrained(vit_jax.from_pretrained(finished), source)
+    quick = {"data__validation_split": None, "data__test_split": None, "log__progress": "plain"}
+    config = left_alone(tiny(init_from=str(source), num_epochs=1, **quick))
+    found, said = first_state(config)
+    assert "as its weights state them: img_size=8, in_chans=1, num_classes=10, " in said
+    for name, array in vit_jax.state_dict(vit_jax.from_pretrained(finished)).items():
+        np.testing.assert_array_equal(found[name], array)
+    train(config, tmp_path / "run")
+    stored = load_config(tmp_path / "run" / "config.json").model.kwargs
+    known = {k: v for k, v in tiny().model.kwargs.items() if k != "drop_rate"}
+    assert stored == known  # a rate of dropout is not the weights'
+    assert vit_jax.from_pretrained(tmp_path / "run").config.depth == 1
+    shutil.move(source, tmp_path / "gone")
+    train(config, tmp_path / "run")
+    shutil.move(tmp_path / "run" / "checkpoints", tmp_path / "away")  # its rows tell that it began
+    assert with_stated_fields(config, tmp_path / "run")[0].model.kwargs == stored
+    shutil.move(tmp_path / "away", tmp_path / "run" / "checkpoints")
+    changed = tiny(init_from=str(source), num_epochs=1, model__kwargs={"embed_dim": 24}, **quick)
+    with pytest.raises(ValueError, match=r"model\.kwargs\.embed_dim \(was 16, now 24\)"):
+        train(changed, tmp_path / "run")
+
+
+def test_what_is_adapted_is_not_taken_from_the_weights(finished):
+    config = left_alone(other(finished), "num_classes")
+    told, names = with_stated_fields(config)
+    assert "img_size" not in names
+    assert told.model.kwargs["num_classes"] == 12
+    names = with_stated_fields(left_alone(other(finished)))[1]
+    assert set(names) == {"patch_size", "in_chans", "embed_dim", "depth", "num_heads"}
+    renamed = dataclasses.replace(config.model, name="vit_small_patch16_224")
+    assert with_stated_fields(dataclasses.replace(config, model=renamed))[1] == ()
+    design = dataclasses.replace(config.model, name="vit", kwargs={})
+    assert "depth" in with_stated_fields(dataclasses.replace(config, model=design))[1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"model__kwargs__num_heads": 4}, "num_heads=2, this one has 4"),
+        ({"model__kwargs__norm_eps": 1e-3}, "norm_eps=1e-06, this one has 0.001"),
+        ({"model__kwargs__img_size": (4, 16)}, r"grid of 2x2 patches, this model's for 1x4"),
+        ({"data__num_train_examples": None, "model__kwargs": {"in_chans": 1}, "told": 1},
+         "has 10 classes, and vit_tiny_patch16_224 left alone has 12"),
+    ],
+)  # fmt: skip
+def test_a_run_of_another_model_with_the_same_arrays(overrides, message, finished, tmp_path):
+    source = finished
+    if overrides.pop("told", None):
+        source = tmp_path / "w.safetensors"
+        fields = tiny().model.kwargs | {"num_classes": 12}
+        save_pretrained(create_model(tiny().model.name, rngs=nnx.Rngs(0), **fields), source)
+    with pytest.raises(ValueError, match=message):
+        train(tiny(init_from=str(source), **overrides), tmp_path / "run")
 
 
 def test_a_fine_tuning_run_trains(finished, tmp_path):

@@ -8,7 +8,13 @@ import sys
 import pytest
 
 from tests.training.runs import tiny
-from vit_jax.training.workdir import check_config, check_pixels, locked, store_config
+from vit_jax.training.workdir import (
+    check_config,
+    check_pixels,
+    locked,
+    store_config,
+    writing,
+)
 
 HOLD = """
 import pathlib, sys, time
@@ -19,19 +25,46 @@ with locked(pathlib.Path(sys.argv[1])):
 """
 
 
-def test_a_run_that_saw_other_pixels_is_not_gone_on_with(tmp_path):
-    """Images of one size are the same in all versions."""
-    store_config(tiny(), tmp_path)
-    check_pixels(tmp_path, None)
+@pytest.mark.parametrize(
+    ("version", "wrote"),
+    [
+        (None, r"0\.1\.0"),
+        (1, r"after 0\.1\.0 \(spec_version 1 of config.json\)"),
+        (2, r"after 0\.1\.0 \(spec_version 2 of config.json\)"),
+        (3, ""),
+    ],
+)
+@pytest.mark.parametrize(
+    ("image_shape", "crop", "changed"),
+    [
+        ((8, 8, 1), False, ""),
+        ((8, 8, 1), True, "drew other random resized crops"),
+        (None, False, "resized images that vary in size otherwise"),
+        (None, True, "resized images that vary in size otherwise"),
+    ],
+)
+def test_a_run_that_saw_other_pixels_is_not_gone_on_with(
+    tmp_path, version, wrote, image_shape, crop, changed
+):
+    config = tiny(data__random_resized_crop=crop)
+    store_config(config, tmp_path)
     path = tmp_path / "config.json"
     values = json.loads(path.read_text())
-    for version in (1, None):
-        values.pop("spec_version")
-        values |= {} if version is None else {"spec_version": version}
-        path.write_text(json.dumps(values))
-        check_pixels(tmp_path, (8, 8, 1))
-        with pytest.raises(ValueError, match=r"holds a run of vit_jax 0\.1\.0 or earlier"):
-            check_pixels(tmp_path, None)
+    assert values.pop("spec_version") == 3
+    path.write_text(json.dumps(values | ({"spec_version": version} if version else {})))
+    if wrote and changed:
+        refusal = rf"run of vit_jax {wrote}, which {changed}: finish it with that version, or give"
+        with pytest.raises(ValueError, match=refusal):
+            check_pixels(config, tmp_path, image_shape)
+    else:
+        check_pixels(config, tmp_path, image_shape)
+
+
+def test_what_cannot_be_written_is_told_with_what_comes_next(tmp_path):
+    for then in ("the run goes on from its last checkpoint", "its curves are drawn"):
+        wanted = rf"cannot write to {tmp_path}: full; make room and repeat the command: {then}"
+        with pytest.raises(ValueError, match=wanted), writing(tmp_path, then):
+            raise OSError(28, "full")
 
 
 def test_the_lock_names_its_holder_and_ends_with_a_kill(tmp_path):

@@ -179,6 +179,30 @@ def test_a_grid_that_is_not_square_must_be_said():
         adapt(weights, square, resize="source", old_grid=(3, 6))
 
 
+@pytest.mark.parametrize("size", [2, 8, (6, 3)])
+def test_patches_of_another_size(size):
+    """As timm: the new kernel on a resized patch gives what the old one gave on the patch."""
+    weights = vit_jax.state_dict(build("vit"))
+    name = "patch_embed.proj.weight"
+    weights[name] = weights[name].astype(np.float64)
+    model = abstract("vit", patch_size=size, img_size=24)
+    adapted, report = adapt(weights, model, resize="bilinear")
+    rows, columns = model.patch_embed.patch_size
+    assert report[1] == f"{name}: 4x4 to {rows}x{columns} by timm's least squares"
+    basis = torch.eye(16, dtype=torch.float64).reshape(16, 1, 4, 4)
+    resized = torch.nn.functional.interpolate(
+        basis, (rows, columns), mode="bicubic", antialias=True, align_corners=False
+    ).reshape(16, -1)
+    want = weights[name].reshape(8, 3, 16) @ np.linalg.pinv(resized.numpy().T)
+    assert adapted[name].shape == (8, 3, rows, columns)
+    np.testing.assert_allclose(adapted[name].reshape(8, 3, -1), want, rtol=0, atol=1e-12)
+    for other in ("classifier", "encoder", "convolution"):  # whose sources have no such rule
+        assert not abstract(other, img_size=32).patch_weights().is_resampled
+    weights[name] = weights[name].astype(int)
+    with pytest.raises(ValueError, match="patch kernel in floating point, got int64"):
+        adapt(weights, model, resize="source")
+
+
 @pytest.mark.parametrize("family", T2T)
 def test_the_sinusoid_is_computed_for_another_size(family):
     weights = vit_jax.state_dict(build(family, img_size=32))
@@ -261,6 +285,33 @@ def test_a_head_dropped_for_none():
         for head in ("head", "head_dist")
     ]
     vit_jax.load_state_dict(model, adapted)
+
+
+def test_a_layer_before_the_head_goes_with_it(tmp_path):
+    """Where only one of the two has it, also if the file states its fields; else it is loaded."""
+    vit_jax.save_pretrained(build("vit", representation_size=8), tmp_path / "w.safetensors")
+    report = vit_jax.load_pretrained(build("vit"), tmp_path / "w.safetensors", head="drop")
+    assert "pre_logits.fc: left out with the head, the model has none" in report.adapted
+    with pytest.raises(ValueError, match="representation_size=8, this one has None"):
+        vit_jax.load_pretrained(build("vit"), tmp_path / "w.safetensors")
+    plain, deep = (build("vit", 1, representation_size=size) for size in (None, 8))
+    of_plain, of_deep = (
+        vit_jax.state_dict(build("vit")),
+        vit_jax.state_dict(build("vit", representation_size=8)),
+    )
+    name = "pre_logits.fc"
+    for model, weights, told in (
+        (plain, of_deep, [f"{name}: left out with the head, the model has none"]),
+        (deep, of_plain, [f"{name}: not in the state dict, the model keeps its own"]),
+        (deep, of_deep, []),
+    ):
+        own = vit_jax.state_dict(model)
+        adapted, (_, *report) = adapt(weights, model, head="drop")
+        assert report == told
+        vit_jax.load_state_dict(model, adapted)
+        for key, array in vit_jax.state_dict(model).items():
+            is_own = key.startswith("head") or key not in weights
+            np.testing.assert_array_equal(array, (own if is_own else weights)[key])
 
 
 @pytest.mark.parametrize("family", HEADS)

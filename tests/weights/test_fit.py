@@ -1,6 +1,7 @@
 """A model that does not fit its weights: all that is wrong, and the names that do fit."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from tests.tiers import mostly_slow
 from vit_jax.models.registry import abstract_model
 from vit_jax.weights import fit
 from vit_jax.weights.fit import models_that_fit
-from vit_jax.weights.state_dict import torch_shapes
+from vit_jax.weights.state_dict import MisfitError, torch_shapes
 
 pytestmark = pytest.mark.xdist_group("fit")
 
@@ -47,7 +48,9 @@ def shapes_of(name: str) -> dict[str, tuple[int, ...]]:
 def models_traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are of full size."""
     monkeypatch.setattr(fit, "abstract_model", lambda name: name)
-    monkeypatch.setattr(fit, "torch_shapes", shapes_of)
+    monkeypatch.setattr(
+        fit, "torch_shapes", lambda m: shapes_of(m) if isinstance(m, str) else torch_shapes(m)
+    )
 
 
 def arrays_of(name: str, classes: int | None = None) -> dict[str, np.ndarray]:
@@ -104,7 +107,8 @@ def test_all_that_is_wrong_is_listed_at_once_and_nothing_changes(tmp_path: Path)
     ):
         with pytest.raises(ValueError, match="does not fit the model") as error:
             vit_jax.load_pretrained(model, tmp_path / file)
-        assert {line.strip() for line in str(error.value).splitlines()[1:]} == want
+        told = [line.strip().rstrip(";") for line in str(error.value).splitlines()[1:]]
+        assert set(told[: len(want)]) == want
         for name, array in vit_jax.state_dict(model).items():
             np.testing.assert_array_equal(array, before[name])
 
@@ -117,3 +121,45 @@ def test_the_error_of_load_pretrained_proposes_names(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"weights fit: \['vit_classifier'\]") as error:
             vit_jax.load_pretrained(model, tmp_path / "w.safetensors")
         assert ("missing: " if family == "vit" else "misshapen: ") in str(error.value)
+
+
+def _with_prefix(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {f"a.b.{name}": array for name, array in arrays.items() if name != "pos_embed"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "change", "told"),
+    [
+        ({"depth": 12, "embed_dim": 16}, dict,
+         ["missing: blocks.3.", "and 107 more", "misshapen: ",
+          "they have 3 layers of width 8, this model 12 of 16"]),
+        ({}, _with_prefix, ["missing: ", "unexpected: ",
+                            r"without the prefix 'a.b.' 43 of 44 names fit (vit-jax convert "
+                            r"--rename '^a\.b\.=')"]),
+        ({"num_classes": 7}, dict, ["misshapen: head.weight wanted (7, 8), got (5, 8)",
+                                    "head='drop' (--head drop, init_head=fresh) keeps"]),
+        ({"num_classes": 0}, dict, ["unexpected: head.weight", "head='drop'"]),
+        ({"img_size": 16}, dict,
+         ["misshapen: pos_embed", "resize='source' (--resize source, init_resize=source)"]),
+        ({"patch_size": 2, "img_size": (4, 6)}, dict,
+         ["misshapen: patch_embed.proj.weight", "resize='source'"]),
+        ({"in_chans": 1}, dict, ["misshapen: patch_embed.proj.weight", "in_chans=True"]),
+    ],
+    ids=["sizes", "prefix", "classes", "no head", "image size", "patch size", "channels"],
+)  # fmt: skip
+def test_the_diagnosis_says_what_would_help(
+    tmp_path: Path, fields: dict, change: Callable, told: list[str]
+) -> None:
+    """In ten lines at most; the error holds every problem."""
+    arrays = change(vit_jax.state_dict(build("vit")))
+    save_file(arrays, tmp_path / "w.safetensors")
+    model = build("vit", **fields)
+    with pytest.raises(MisfitError) as error:
+        vit_jax.load_pretrained(model, tmp_path / "w.safetensors")
+    text = str(error.value)
+    assert len(text.splitlines()) <= 10
+    for part in told:
+        assert part in text
+    wanted = torch_shapes(model)
+    wrong = {name for name in wanted if name not in arrays or arrays[name].shape != wanted[name]}
+    assert len(error.value.problems) == len(wrong | (arrays.keys() - wanted.keys()))

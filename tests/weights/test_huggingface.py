@@ -31,6 +31,7 @@ from vit_jax.weights.huggingface import read_facts
 pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.xdist_group("huggingface")]
 
 SIZE = 8
+PREPROCESSING = Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 8 / 10, "bilinear")
 DESIGNS = {"vit": "ViT", "distilled": "DeiT"}
 
 
@@ -42,7 +43,9 @@ def hf() -> Any:
         from transformers import (
             AutoImageProcessor,
             DeiTConfig,
+            DeiTForImageClassification,
             DeiTForImageClassificationWithTeacher,
+            DeiTModel,
             ViTConfig,
             ViTForImageClassification,
             ViTModel,
@@ -59,6 +62,8 @@ def hf() -> Any:
         configs={"vit": ViTConfig, "distilled": DeiTConfig},
         processor=AutoImageProcessor,
         base=ViTModel,
+        deit_classifier=DeiTForImageClassification,
+        deit_base=DeiTModel,
     )
 
 
@@ -167,6 +172,57 @@ def test_their_pooler_is_the_representation_layer(hf: Any, tmp_path: Path) -> No
     assert_close(logits(model, batch()), want)
 
 
+@pytest.mark.parametrize("crop_mode", ["squash_floor", "center"])
+def test_images_and_patches_that_are_not_square(hf: Any, crop_mode: str, tmp_path: Path) -> None:
+    """Their processor crops no rectangle from images that keep their aspect: that is said."""
+    model = build("vit", jnp.float64, img_size=(8, 12), patch_size=(4, 2), depth=2)
+    model.eval()
+    with_preprocessing(model, dataclasses.replace(PREPROCESSING, crop_mode=crop_mode))
+    notes = vit_jax.save_pretrained(model, tmp_path / "f", dialect="huggingface")
+    images = np.random.default_rng(1).normal(size=(2, 8, 12, 3))
+    module = from_folder(hf, "vit", tmp_path / "f")
+    got = pytorch_logits(lambda x: module(x).logits, images)  # type: ignore[arg-type]
+    assert_close(got, np.asarray(logits(model, images)))
+    again = vit_jax.from_pretrained(tmp_path / "f", dtype="float64", param_dtype="float64")
+    assert_same_weights(again, model)
+    assert again.spec.preprocessing == model.spec.preprocessing
+    processor = tmp_path / "f" / "preprocessor_config.json"
+    if crop_mode == "center":
+        assert len(notes) == 1
+        assert "no center crop of 8x12" in notes[0]
+        assert not processor.exists()
+        return
+    assert notes == ()
+    image = np.random.default_rng(0).integers(0, 256, (14, 30, 3), np.uint8)
+    theirs = hf.processor.from_pretrained(tmp_path / "f")
+    pixels = theirs(Image.fromarray(image), return_tensors="np")["pixel_values"]
+    found = np.asarray(vit_jax.preprocess(model, image)).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(pixels, found, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "base"])
+def test_a_distillation_token_without_a_head_of_its_own(hf: Any, kind: str, tmp_path: Path) -> None:
+    """It is a register; and such a model of ours is theirs."""
+    config = theirs(hf, "distilled").config
+    module = getattr(hf, f"deit_{kind}")(config).double().eval()
+    module.save_pretrained(tmp_path / "theirs")
+    model = vit_jax.from_pretrained(tmp_path / "theirs", dtype="float64", param_dtype="float64")
+    assert (model.config.distilled, model.config.reg_tokens) == (False, 1)
+    told = {"classifier": "logits", "base": "pooler_output"}[kind]
+    want = pytorch_logits(lambda x: getattr(module(x), told), batch())  # type: ignore[arg-type]
+    assert_close(logits(model, batch()), want)
+    distilled = ours("distilled", norm_eps=model.config.norm_eps)
+    report = vit_jax.load_pretrained(distilled, tmp_path / "theirs", head="drop")
+    assert "reg_token: taken for dist_token" in report.adapted
+    if kind == "classifier":
+        vit_jax.save_pretrained(model, tmp_path / "ours", dialect="huggingface")
+        again, info = hf.deit_classifier.from_pretrained(
+            tmp_path / "ours", dtype=torch.float64, output_loading_info=True
+        )
+        assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+        assert_close(their_logits(again.eval()), want)
+
+
 @pytest.mark.parametrize(
     ("name", "sizes"),
     [
@@ -201,7 +257,7 @@ def test_we_load_their_state_dict_in_memory(hf: Any, design: str, tmp_path: Path
             r"norm_eps=1e-12, this one has 1e-06: create_model\(\.\.\., norm_eps=1e-12\)",
         ),
         ({"num_attention_heads": 4}, r"num_heads=4, this one has 2: .*num_heads=4"),
-        ({"hidden_act": "gelu_new"}, r"wanted the activation 'gelu' \(erf\), .*'gelu_new'"),
+        ({"hidden_act": "gelu_new"}, "wanted hidden_act 'gelu', its config.json says 'gelu_new'"),
         ({"hidden_act": "relu"}, "'relu'"),
     ],
 )
@@ -218,9 +274,6 @@ def test_fields_that_the_folder_contradicts(
         vit_jax.load_pretrained(model, tmp_path)
     for name, array in vit_jax.state_dict(model).items():
         np.testing.assert_array_equal(array, before[name])
-
-
-PREPROCESSING = Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 8 / 10, "bilinear")
 
 
 def test_preprocessing_there_and_back(hf: Any, tmp_path: Path) -> None:
@@ -312,9 +365,8 @@ def test_what_their_preprocessor_config_leaves_out_is_said(tmp_path: Path) -> No
 
 def test_models_that_their_folder_cannot_be(tmp_path: Path) -> None:
     for fields, message in (
-        ({"img_size": (8, 12)}, r"square images, this one \(8, 12\)"),
-        ({"patch_size": (4, 2)}, r"square patches, this one \(4, 2\)"),
         ({"num_classes": 0}, "this model has none"),
+        ({"reg_tokens": 2}, r"no place for .* reg_tokens=2"),
     ):
         model = build("vit", **{"img_size": SIZE, **fields})
         with pytest.raises(ValueError, match=message):

@@ -2,9 +2,14 @@
 
 import argparse
 import collections
+import datetime
+import decimal
+import fractions
 import os
 import subprocess
 import sys
+import types
+import uuid
 import warnings
 import zipfile
 from pathlib import Path
@@ -138,6 +143,50 @@ def assert_same(read: Any, written: Any) -> None:
 def test_checkpoint_of_a_training_script(zipped: bool, protocol: int, tmp_path: Path) -> None:
     written = checkpoint()
     assert_same(read_torch_file(save(written, tmp_path / "a.pth", zipped, protocol)), written)
+
+
+class Options:
+    """Of a training script, with attributes."""
+
+    def __init__(self) -> None:
+        self.lr = 0.1
+
+
+class Settings(dict):
+    """As Lightning's AttributeDict."""
+
+
+class Names(list):
+    """As a ListConfig."""
+
+
+DAY = datetime.datetime(2024, 5, 1, tzinfo=datetime.UTC)
+FOREIGN = (
+    DAY, DAY.date(), DAY.time(), DAY - DAY, decimal.Decimal("1.5"), fractions.Fraction(1, 3),
+    uuid.UUID(int=5), range(3), collections.deque([1, 2]), types.SimpleNamespace(lr=1),
+    Options(), Settings(lr=0.1), Names(["a", "b"]),
+)  # fmt: skip
+
+
+@FORMS
+@pytest.mark.parametrize("protocol", [1, 2, 5])
+def test_objects_of_other_classes_are_left_unread(
+    zipped: bool, protocol: int, tmp_path: Path
+) -> None:
+    """One of them beside the weights does not make the file unreadable."""
+    for value in FOREIGN:
+        written = {"model": {"w": torch.ones(2)}, "args": [value, {"again": value}]}
+        read = read_torch_file(save(written, tmp_path / "a.pth", zipped, protocol))
+        np.testing.assert_array_equal(read["model"]["w"], np.ones(2))
+        kind = type(value)
+        said = f"an object of {kind.__module__}.{kind.__name__}"
+        if protocol == 1 and isinstance(value, dict | list):
+            continue  # made by a call of the base class with its items
+        if isinstance(value, Settings):
+            said = {"lr": 0.1}
+        if isinstance(value, range) and protocol <= 2:  # as for Python 2
+            said = "an object of builtins.xrange"
+        assert read["args"] == [said, {"again": said}]
 
 
 def test_tensor_with_attributes_and_bare_storage(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,26 +15,49 @@ def run(arguments: Sequence[str]) -> int:
     from rich.console import Console
 
     from vit_jax.weights.convert import convert, print_report
+    from vit_jax.weights.state_dict import MisfitError
 
     head: Any = options.head
     if head is not None and head != "drop":
         if not re.fullmatch(r"\d+(,\d+)*", head):
             raise ValueError(f'--head: wanted "drop" or class indices such as 0,5,7, got {head!r}')
         head = [int(index) for index in head.split(",")]
-    model, report = convert(
-        options.source,
-        options.target,
-        options.model,
-        fields=to_fields(options.field),
-        to=options.to,
-        ema=options.ema,
-        resize=options.resize,
-        head=head,
-        in_chans=options.in_chans,
-    )
+    try:
+        model, report = convert(
+            options.source,
+            options.target,
+            options.model,
+            fields=to_fields(options.field),
+            to=options.to,
+            ema=options.ema,
+            resize=options.resize,
+            old_grid=_old_grid(options.old_grid),
+            head=head,
+            in_chans=options.in_chans,
+            rename=[_rule(text) for text in options.rename],
+        )
+    except MisfitError as error:
+        if options.list:
+            print("\n".join(error.problems), file=sys.stderr)
+        raise
     print_report(model, report, Console())
     print(f"wrote {options.target}")
     return 0
+
+
+def _old_grid(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    if not re.fullmatch(r"\d+,\d+", text):
+        raise ValueError(f"--old-grid: wanted ROWS,COLUMNS such as 14,28, got {text!r}")
+    return tuple(map(int, text.split(",")))
+
+
+def _rule(text: str) -> tuple[str, str]:
+    pattern, equals, new = text.rpartition("=")
+    if not pattern or not equals:
+        raise ValueError(f"--rename: wanted REGEX=NEW, such as '^encoder\\.=', got {text!r}")
+    return pattern, new
 
 
 def _parser() -> Parser:
@@ -68,10 +92,28 @@ def _parser() -> Parser:
     parser.add_argument(
         "--resize",
         metavar="METHOD",
-        help='resize position embeddings: "source" for the design\'s own way, or a method by name',
+        help="resize positions, and patches of another size: source, the design's own way, or a "
+        "method by name",
+    )
+    parser.add_argument(
+        "--old-grid",
+        metavar="ROWS,COLUMNS",
+        help="with --resize: of the patches in SRC, where they are not square and it says no size",
     )
     parser.add_argument("--head", metavar="WHAT", help='"drop" the head, or keep the classes 0,5,7')
     parser.add_argument(
         "--in-chans", action="store_true", help="adapt the patches to the model's channels"
+    )
+    parser.add_argument(
+        "--rename",
+        metavar="REGEX=NEW",
+        action="append",
+        default=[],
+        help="change names in SRC first, as Python's re.sub: '^encoder\\.='; may be given again",
+    )
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="where SRC does not fit the model, list every array that does not",
     )
     return parser

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from vit_jax.cli import jax_setup
-from vit_jax.cli.parsing import RecipeParser
+from vit_jax.cli.parsing import RecipeParser, print_notes
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -17,9 +17,14 @@ def run(arguments: Sequence[str]) -> int:
     topology = parse_topology(options.topology or "")
     command.require_libtpu()
     jax_setup.set_up_jax()
-    return command.run(
-        recipe.config, recipe.name, topology, search=options.search, json=options.json
-    )
+    from vit_jax.training.start import with_stated_fields
+
+    config = recipe.config
+    try:
+        config, _ = with_stated_fields(config)
+    except ValueError as error:  # weights that are needed elsewhere need not be here
+        print_notes([f"{error}; planned without what they state"])
+    return command.run(config, recipe.name, topology, search=options.search, json=options.json)
 
 
 def _parser() -> RecipeParser:

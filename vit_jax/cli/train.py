@@ -33,19 +33,14 @@ def _draw_curves(workdir: str) -> None:
     from vit_jax.plots.curves import plot_curves
     from vit_jax.storage import run_path
     from vit_jax.training.records import read_rows
-    from vit_jax.training.workdir import METRICS_FILE
+    from vit_jax.training.workdir import METRICS_FILE, writing
 
     path = run_path(workdir)
     if (path / "plots" / "accuracy.png").exists():
         return
     rows = read_rows(path / METRICS_FILE)
-    try:
+    with writing(path, "the run is finished, and its curves are drawn"):
         plot_curves(rows, path / "plots")
-    except OSError as error:
-        raise ValueError(
-            f"cannot write to {path}: {error.strerror}; make room and repeat the command: the run "
-            "is finished, and its curves are drawn"
-        ) from error
 
 
 def _parser() -> RecipeParser:

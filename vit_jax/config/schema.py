@@ -304,7 +304,7 @@ class DistillationConfig:
         "its weights: a weights file, a checkpoint or a work directory; None or empty: none", ""
     )
     teacher_model: OptionalStr = _option(
-        "its registered model; None or empty: that of its work directory", ""
+        "its registered model; None or empty: the one that its weights state", ""
     )
     teacher_kwargs: dict[str, Any] = dataclasses.field(
         default_factory=dict,
@@ -390,7 +390,8 @@ class TrainConfig:
         choices=("load", "fresh"),
     )
     init_resize: str = _option(
-        "init_from: how its position embeddings become those of another image size; "
+        "init_from: how its position embeddings become those of another image size, and a "
+        "ViT's patches those of another patch size; "
         '"none": they are of this one; "source": as timm does it, T2T-ViT\'s computed anew',
         "none",
         choices=("none", "source", "timm", "bilinear_antialias", "bicubic", "bilinear", "google"),

@@ -10,8 +10,9 @@ from vit_jax.config.schema import RESUMABLE_FIELDS, TrainConfig
 from vit_jax.config.validate import proposal, validate
 
 # Of config.json. 0 is that of 0.1.0, which differs in stating none. Up to 1 images that vary in
-# size were cut otherwise in evaluation, and EXIF orientation was not applied.
-CONFIG_VERSION = 2
+# size were cut otherwise in evaluation, and EXIF orientation was not applied; up to 2 training
+# resized them otherwise, and images of one size got other random resized crops.
+CONFIG_VERSION = 3
 _VERSION = "spec_version"
 # Fields of earlier versions, which every run had empty.
 _RETIRED = ("unbuilt",)

@@ -15,15 +15,19 @@ from jaxtyping import Array, Float, Int, Int32, Key, UInt8
 
 from vit_jax.data import erasing, randaugment
 from vit_jax.data.color import random_color_jitter
-from vit_jax.data.crop import RandomResizedCrop, random_resized_crop
+from vit_jax.data.crop import Box, resize_box
 from vit_jax.data.geometry import random_horizontal_flip, random_padded_crop, random_rotation
 from vit_jax.data.resize import resize_bilinear
 
 # What an image's key is folded with for each method: 0 and 1 would be the halves of its split,
-# which the rotation and the flip have.
-_CROP, _PADDED_CROP, _COLOR_JITTER, _RAND_AUGMENT, _ERASING = range(2, 7)
+# which the rotation and the flip have; 2 is free, since other numbers would change old runs.
+_PADDED_CROP, _COLOR_JITTER, _RAND_AUGMENT, _ERASING = range(3, 7)
 
-Augment = Callable[[Key[Array, "B"], UInt8[Array, "B H W C"]], Float[Array, "B h w C"]]
+# The last argument is of `RandomResizedCrop`, see `make_train_augment`.
+Augment = Callable[
+    [Key[Array, "B"], UInt8[Array, "B H W C"], Int32[Array, "B 5"] | None],
+    Float[Array, "B h w C"],
+]
 Preprocess = Callable[[UInt8[Array, "B H W C"]], Float[Array, "B h w C"]]
 
 
@@ -72,7 +76,6 @@ def normalize(
 def make_train_augment(
     image_size: int | tuple[int, int],
     *,
-    crop: RandomResizedCrop | None = None,
     padding_crop: int = 0,
     rotation_degrees: float = 0.0,
     flip: bool = False,
@@ -94,7 +97,6 @@ def make_train_augment(
 
     Args:
         image_size: side, or (height, width), of the result.
-        crop: see `crop.RandomResizedCrop`; None: the whole image.
         padding_crop: pixels, see `geometry.random_padded_crop`; 0 for none.
         rotation_degrees: largest rotation to either side, at most 45; 0 for none.
         flip: whether to mirror half of the images.
@@ -113,7 +115,8 @@ def make_train_augment(
             last bit of a normalised value may differ.
 
     Returns:
-        A function of (keys (B,), uint8 images (B, H, W, C)), for use under `jax.jit`.
+        A function of (keys (B,), uint8 images (B, H, W, C), crops (B, 5) or None for the whole
+        images), for use under `jax.jit`. The crops are `batch["crop"]` of `train_batches`.
 
     Raises:
         ValueError: an argument outside its range, or methods that exclude each other.
@@ -147,12 +150,15 @@ def make_train_augment(
         settings = randaugment.parse_rand_augment(rand_augment, rand_augment_interpolation)
     fill = [min(255, round(255 * value)) for value in mean]
 
-    def augment_one(key: Key[Array, ""], image: UInt8[Array, "H W C"]) -> UInt8[Array, "h w C"]:
+    def augment_one(
+        key: Key[Array, ""], image: UInt8[Array, "H W C"], crop: Int32[Array, "5"] | None
+    ) -> UInt8[Array, "h w C"]:
         rotation_key, flip_key = jax.random.split(key)
         if crop is None:
             image = resize_bilinear(image, size)
         else:
-            image = random_resized_crop(jax.random.fold_in(key, _CROP), image, size, crop)
+            top, left, height, width, kernel = crop
+            image = resize_box(image, Box(top, left, height, width), size, kernel == 1)
         if padding_crop:
             padded_key = jax.random.fold_in(key, _PADDED_CROP)
             image = random_padded_crop(padded_key, image, padding_crop)
@@ -165,8 +171,12 @@ def make_train_augment(
             image = random_color_jitter(jitter_key, image, color_jitter)
         return image
 
-    def augment(keys: Key[Array, "B"], images: UInt8[Array, "B H W C"]) -> Float[Array, "B h w C"]:
-        images = jax.vmap(augment_one)(keys, images)
+    def augment(
+        keys: Key[Array, "B"],
+        images: UInt8[Array, "B H W C"],
+        crops: Int32[Array, "B 5"] | None = None,
+    ) -> Float[Array, "B h w C"]:
+        images = jax.vmap(augment_one)(keys, images, crops)
         if settings is not None:
             keys_here = _fold_in(keys, _RAND_AUGMENT)
             images = randaugment.rand_augment(

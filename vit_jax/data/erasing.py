@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, Key
 
-from vit_jax.data.crop import Box, draw_sides
+from vit_jax.data.crop import Box
 
 MODES = ("const", "rand", "pixel")
 
 _AREA = (0.02, 1 / 3)  # of the image
 _LOG_RATIO = (float(np.log(0.3)), float(np.log(1 / 0.3)))  # height over width
+_ATTEMPTS = 10
 
 
 def random_region(key: Key[Array, ""], height: int, width: int, probability: float) -> Box:
@@ -24,7 +25,7 @@ def random_region(key: Key[Array, ""], height: int, width: int, probability: flo
     is a height of 0.
     """
     whether, area_key, ratio_key, top_key, left_key = jax.random.split(key, 5)
-    heights, widths = draw_sides(area_key, ratio_key, _AREA, _LOG_RATIO, height * width)
+    heights, widths = _draw_sides(area_key, ratio_key, height * width)
     fits = (heights < height) & (widths < width)
     first = jnp.argmax(fits)
     erases = jax.random.bernoulli(whether, np.float32(probability)) & fits.any()
@@ -35,6 +36,16 @@ def random_region(key: Key[Array, ""], height: int, width: int, probability: flo
         height=jnp.where(erases, chosen_height, 0),
         width=chosen_width,
     )
+
+
+def _draw_sides(
+    area_key: Key[Array, ""], ratio_key: Key[Array, ""], pixels: int
+) -> tuple[Int32[Array, "10"], Int32[Array, "10"]]:
+    """Heights and widths to try: areas uniform, ratios uniform in their logarithm."""
+    areas = jax.random.uniform(area_key, (_ATTEMPTS,), jnp.float32, *_AREA) * pixels
+    ratios = jnp.exp(jax.random.uniform(ratio_key, (_ATTEMPTS,), jnp.float32, *_LOG_RATIO))
+    heights, widths = jnp.sqrt(areas * ratios), jnp.sqrt(areas / ratios)
+    return jnp.round(heights).astype(jnp.int32), jnp.round(widths).astype(jnp.int32)
 
 
 def erase(

@@ -7,8 +7,8 @@ import numpy as np
 
 from vit_jax.data.evaluation_geometry import evaluation_geometry
 from vit_jax.data.order import CROP_STREAM, raw_words
-from vit_jax.data.resample import INTERPOLATIONS, resample
 
+INTERPOLATIONS = ("bilinear", "bicubic")
 TRAIN_INTERPOLATIONS = (*INTERPOLATIONS, "random")
 
 _TRIES = 10
@@ -20,20 +20,21 @@ _LONGEST = 16
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """A rectangle of random area and aspect ratio, resized: torchvision's `RandomResizedCrop`.
+    """A rectangle of random area and aspect ratio: torchvision's `RandomResizedCrop`.
 
     Up to ten times an area uniform in `scale` (of the image's) and a ratio log-uniform in `ratio`
     are drawn, rounded to whole pixels and taken if they fit, at a place uniform among those
     possible. Else it is the largest central rectangle whose ratio is allowed. (torchvision 0.21,
     `transforms.RandomResizedCrop`; Szegedy et al., 2015, arXiv:1409.4842, section 6.)
 
-    What is drawn depends on (seed, epoch, index) alone, so not on order, workers or resume.
+    What is drawn depends on (seed, epoch, index) and the image's size alone, so not on order,
+    workers or resume, nor on whether the host cuts the image or the training step.
 
     Args:
         scale: smallest and largest share of the image's area.
         ratio: smallest and largest width / height.
         interpolation: "bilinear", "bicubic", or "random": each image draws one of the two, as
-            timm's training does. See `vit_jax.data.resample`.
+            timm's training does.
 
     Raises:
         ValueError: an argument out of its range.
@@ -58,26 +59,26 @@ class RandomResizedCrop:
                 f"{', '.join(TRAIN_INTERPOLATIONS)}"
             )
 
-    def __call__(
-        self, image: np.ndarray, height: int, width: int, *, seed: int, epoch: int, index: int
-    ) -> np.ndarray:
-        """A crop of `image` (H, W, C) uint8 at (height, width).
+    def draw(
+        self, height: int, width: int, *, seed: int, epoch: int, index: int
+    ) -> tuple[int, int, int, int, int]:
+        """The crop of an image of (height, width): top, left, rows, columns, kernel.
+
+        The kernel is a position in `INTERPOLATIONS`: 0 bilinear, 1 bicubic.
 
         Args:
-            image: the whole image.
-            height: rows of the result.
-            width: columns of the result.
+            height: rows of the image.
+            width: columns of the image.
             seed: of the run.
             epoch: passes over the data completed before this one.
             index: of the example; a repeat of an image has one of its own.
         """
         words = raw_words(_TRIES * _WORDS_A_TRY + 1, CROP_STREAM, seed, epoch, index)
-        top, left, rows, columns = self.box(words, image.shape[0], image.shape[1])
-        kernel = self.interpolation
-        if kernel == "random":
-            kernel = INTERPOLATIONS[int(words[-1]) >> 63]
-        crop = image[top : top + rows, left : left + columns]
-        return resample(crop, height, width, kernel)
+        if self.interpolation == "random":
+            kernel = int(words[-1]) >> 63
+        else:
+            kernel = INTERPOLATIONS.index(self.interpolation)
+        return *self.box(words, height, width), kernel
 
     def box(self, words: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
         """(top, left, rows, columns) of the crop in an image of (height, width).
@@ -103,6 +104,15 @@ class RandomResizedCrop:
         elif width / height > self.ratio[1]:
             columns = round(height * self.ratio[1])
         return (height - rows) // 2, (width - columns) // 2, rows, columns
+
+
+def cut(
+    image: np.ndarray, crop: tuple[int, int, int, int, int], height: int, width: int
+) -> np.ndarray:
+    """A crop that `RandomResizedCrop.draw` drew of `image` (H, W, C) uint8, at (height, width)."""
+    top, left, rows, columns, kernel = crop
+    inside = image[top : top + rows, left : left + columns]
+    return pil_resize(inside, height, width, INTERPOLATIONS[kernel])
 
 
 def evaluation_crop(
@@ -135,21 +145,33 @@ def evaluation_crop(
     rows, columns, top, left = evaluation_geometry(
         image.shape[0], image.shape[1], height, width, crop_fraction, crop_mode
     )
-    # Pillow itself, as timm. (`resample`, which training takes, is near it, and takes 0.73 ms where
-    # Pillow takes 3.0, of 375x500 to 256x341 on one core.)
-    resized = _resized(image, rows, columns, interpolation)
+    resized = pil_resize(image, rows, columns, interpolation)
     return resized[top : top + height, left : left + width]
 
 
-def _resized(image: np.ndarray, rows: int, columns: int, interpolation: str) -> np.ndarray:
+def pil_resize(image: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
+    """`image` at (height, width), by Pillow: shrinking is antialiased.
+
+    A crop is cut before it is resized, as torchvision and timm do. (`resize(box=)` of Pillow lets
+    pixels outside of the box in.)
+
+    Args:
+        image: (H, W, C) uint8; may be a view into a larger image.
+        height: rows of the result.
+        width: columns of the result.
+        interpolation: one of `INTERPOLATIONS`.
+
+    Returns:
+        (height, width, C) uint8.
+    """
     # Here and not above: a run on images of one size needs no Pillow.
     from PIL import Image
 
     kernel = Image.Resampling[interpolation.upper()]
     if image.shape[2] == 3:
-        return np.asarray(Image.fromarray(image).resize((columns, rows), kernel))
+        return np.asarray(Image.fromarray(image).resize((width, height), kernel))
     planes = [
-        np.asarray(Image.fromarray(plane).resize((columns, rows), kernel))
+        np.asarray(Image.fromarray(plane).resize((width, height), kernel))
         for plane in np.ascontiguousarray(np.moveaxis(image, 2, 0))
     ]
     return np.stack(planes, axis=2)

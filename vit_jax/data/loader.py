@@ -12,9 +12,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vit_jax.data.host_crop import RandomResizedCrop, evaluation_crop
+from vit_jax.data.host_crop import (
+    INTERPOLATIONS,
+    RandomResizedCrop,
+    cut,
+    evaluation_crop,
+    pil_resize,
+)
 from vit_jax.data.order import epoch_examples
-from vit_jax.data.resample import INTERPOLATIONS, resample
 from vit_jax.data.sources import ImageSource
 from vit_jax.data.workers import init_worker
 
@@ -97,8 +102,10 @@ def train_batches(
         worker_kind: "thread" (OpenCV decodes outside the GIL) or "process".
         image_size: side, or (height, width), that each image is resized to; None leaves images
             alone, which then must share one size.
-        crop: resize a random crop of each image, drawn from (seed, epoch, index); None: the whole
-            image, whatever its aspect ratio.
+        crop: a random crop of each image, drawn from (seed, epoch, index), is resized to
+            `image_size`. Where that is None, `crop` (B, 5) int32 says in the batch what was drawn,
+            and the training step cuts it: see `RandomResizedCrop.draw`. None: the whole image,
+            whatever its aspect ratio.
         repeats: how many times an image of an epoch appears in it, see `epoch_examples`.
         rows: which rows of each batch are made: a host's own. None: all.
 
@@ -121,6 +128,7 @@ def train_batches(
         rows=_rows(batch_size, rows),
         size=_image_size(source, image_size),
         crop=crop,
+        cut_in_step=image_size is None,
         repeats=repeats,
         batch_size=batch_size,
         seed=seed,
@@ -207,6 +215,7 @@ class _TrainBatch:
     rows: np.ndarray
     size: tuple[int, int, int]
     crop: RandomResizedCrop | None
+    cut_in_step: bool
     repeats: int
     batch_size: int
     seed: int
@@ -219,15 +228,21 @@ class _TrainBatch:
             places, len(self.source), self.seed, epoch, self.repeats
         )
         batch = _empty_batch(indices, self.size)
+        if self.crop is not None and self.cut_in_step:
+            batch["crop"] = np.zeros((len(indices), 5), np.int32)
         height, width, _ = self.size
         for row, example in enumerate(self.source.stream(positions.tolist())):
             image = example["image"]
             if self.crop is not None:
-                image = self.crop(
-                    image, height, width, seed=self.seed, epoch=epoch, index=int(indices[row])
+                crop = self.crop.draw(
+                    *image.shape[:2], seed=self.seed, epoch=epoch, index=int(indices[row])
                 )
+                if self.cut_in_step:
+                    batch["crop"][row] = crop
+                else:
+                    image = cut(image, crop, height, width)
             elif image.shape != self.size:
-                image = resample(image, height, width, "bilinear")
+                image = pil_resize(image, height, width, "bilinear")
             batch["image"][row], batch["label"][row] = image, example["label"]
         return batch
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float, Key
@@ -49,3 +50,22 @@ class Mlp(nnx.Module):
         hidden_key, out_key = split_key(key, 2)
         x = self.drop(gelu(self.fc1(x)), hidden_key)
         return self.drop(self.fc2(x), out_key)
+
+
+class PreLogits(nnx.Module):
+    """Linear and tanh between the class token and the head: ViT's representation layer."""
+
+    def __init__(
+        self, dim: int, representation_size: int, *, kernel_init, dtype, param_dtype, rngs: nnx.Rngs
+    ):
+        self.fc = nnx.Linear(
+            dim,
+            representation_size,
+            kernel_init=kernel_init,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch representation"]:
+        return jnp.tanh(self.fc(x))

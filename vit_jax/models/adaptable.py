@@ -33,6 +33,7 @@ class PatchWeights:
         ones (C, kh, kw).
       norm: the LayerNorm over all channels of a window before it, if there is one.
       bias: the layer's, after such a norm, if it has one.
+      is_resampled: whether its kernel can be made of one for another size of patches.
     """
 
     name: str
@@ -40,3 +41,4 @@ class PatchWeights:
     window: int = 1
     norm: str | None = None
     bias: str | None = None
+    is_resampled: bool = False

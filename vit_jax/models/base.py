@@ -17,6 +17,7 @@ from vit_jax.layers.soft_splits import SoftSplitWindows
 from vit_jax.layers.stack import PlainLayers, ScannedLayers, collect_outputs, run_layers
 from vit_jax.models.adaptable import PatchWeights, PositionTable
 from vit_jax.models.config import DesignConfig
+from vit_jax.models.dialect import Dialect
 from vit_jax.models.spec import ModelSpec, Preprocessing
 
 Logits = jax.Array | tuple[jax.Array, jax.Array]
@@ -71,13 +72,15 @@ class VisionModel(nnx.Module, Generic[Config]):
       config_class: the dataclass of its fields.
       variants: its registered names.
       stem: attributes whose parameters stand before the layers: patches, tokens, positions.
+      before_head: layers that a model may have for its head alone, as in the state dict.
+      head_tokens: names of one token in the state dict: which of them, a further head decides.
+      head_fields: that say which of these a model has.
       layers_name: where its stack of layers stands, as in the state dict.
       position_name: the position table in the state dict; its last axis is `embed_dim` wide.
       token_names: what the names of tokens and position tables contain in the state dict.
       independent: fields that may let the images of a batch depend on each other, and the value
         with which they do not.
-      dialects: other libraries whose names its weights can be written under: see
-        `vit_jax.weights.dialects`.
+      dialects: other libraries' names for its weights.
       torch_names: (pattern, replacement) pairs for the names of the PyTorch source's state dict
         that do not follow from the attributes: see `vit_jax.weights.state_dict`.
       torch_stages: modules (or variables of a script) of the source that have no arrays of their
@@ -92,8 +95,11 @@ class VisionModel(nnx.Module, Generic[Config]):
     position_name: ClassVar[str]
     token_names: ClassVar[tuple[str, ...]]
     heads: tuple[str, ...]
+    before_head: ClassVar[tuple[str, ...]] = ()
+    head_tokens: ClassVar[tuple[str, ...]] = ()
+    head_fields: ClassVar[tuple[str, ...]] = ()
     independent: ClassVar[Mapping[str, Any]] = {}
-    dialects: ClassVar[tuple[str, ...]] = ()
+    dialects: ClassVar[tuple[Dialect, ...]] = ()
     torch_names: ClassVar[tuple[tuple[str, str], ...]] = ()
     torch_stages: ClassVar[Mapping[str, str]] = {}
     prefix_tokens: tuple[str, ...] = ("class",)

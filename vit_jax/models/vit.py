@@ -22,35 +22,18 @@ from vit_jax.layers.initializers import (
     uniform_fan_in,
     zeros,
 )
+from vit_jax.layers.mlp import PreLogits
 from vit_jax.layers.norm import layer_norm
 from vit_jax.layers.patch_embed import PatchEmbed
 from vit_jax.layers.stack import stack_layers
 from vit_jax.models.adaptable import PatchWeights, PositionTable
 from vit_jax.models.base import Logits, Variant, VisionModel
 from vit_jax.models.config import PatchesConfig, checked, optional, other_scale
+from vit_jax.models.dialect import Dialect, Name, layer_names
 from vit_jax.models.spec import HALF_MEAN, HALF_STD, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 GLOBAL_POOLS = ("token", "avg", "max", "avgmax", "")
 WEIGHT_INITS = ("", "kaiming_conv")
-
-
-class PreLogits(nnx.Module):
-    """Linear and tanh between the class token and the head: ViT's representation layer."""
-
-    def __init__(
-        self, dim: int, representation_size: int, *, kernel_init, dtype, param_dtype, rngs: nnx.Rngs
-    ):
-        self.fc = nnx.Linear(
-            dim,
-            representation_size,
-            kernel_init=kernel_init,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
-
-    def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch representation"]:
-        return jnp.tanh(self.fc(x))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,6 +141,169 @@ def _variants() -> dict[str, Variant]:
     return found
 
 
+_JOINED = (("blocks.#.attn.qkv.", ("blocks.#.attn.q.", "blocks.#.attn.k.", "blocks.#.attn.v.")),)
+# What other libraries' models have once for all.
+_PLAIN = {"qk_scale": None, "no_embed_class": False, "class_token": True, "global_pool": "token"}
+_PLAIN |= {"distilled": False, "reg_tokens": 0}
+_HUGGINGFACE_CONFIG = {
+    "hidden_size": "embed_dim",
+    "num_hidden_layers": "depth",
+    "num_attention_heads": "num_heads",
+    "intermediate_size": "mlp_ratio",
+    "image_size": "img_size",
+    "patch_size": "patch_size",
+    "num_channels": "in_chans",
+    "qkv_bias": "qkv_bias",
+    "layer_norm_eps": "norm_eps",
+}
+
+
+def _huggingface(
+    architecture: str, told_by: str, names: Mapping[str, str], fields: Mapping[str, Any]
+) -> Dialect:
+    """transformers 4's names, which 5 writes to files too; then 5's own in memory."""
+    whose = architecture.partition("For")[0]
+    prefix = f"{whose.lower()}."
+    attention = "attention.attention."
+    rows = (
+        ("norm1.", "layernorm_before.", "layernorm_before."),
+        ("norm2.", "layernorm_after.", "layernorm_after."),
+        ("attn.q.", f"{attention}query.", "attention.q_proj."),
+        ("attn.k.", f"{attention}key.", "attention.k_proj."),
+        ("attn.v.", f"{attention}value.", "attention.v_proj."),
+        ("attn.proj.", "attention.output.dense.", "attention.o_proj."),
+        ("mlp.fc1.", "intermediate.dense.", "mlp.fc1."),
+        ("mlp.fc2.", "output.dense.", "mlp.fc2."),
+    )
+    modules = [("embeddings.patch_embeddings", "patch_embed"), ("embeddings.dropout", "pos_drop")]
+    for stack in ("encoder.layer.#", "layers.#"):
+        modules += [(stack, "blocks.#"), (f"{stack}.attention", "blocks.#.attn")]
+        modules += [(f"{stack}.mlp", "blocks.#.mlp")]
+    return Dialect(
+        "huggingface",
+        f"Hugging Face's {whose}",
+        told_by,
+        [
+            Name("cls_token", f"{prefix}embeddings.cls_token"),
+            Name("pos_embed", f"{prefix}embeddings.position_embeddings"),
+            Name("patch_embed.proj.", f"{prefix}embeddings.patch_embeddings.projection."),
+            *layer_names("blocks.#.", f"{prefix}encoder.layer.#.", rows, "layers.#."),
+            Name("norm.", f"{prefix}layernorm."),
+            Name("pre_logits.fc.", "", ("pooler.dense.",)),
+            *(Name(own, theirs) for own, theirs in names.items()),
+        ],
+        modules,
+        prefixes=("vit.", "deit."),
+        joined=_JOINED,
+        positions=r"(?:(?:vit|deit)\.)?embeddings\.position_embeddings",
+        fields={**_PLAIN, **fields},
+        model_type=whose.lower(),
+        architecture=architecture,
+        config=_HUGGINGFACE_CONFIG,
+        settled={"hidden_act": "gelu"},
+    )
+
+
+def _torchvision() -> Dialect:
+    layer = "encoder.layers.encoder_layer_#."
+    rows = (
+        ("norm1.", "ln_1."),
+        ("norm2.", "ln_2."),
+        ("attn.qkv.weight", "self_attention.in_proj_weight"),
+        ("attn.qkv.bias", "self_attention.in_proj_bias"),
+        ("attn.proj.", "self_attention.out_proj."),
+        ("mlp.fc1.", "mlp.0.", "mlp.linear_1."),
+        ("mlp.fc2.", "mlp.3.", "mlp.linear_2."),
+    )
+    return Dialect(
+        "torchvision",
+        "torchvision's ViT",
+        r"^conv_proj\.weight$",
+        [
+            Name("cls_token", "class_token"),
+            Name("patch_embed.proj.", "conv_proj."),
+            Name("pos_embed", "encoder.pos_embedding"),
+            *layer_names("blocks.#.", layer, rows, layer),
+            Name("norm.", "encoder.ln."),
+            Name("pre_logits.fc.", "heads.pre_logits."),
+            Name("head.", "heads.head."),
+        ],
+        [
+            ("encoder.dropout", "pos_drop"),
+            (layer.rstrip("."), "blocks.#"),
+            (f"{layer}self_attention", "blocks.#.attn"),
+            (f"{layer}mlp", "blocks.#.mlp"),
+        ],
+        positions=r"encoder\.pos_embedding",
+        is_written=False,
+    )
+
+
+def _google() -> Dialect:
+    """google-research/vision_transformer's names, which are written; then big_vision's."""
+    block, attention = "Transformer/encoderblock_#/", "MultiHeadDotProductAttention_"
+    rows = (
+        ("norm1.", "LayerNorm_0/"),
+        ("norm2.", "LayerNorm_2/", "LayerNorm_1/"),
+        ("mlp.fc1.", "MlpBlock_3/Dense_0/", "MlpBlock_0/Dense_0/"),
+        ("mlp.fc2.", "MlpBlock_3/Dense_1/", "MlpBlock_0/Dense_1/"),
+    )
+    heads = [(f"{part[0]}.", f"{part}/", f"{part}/") for part in ("query", "key", "value")]
+    out, own, big = [("proj.", "out/", "out/")], "blocks.#.", f"{block}{attention}0/"
+    return Dialect(
+        "google",
+        "Google's ViT",
+        r"^(?:params/)?embedding/kernel$",
+        [
+            Name("cls_token", "cls"),
+            Name("patch_embed.proj.", "embedding/", layout="conv"),
+            Name("pos_embed", "Transformer/posembed_input/pos_embedding", ("pos_embedding",)),
+            *layer_names(own, block, rows, block),
+            *layer_names(f"{own}attn.", f"{block}{attention}1/", heads, big, "heads out"),
+            *layer_names(f"{own}attn.", f"{block}{attention}1/", out, big, "heads in"),
+            Name("norm.", "Transformer/encoder_norm/"),
+            Name("pre_logits.fc.", "pre_logits/"),
+            Name("head.", "head/"),
+        ],
+        prefixes=("params/",),
+        joined=_JOINED,
+        is_flax=True,
+        stack="Transformer/encoderblock",
+        beside=("opt", "optimizer", "chrono"),
+        fields={**_PLAIN, "norm_eps": 1e-6},
+    )
+
+
+_TOKEN = "deit.embeddings.distillation_token"
+_DIALECTS = (
+    _huggingface(
+        "DeiTForImageClassificationWithTeacher",
+        r"(?:^|\.)distillation_classifier\.weight$",
+        {
+            "dist_token": _TOKEN,
+            "head.": "cls_classifier.",
+            "head_dist.": "distillation_classifier.",
+        },
+        {"distilled": True},
+    ),
+    # Without a head of its own the distillation token is a register.
+    _huggingface(
+        "DeiTForImageClassification",
+        r"embeddings\.distillation_token$",
+        {"reg_token": _TOKEN, "head.": "classifier."},
+        {"reg_tokens": 1},
+    ),
+    _huggingface(
+        "ViTForImageClassification",
+        r"embeddings\.patch_embeddings\.projection\.weight$",
+        {"head.": "classifier."},
+        {},
+    ),
+    _torchvision(),
+    _google(),
+)
+
+
 class VisionTransformer(VisionModel[VisionTransformerConfig]):
     """Vision Transformer with class, distillation and register tokens."""
 
@@ -166,10 +312,13 @@ class VisionTransformer(VisionModel[VisionTransformerConfig]):
     variants = _variants()
     stem = ("patch_embed", "cls_token", "dist_token", "reg_token", "pos_embed")
     heads = ("head", "head_dist")
+    before_head = ("pre_logits.fc",)
+    head_tokens = ("dist_token", "reg_token")
+    head_fields = ("representation_size", "distilled", "reg_tokens")
     layers_name = "blocks"
     position_name = "pos_embed"
     token_names = ("pos_embed", "cls_token", "dist_token", "reg_token")
-    dialects = ("huggingface", "google")
+    dialects = _DIALECTS
 
     def __init__(self, config: VisionTransformerConfig, *, rngs: nnx.Rngs):
         super().__init__(config)
@@ -281,13 +430,16 @@ class VisionTransformer(VisionModel[VisionTransformerConfig]):
 
     @classmethod
     def fields_told_by(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        """The width of the representation layer, where there is one."""
-        width = shapes.get("pre_logits.fc.bias", ())
-        return {"representation_size": width[0]} if len(width) == 1 else {}
+        """The width of the representation layer, where there is one, and the tokens."""
+        width, registers = shapes.get("pre_logits.fc.bias", ()), shapes.get("reg_token", ())
+        told: dict[str, Any] = {"representation_size": width[0]} if len(width) == 1 else {}
+        if len(registers) == 3:
+            told["reg_tokens"] = registers[1]
+        return told | ({"distilled": True} if "dist_token" in shapes else {})
 
     def patch_weights(self) -> PatchWeights:
         """The convolution over the patches."""
-        return PatchWeights("patch_embed.proj.weight")
+        return PatchWeights("patch_embed.proj.weight", is_resampled=True)
 
     def embed(self, images: jax.Array, rngs: nnx.Rngs | None) -> tuple[jax.Array, jax.Array | None]:
         """Images to the tokens of the first block, and the key of the blocks' dropouts."""

@@ -20,7 +20,7 @@ from vit_jax.parity.result import Report
 from vit_jax.parity.torch_module import blaming_the_module, make_module
 from vit_jax.parity.torch_trace import float_state_dict
 from vit_jax.parity.values import OptimizerSpec, Reference
-from vit_jax.weights.dialects import to_timm
+from vit_jax.weights.dialects import to_own
 from vit_jax.weights.formats import Weights
 from vit_jax.weights.load import load_into, read_source, stated_fields
 
@@ -131,7 +131,7 @@ def _compare(request: Request) -> Report:
         raise ValueError("--torch: wanted the NAME of a registered model beside it")
     module = make_module(request.torch, request.seed)
     if request.weights is None:
-        weights = Weights(to_timm(float_state_dict(module))[0])
+        weights = Weights(to_own(float_state_dict(module))[0])
         model = _model(request.name, request.fields, weights, request.torch)
     else:
         weights = read_source(request.weights, None)

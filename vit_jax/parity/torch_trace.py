@@ -1,5 +1,6 @@
 """What a live PyTorch module answers, as a reference for a JAX model."""
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ import numpy as np
 from vit_jax.inspect.recorder import BEFORE
 from vit_jax.parity.torch_run import Arrays, import_torch, run_torch, to_numpy
 from vit_jax.parity.values import Expected, OptimizerSpec, Reference, Whole
-from vit_jax.weights.dialects import dialect_of
+from vit_jax.weights.dialects import dialect_of, module_to_own, translate
 
 if TYPE_CHECKING:
     import torch
@@ -128,7 +129,9 @@ def _naming(
     """How arrays by name, and how the path of a module, are put in the JAX model's names."""
     if names is None:
         dialect = dialect_of(weights)
-        return (dict, str) if dialect is None else (dialect.to_timm, dialect.module_to_timm)
+        if dialect is None:
+            return dict, str
+        return functools.partial(translate, dialect), functools.partial(module_to_own, dialect)
     rename = names if callable(names) else _substitution(names)
 
     def rename_arrays(arrays: Arrays) -> Arrays:

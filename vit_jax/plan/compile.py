@@ -142,6 +142,9 @@ def abstract_inputs(
         "index": ((), np.int32),
         "mask": ((), np.bool_),
     }
+    data = run.config.data
+    if data.random_resized_crop and set_name(data.source, data.name) in IMAGE_SHAPES:
+        kinds["crop"] = ((5,), np.int32)  # the step cuts it
     batch = {
         name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=place)
         for name, (shape, dtype) in kinds.items()

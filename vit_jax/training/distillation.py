@@ -23,8 +23,8 @@ from vit_jax.models.spec import ModelSpec
 from vit_jax.storage import run_path
 from vit_jax.training.losses import Logits, Targets, cross_entropy, mean_of_heads, wide
 from vit_jax.training.mesh import place
-from vit_jax.training.start import load_initial_weights
-from vit_jax.weights.run_folder import model_of_run
+from vit_jax.training.start import check_init_from, load_initial_weights
+from vit_jax.weights.run_folder import HUB_PREFIX
 
 
 def soft_teaching(
@@ -133,15 +133,21 @@ def make_teacher(config: TrainConfig, model: VisionModel[Any], platform: str) ->
             f"distilled model, which {config.model.name} has not: set "
             "config.model.kwargs.distilled=True (vit_*), or choose a deit_*distilled* model"
         )
-    name, fields = distillation.teacher_model or "", {}
+    name = distillation.teacher_model or ""
+    fields: dict[str, Any] = {}
     if not name:
-        found = model_of_run(run_path(distillation.teacher or ""))
-        if found is None:
+        # Here and not above: most runs read no weights of others, whose formats are 20 modules.
+        from vit_jax.weights.load import read_stated_model
+
+        source = distillation.teacher or ""
+        check_init_from(source, "distillation.teacher")
+        stated = read_stated_model(source if source.startswith(HUB_PREFIX) else run_path(source))
+        if stated.name is None or stated.fields is None:
             raise ValueError(
                 "config.distillation.teacher_model: wanted the registered model of the teacher's "
-                f"weights {distillation.teacher!r}; only that of a work directory is known"
+                f"weights {source!r}, which do not state it"
             )
-        name, fields = found.name, found.fields
+        name, fields = stated.name, stated.fields
     known = model_fields(name)
     sizes = {
         "num_classes": model.num_classes,

@@ -31,7 +31,7 @@ from vit_jax.training.progress import Progress, describe
 from vit_jax.training.records import Records, Row, read_rows
 from vit_jax.training.run import Run, open_run
 from vit_jax.training.schedules import learning_rate_of_update
-from vit_jax.training.start import check_init_from, load_initial_weights
+from vit_jax.training.start import check_init_from, load_initial_weights, with_stated_fields
 from vit_jax.training.state import TrainState, first_average, zero_sums
 from vit_jax.training.workdir import (
     METRICS_FILE,
@@ -39,6 +39,7 @@ from vit_jax.training.workdir import (
     check_pixels,
     held,
     store_config,
+    writing,
 )
 from vit_jax.weights.checkpoint_reading import CheckpointInfo, quiet_orbax
 from vit_jax.weights.run_folder import CHECKPOINTS
@@ -75,18 +76,20 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
     workdir = run_path(workdir)
     # Quiet longer than with companions: where one is lost, Orbax's threads find out late.
     with StopSignals() as signals, quiet_orbax(), companions(workdir), held(workdir):
+        config, stated = with_stated_fields(config, workdir)
         records = _records(config, workdir)
         if test := records.find("test"):
             if is_first() and config.log.progress != "none":
                 print(f"the run in {workdir} is finished: {describe(test)}", flush=True)
             return _final_metrics(records)
-        if config.init_from and not (workdir / CHECKPOINTS).exists():
-            check_init_from(config.init_from)
+        if stated and is_first() and config.log.progress != "none":
+            fields = ", ".join(f"{field}={config.model.kwargs[field]}" for field in stated)
+            print(f"fields of the model as its weights state them: {fields}", flush=True)
         if config.distillation.teacher:
             check_init_from(config.distillation.teacher, "distillation.teacher")
-        run = open_run(config)
+        run = open_run(config, stated)
         if records.rows or (workdir / CHECKPOINTS).exists():
-            check_pixels(workdir, run.data.train.image_shape)
+            check_pixels(config, workdir, run.data.train.image_shape)
         checkpoint = config.checkpoint
         with Checkpoints(
             workdir / CHECKPOINTS, checkpoint.keep, checkpoint.keep_best
@@ -118,18 +121,6 @@ def _final_metrics(records: Records) -> dict[str, float]:
         for name in ("loss", "top1", "top5", "ema_loss", "ema_top1", "ema_top5")
         if name in row
     }
-
-
-@contextlib.contextmanager
-def _written(path: pathlib.Path) -> Iterator[None]:
-    """What cannot be written is an error in words."""
-    try:
-        yield
-    except OSError as error:
-        raise ValueError(
-            f"cannot write to {path}: {error.strerror}; make room and repeat the command: the run "
-            "goes on from its last checkpoint"
-        ) from error
 
 
 class _Loop:
@@ -166,7 +157,7 @@ class _Loop:
         teacher = run.teacher
         if teacher is not None:
             quiet.say("taught by " + teacher.weights[1])
-        with _written(workdir):
+        with writing(workdir):
             records.cut_back(self.step)
             self.events = (
                 EventWriter(workdir, purge_step=self.step + 1)
@@ -270,9 +261,9 @@ class _Loop:
                     f"the {row['split']} {name} at step {row['step']} is {row[name]}, with "
                     "parameters that are finite: the model's dtype is too narrow for it"
                 )
-        with _written(self.records.path):
+        with writing(self.records.path):
             self.records.append(row)
-        with _written(self.workdir):
+        with writing(self.workdir):
             if self.events is not None:
                 figures = {k: v for k, v in row.items() if k not in ("step", "epoch", "split")}
                 self.events.scalars(

@@ -1,7 +1,7 @@
 """A run: what it trains, on which data and devices, and its compiled steps."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from vit_jax.config import TrainConfig
-from vit_jax.data.augment import make_eval_preprocess, make_train_augment
+from vit_jax.data.augment import Augment, make_eval_preprocess, make_train_augment
 from vit_jax.data.host_crop import RandomResizedCrop
 from vit_jax.data.loader import Batches, eval_batches, steps_per_epoch, train_batches
 from vit_jax.data.sources import ImageSource
@@ -140,7 +140,7 @@ class Run:
             num_workers=data.num_workers,
             worker_kind=data.worker_kind,  # pyright: ignore[reportArgumentType]
             image_size=self._host_size(source),
-            crop=None if source.image_shape else random_crop(self.config),
+            crop=random_crop(self.config),
             repeats=data.repeated_augmentation,
             rows=process_rows(self.mesh, data.batch_size),
         )
@@ -179,13 +179,10 @@ class Run:
         # float32 or wider: a model that computes in float64 is not fed rounded pixels.
         return jnp.promote_types(self.model.dtype, jnp.float32)
 
-    def _prepare_train(self) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    def _prepare_train(self) -> Augment:
         data, preprocessing = self.config.data, self.preprocessing
-        # Images of one size cross to the device whole, and the step crops them.
-        in_step = self.splits is not None and self.splits.train.image_shape
         augment = make_train_augment(
             self.model.input_size,
-            crop=random_crop(self.config) if in_step else None,
             padding_crop=data.padding_crop,
             rotation_degrees=data.rotation_degrees,
             flip=data.horizontal_flip,
@@ -209,8 +206,12 @@ class Run:
         )
 
 
-def open_run(config: TrainConfig) -> Run:
+def open_run(config: TrainConfig, stated: Collection[str] = ()) -> Run:
     """Opens the data and makes the run.
+
+    Args:
+      config: of the run.
+      stated: fields of the model that nobody chose: its weights state them.
 
     Raises:
       ValueError: data, model, batch and devices do not fit each other.
@@ -228,7 +229,7 @@ def open_run(config: TrainConfig) -> Run:
         num_train_examples=data.num_train_examples,
     )
     source = splits.train
-    _check_model(model, config, source)
+    _check_model(model, config, source, stated)
     set_preprocessing(model, config, statistics_of(config, source.channels), source)
     names = splits.class_names or None
     model.spec = dataclasses.replace(model.spec, class_names=names)
@@ -314,8 +315,8 @@ def _check_independent(config: TrainConfig, model: VisionModel[Any]) -> None:
 def random_crop(config: TrainConfig) -> RandomResizedCrop | None:
     """The random resized crop of training images.
 
-    The loader makes it where images vary in size. Those of one size cross to the device whole, and
-    the step crops them.
+    The loader draws it, and cuts it where images vary in size. Those of one size cross to the
+    device whole, and the step cuts them.
     """
     data = config.data
     if not data.random_resized_crop:
@@ -373,7 +374,9 @@ def statistics_of(
     return found
 
 
-def _check_model(model: VisionModel[Any], config: TrainConfig, source: ImageSource) -> None:
+def _check_model(
+    model: VisionModel[Any], config: TrainConfig, source: ImageSource, stated: Collection[str]
+) -> None:
     channels = source.channels
     if model.in_chans != channels:
         raise ValueError(
@@ -385,7 +388,8 @@ def _check_model(model: VisionModel[Any], config: TrainConfig, source: ImageSour
             f"{source.name} has {source.num_classes} classes and the model's head only "
             f"{model.num_classes}: set config.model.kwargs.num_classes={source.num_classes}"
         )
-    if "num_classes" not in config.model.kwargs and model.num_classes != source.num_classes:
+    is_chosen = "num_classes" in config.model.kwargs and "num_classes" not in stated
+    if not is_chosen and model.num_classes != source.num_classes:
         raise ValueError(
             f"{source.name} has {source.num_classes} classes, and {config.model.name} left alone "
             f"has {model.num_classes}: set config.model.kwargs.num_classes={source.num_classes}"

@@ -1,12 +1,20 @@
 """Initial weights from elsewhere: a weights file, or a checkpoint of another run."""
 
-from collections.abc import Callable
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from vit_jax.config import TrainConfig, load_config
 from vit_jax.models.base import VisionModel
+from vit_jax.models.registry import design_of, model_fields
 from vit_jax.models.spec import ModelSpec, Preprocessing
 from vit_jax.storage import run_path
+from vit_jax.training.records import read_rows
+from vit_jax.training.workdir import METRICS_FILE
 from vit_jax.weights.run_folder import (
+    CHECKPOINTS,
+    CONFIG_FILE,
     HUB_PREFIX,
     find_checkpoint,
     is_weights_folder,
@@ -27,6 +35,63 @@ def check_init_from(init_from: str, field: str = "init_from") -> None:
             f"config.{field}: there is no {init_from!r}; wanted a weights file, a work "
             "directory or a checkpoint of one"
         )
+
+
+def with_stated_fields(
+    config: TrainConfig, workdir: pathlib.Path | None = None
+) -> tuple[TrainConfig, tuple[str, ...]]:
+    """The config with the fields of the model that its `init_from` states and it leaves alone.
+
+    Those that decide what the model computes, the channels, and unless they are adapted the image
+    size and the number of classes. Weights of another registered name state none of them, but to a
+    config that names the design.
+
+    Args:
+      config: of the run.
+      workdir: of the run; where it has begun, its own config states them, and not the weights.
+
+    Returns:
+      The config, and the names of the fields that it has from there.
+
+    Raises:
+      ValueError: the weights are not there, or their description cannot be read.
+    """
+    name, init_from = config.model.name, config.init_from
+    if not init_from:
+        return config, ()
+    design = design_of(name)
+    fields = _fields_of_run(workdir, config)
+    if fields is None:
+        check_init_from(init_from)
+        from vit_jax.weights.load import read_stated_model  # see `load_initial_weights`
+
+        is_hub = init_from.startswith(HUB_PREFIX)
+        stated = read_stated_model(init_from if is_hub else run_path(init_from))
+        is_same = stated.name == name or (
+            name == design.design and stated.name and design_of(stated.name) is design
+        )
+        fields = stated.fields if is_same and stated.fields else {}
+    adapted = {"img_size": config.init_resize != "none", "num_classes": config.init_head != "load"}
+    own, kwargs = model_fields(name), config.model.kwargs
+    taken = {
+        field: value
+        for field, value in fields.items()
+        if field not in kwargs and value != own.get(field, value)
+        if not adapted.get(field, design.config_class.is_free(field) and field != "in_chans")
+    }
+    model = dataclasses.replace(config.model, kwargs={**kwargs, **taken})
+    return dataclasses.replace(config, model=model), tuple(taken)
+
+
+def _fields_of_run(workdir: pathlib.Path | None, config: TrainConfig) -> Mapping[str, Any] | None:
+    """The fields of the run in `workdir`, if one has begun there from the same weights."""
+    if workdir is None or not (workdir / CONFIG_FILE).exists():
+        return None
+    if not (workdir / CHECKPOINTS).exists() and not read_rows(workdir / METRICS_FILE):
+        return None
+    begun = load_config(workdir / CONFIG_FILE)
+    is_same = (begun.init_from, begun.model.name) == (config.init_from, config.model.name)
+    return begun.model.kwargs if is_same else {}
 
 
 def load_initial_weights(
@@ -61,14 +126,16 @@ def load_initial_weights(
     kind = "averaged weights" if ema else "weights"
     is_hub, path = init_from.startswith(HUB_PREFIX), run_path(init_from)
     is_run = not is_hub and path.is_dir() and not is_weights_folder(path)
+    # Here and not above: most runs read no weights of others, whose formats are 20 modules.
+    from vit_jax.weights.load import load_pretrained
+    from vit_jax.weights.stated import check_stated
+
     if is_run and head == "load" and resize == "none":
         # Straight from array to array: also a checkpoint without the config.json of its run.
         info = load_checkpoint(model, path, ema)
         stated = read_spec(info.spec)
+        check_stated(model, stated, str(path))
         return f"{kind} of {path}, step {info.step}; {facts_used(used, stated, head)}"
-    # Here and not above: most runs read no weights of others, whose formats are 20 modules.
-    from vit_jax.weights.load import load_pretrained
-
     source = init_from if is_hub else path
     report = load_pretrained(
         model,

@@ -97,7 +97,7 @@ def _apply(
 def _prepared(run: "Run", step: jax.Array, batch: Batch) -> jax.Array:
     """The batch's images, augmented and normalised."""
     keys = example_keys(augment_key(run.config.seed), step // run.steps_per_epoch, batch["index"])
-    return run.prepare_train(keys, batch["image"])
+    return run.prepare_train(keys, batch["image"], batch.get("crop"))
 
 
 def _divided(batch: Batch, parts: int) -> Batch:

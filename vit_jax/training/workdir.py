@@ -19,7 +19,7 @@ from vit_jax.weights.run_folder import CHECKPOINTS, CONFIG_FILE
 
 METRICS_FILE = "metrics.jsonl"
 _LOCK_FILE = ".lock"
-_SAME_PIXELS = 2  # the first version of config.json whose runs saw the pixels of today
+_SAME_PIXELS = 3  # the first version of config.json whose runs saw the pixels of today
 _SHARED_WITHIN = 30.0  # seconds, which a network's file system may take
 
 
@@ -101,6 +101,19 @@ def _check_shared(workdir: pathlib.Path, token: str) -> None:
         time.sleep(0.5)
 
 
+@contextlib.contextmanager
+def writing(
+    path: pathlib.Path, then: str = "the run goes on from its last checkpoint"
+) -> Iterator[None]:
+    """Raises a ValueError where `path` cannot be written; `then` is what the next call does."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"cannot write to {path}: {error.strerror}; make room and repeat the command: {then}"
+        ) from error
+
+
 def check_config(config: TrainConfig, workdir: pathlib.Path) -> None:
     """Refuses a work directory of a run that this config would not repeat.
 
@@ -120,23 +133,35 @@ def check_config(config: TrainConfig, workdir: pathlib.Path) -> None:
         )
 
 
-def check_pixels(workdir: pathlib.Path, image_shape: tuple[int, ...] | None) -> None:
+def check_pixels(
+    config: TrainConfig, workdir: pathlib.Path, image_shape: tuple[int, ...] | None
+) -> None:
     """Refuses a run of a version that made other pixels of its images.
 
     Args:
+      config: of the run.
       workdir: of the run.
       image_shape: of its images; None where they vary in size.
 
     Raises:
-      ValueError: the version that wrote the run cut or turned its images otherwise.
+      ValueError: the version that wrote the run cut, turned or resized its images otherwise.
     """
     path = workdir / CONFIG_FILE
-    if image_shape is None and path.exists() and config_version(path) < _SAME_PIXELS:
-        raise ValueError(
-            f"{workdir} holds a run of vit_jax 0.1.0 or earlier, which cut images that vary in "
-            "size otherwise and ignored their EXIF orientation: finish it with that version, or "
-            "give another --workdir (--config.init_from takes its weights)"
-        )
+    version = config_version(path) if path.exists() else _SAME_PIXELS
+    if version >= _SAME_PIXELS:
+        return
+    if image_shape is None:
+        changed = "resized images that vary in size otherwise"
+    elif config.data.random_resized_crop:
+        changed = "drew other random resized crops"
+    else:
+        return
+    # Versions since 0.1.0 have no name but that of the file's form.
+    wrote = "0.1.0" if version == 0 else f"after 0.1.0 (spec_version {version} of {CONFIG_FILE})"
+    raise ValueError(
+        f"{workdir} holds a run of vit_jax {wrote}, which {changed}: finish it with that version, "
+        "or give another --workdir (--config.init_from takes its weights)"
+    )
 
 
 def store_config(config: TrainConfig, workdir: pathlib.Path) -> None:

@@ -16,8 +16,8 @@ from vit_jax.layers.position import sinusoid_table
 from vit_jax.models.adaptable import PositionTable
 from vit_jax.models.base import VisionModel
 from vit_jax.weights.patch_channels import adapt_channels
-from vit_jax.weights.resize import METHODS, check_grid, resize_pos_embed
-from vit_jax.weights.state_dict import state_dict
+from vit_jax.weights.resize import METHODS, check_grid, resample_kernel, resize_pos_embed
+from vit_jax.weights.state_dict import state_dict, torch_shapes
 
 RESIZE = ("source", *METHODS)
 
@@ -104,6 +104,17 @@ def _adapt_positions(
     return [f"{name}: {done}"]
 
 
+def _adapt_kernel(state: dict[str, np.ndarray], model: VisionModel) -> list[str]:
+    """The patches' kernel at the model's patch size, where that is another."""
+    name = model.patch_weights().name
+    array = np.asarray(state.get(name, 0.0))
+    (*_, rows, columns), old = torch_shapes(model)[name], array.shape[2:]
+    if array.ndim != 4 or 0 in old or old == (rows, columns):
+        return []  # what else is wrong with it `load_state_dict` says
+    state[name] = resample_kernel(array, (rows, columns))
+    return [f"{name}: {old[0]}x{old[1]} to {rows}x{columns} by timm's least squares"]
+
+
 def _check_classes(indices: Sequence[int], num_classes: int) -> list[int]:
     classes = [check_int("a class index of head", index, least=0) for index in indices]
     if not classes or len(classes) != num_classes or len(set(classes)) != len(classes):
@@ -129,7 +140,7 @@ def _adapt_heads(
             state.update({f"{name}.{leaf}": array for leaf, array in fresh.items()})
             new = f"its own of {model.num_classes} classes" if fresh else "none, as built"
             report.append(f"{name}: dropped the state dict's ({old}), the model keeps {new}")
-        return report
+        return report + _adapt_before_head(state, model)
     classes = _check_classes(head, model.num_classes)
     for name in model.heads:
         for entry in (f"{name}.weight", f"{name}.bias"):
@@ -145,6 +156,29 @@ def _adapt_heads(
                 )
             state[entry] = array[classes]
             report.append(f"{entry}: {len(classes)} of {old} classes kept")
+    return report
+
+
+def _adapt_before_head(state: dict[str, np.ndarray], model: VisionModel) -> list[str]:
+    """A layer before the head goes with the head where only one of state dict and model has it.
+
+    And a token that another head would read is the model's token.
+    """
+    report, own = [], torch_shapes(model)
+    stored, wanted = ([t for t in model.head_tokens if t in of] for of in (state, own))
+    if len(stored) == len(wanted) == 1 and stored != wanted:
+        state[wanted[0]] = state.pop(stored[0])
+        report.append(f"{stored[0]}: taken for {wanted[0]}")
+    for name in model.before_head:
+        entries = (f"{name}.weight", f"{name}.bias")
+        stored, wanted = ([e for e in entries if e in of] for of in (state, own))
+        if stored and not wanted:
+            for entry in stored:
+                del state[entry]
+            report.append(f"{name}: left out with the head, the model has none")
+        elif wanted and not stored:
+            state.update({entry: state_dict(model)[entry] for entry in wanted})
+            report.append(f"{name}: not in the state dict, the model keeps its own")
     return report
 
 
@@ -168,10 +202,13 @@ def adapt(
         them (DeiT's own finetuning is "bicubic"), and for `vit_classifier`, whose text has none;
         for T2T-ViT it computes the sinusoid table for the new size (its utils.py would interpolate:
         "bicubic"). The positions of `vit_encoder` and `vit_modular` are numbered rows without a
-        grid: any method takes the first `max_tokens` of more rows, and fewer are an error.
+        grid: any method takes the first `max_tokens` of more rows, and fewer are an error. The
+        kernel of ViT's patches of another size is made as timm does it, whatever the method: so
+        that it gives on a resized patch what the old one gave on the patch.
       old_grid: (rows, columns) of the patches in `state`. None: the model's where the number of
         rows is the model's, else square.
-      head: "drop" keeps the model's own last Linear in place of the stored one; indices choose
+      head: "drop" keeps the model's own last Linear in place of the stored one, and a layer before
+        it (`pre_logits`) that only one of the two has is left out or kept with it; indices choose
         its classes from the stored ones, in their order. Both heads of a distilled model alike.
       in_chans: convert the patch weights to the model's channels. From any number to 1: their sum
         over channels (a grey image gives what its copies in all channels gave). From 3 to n:
@@ -192,6 +229,8 @@ def adapt(
     adapted, report = dict(state), []
     if resize is not None:
         report += _adapt_positions(adapted, model.position_table(), resize, old_grid)
+        if model.patch_weights().is_resampled:
+            report += _adapt_kernel(adapted, model)
     if head is not None:
         report += _adapt_heads(adapted, model, head)
     if check_bool("in_chans", in_chans):

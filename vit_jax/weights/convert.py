@@ -1,5 +1,6 @@
 """`vit-jax convert`: weights of any form into those of any other."""
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from vit_jax.weights.load import (
 )
 from vit_jax.weights.save import save_pretrained
 from vit_jax.weights.state_dict import torch_shapes
+from vit_jax.weights.wrappers import Rules
 
 _DIALECTS = {"timm": None, "hf": "huggingface", "google": "google", "orbax": "orbax"}
 TARGETS = tuple(_DIALECTS)
@@ -34,8 +36,10 @@ def convert(
     to: str = "timm",
     ema: bool | None = None,
     resize: str | None = None,
+    old_grid: Sequence[int] | None = None,
     head: Literal["drop"] | Sequence[int] | None = None,
     in_chans: bool = False,
+    rename: Rules = (),
 ) -> tuple[VisionModel, LoadReport]:
     """Reads weights into a registered model and writes them in another form.
 
@@ -51,15 +55,20 @@ def convert(
       to: "timm" (the model's own names; .safetensors or .pth), "hf", "google" or "orbax".
       ema: see `load_pretrained`.
       resize: see `load_pretrained`.
+      old_grid: see `load_pretrained`.
       head: see `load_pretrained`.
       in_chans: see `load_pretrained`.
+      rename: (pattern, replacement) pairs for the names in the source, before anything else.
+
+    Returns:
+      The model, and what was loaded; what the new form has no place for is told as left.
 
     Raises:
       ValueError: see `load_pretrained` and `save_pretrained`.
     """
     if to not in _DIALECTS:
         raise ValueError(f"--to: wanted one of {', '.join(TARGETS)}, got {to!r}")
-    weights = read_source(source, ema)
+    weights = read_source(source, ema, rename)
     name = model_name(weights, name, source)
     found = stated_fields(weights, name)
     if head == "drop":
@@ -71,9 +80,11 @@ def convert(
     model = abstract_model(name, **made)
     if head == "drop":
         model = create_model(name, rngs=nnx.Rngs(0), **made)
-    report = load_into(model, weights, source, resize=resize, head=head, in_chans=in_chans)
-    save_pretrained(model, target, dialect=_DIALECTS[to])
-    return model, report
+    report = load_into(
+        model, weights, source, resize=resize, old_grid=old_grid, head=head, in_chans=in_chans
+    )
+    unsaid = save_pretrained(model, target, dialect=_DIALECTS[to])
+    return model, dataclasses.replace(report, left=(*report.left, *unsaid))
 
 
 def print_report(model: VisionModel, report: LoadReport, console: Console) -> None:

@@ -1,412 +1,279 @@
-"""Names of the same ViT elsewhere: Hugging Face, torchvision and Google's Flax models.
+"""The engine of dialects: arrays under other libraries' names to a design's own, and back.
 
-A dialect maps its arrays to those of `models.vit` (timm's names) and back. Which one a file speaks
-is told by its keys. timm, DeiT and the official T2T-ViT speak the models' own names.
+Each design states its dialects as data (`vit_jax.models.dialect`). Which one a file speaks is told
+by its names; both directions come from the same rows.
 """
 
-import dataclasses
+import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from vit_jax.models.base import VisionModel
+from vit_jax.models.dialect import Dialect, Name
+from vit_jax.models.registry import DESIGNS
+
 Arrays = dict[str, np.ndarray]
-Rules = tuple[tuple[str, str], ...]  # (pattern, replacement); the first that fits wins
+
+DIALECTS = tuple(dialect for design in DESIGNS for dialect in design.dialects)
+_FLAX_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 
 class DialectError(ValueError):
     """Arrays that cannot be said in the other dialect."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Dialect:
-    """One naming of a ViT's arrays.
+def dialect_of(keys: Iterable[str]) -> Dialect | None:
+    """The dialect in which arrays of these names speak; None for the models' own names."""
+    names = list(keys)
+    return next((d for d in DIALECTS if any(re.search(d.told_by, name) for name in names)), None)
 
-    Attributes:
-      name: "huggingface", "torchvision" or "google".
-      speaks: whether a set of keys is of this dialect.
-      to_timm: its arrays under timm's names, in PyTorch layout.
-      from_timm: the way back, from the arrays and the number of heads; None where nothing is
-        written in this dialect.
-      module_to_timm: the dotted path of one of its modules at timm; as it is where timm has none.
+
+def to_own(arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, str | None]:
+    """The arrays under the design's own names, in PyTorch's layout, and the dialect they spoke.
+
+    Arrays of no dialect are left as they are, and None is said.
+
+    Raises:
+      DialectError: see `translate`.
     """
-
-    name: str
-    speaks: Callable[[frozenset[str]], bool]
-    to_timm: Callable[[Mapping[str, np.ndarray]], Arrays]
-    from_timm: Callable[[Mapping[str, np.ndarray], int], Arrays] | None = None
-    module_to_timm: Callable[[str], str] = str
+    dialect = dialect_of(arrays)
+    return (dict(arrays), None) if dialect is None else (translate(dialect, arrays), dialect.name)
 
 
-def _rename(name: str, rules: Rules) -> str:
-    for pattern, replacement in rules:
-        name, changed = re.subn(pattern, replacement, name)
-        if changed:
-            return name
-    return name
+def translate(dialect: Dialect, arrays: Mapping[str, np.ndarray]) -> Arrays:
+    """Arrays of a dialect under the design's own names, in PyTorch's layout.
 
+    What has no place in the dialect keeps its name: the model will name it.
 
-def _rename_module(path: str, modules: Rules, arrays: Rules) -> str:
-    """By the rules of modules without arrays of their own, then by those of arrays."""
-    renamed = _rename(path, modules)
-    return renamed if renamed != path else _rename(f"{path}.", arrays).removesuffix(".")
-
-
-def _collect(pairs: Iterable[tuple[str, np.ndarray]]) -> Arrays:
-    arrays: Arrays = {}
-    for name, array in pairs:
-        if name in arrays:
-            raise DialectError(f"two of the arrays are {name}")
-        arrays[name] = array
-    return arrays
-
-
-def _fuse(arrays: Arrays) -> Arrays:
-    """Joins `blocks.N.attn.{q,k,v}` to one `qkv`, in this order."""
-    fused: Arrays = {}
-    for name, array in arrays.items():
-        match = re.fullmatch(r"(blocks\.\d+\.attn\.)([qkv])\.(weight|bias)", name)
-        if match is None:
-            fused[name] = array
-        elif match[2] == "q":
-            names = [f"{match[1]}{part}.{match[3]}" for part in "qkv"]
-            kinds = [(arrays[n].shape, arrays[n].dtype) if n in arrays else None for n in names]
-            if array.ndim == 0 or any(kind != kinds[0] for kind in kinds):
-                got = ", ".join(f"{kind[1]}{list(kind[0])}" if kind else "none" for kind in kinds)
-                raise DialectError(
-                    f"{', '.join(names)}: wanted three of one shape and type, got {got}"
-                )
-            fused[f"{match[1]}qkv.{match[3]}"] = np.concatenate([arrays[part] for part in names])
-        elif f"{match[1]}q.{match[3]}" not in arrays:
-            raise DialectError(f"{match[1]}: the {match[3]} of the query is missing")
-    return fused
-
-
-def _unfuse(arrays: Mapping[str, np.ndarray]) -> Arrays:
-    parts: Arrays = {}
-    for name, array in arrays.items():
-        match = re.fullmatch(r"(blocks\.\d+\.attn\.)qkv\.(weight|bias)", name)
-        if match is None:
-            parts[name] = array
+    Raises:
+      DialectError: a part of what is one module here stands alone; two arrays have the same place;
+        one has no layout of the dialect.
+    """
+    own: Arrays = {}
+    for name, array in _unstacked(dialect, arrays):
+        if name.split("/")[0] in dialect.beside:
             continue
-        for part, third in zip("qkv", np.split(array, 3), strict=True):
-            parts[f"{match[1]}{part}.{match[2]}"] = np.ascontiguousarray(third)
-    return parts
+        said, array = _to_own_entry(dialect, _without_prefix(dialect, name), array)
+        if said in own:
+            raise DialectError(f"two of the arrays are {said}")
+        own[said] = array
+    return _join(dialect, own)
 
 
-# ---------------------------------------------------------------------------- Hugging Face
+def from_own(model: VisionModel[Any], arrays: Mapping[str, np.ndarray], name: str) -> Arrays:
+    """The arrays of a model in the dialect of this name.
 
-# transformers 4, and what transformers 5 writes to files; then 5's own names in memory.
-_HF_TO_TIMM = (
-    (r"^embeddings\.cls_token$", "cls_token"),
-    (r"^embeddings\.distillation_token$", "dist_token"),
-    (r"^embeddings\.position_embeddings$", "pos_embed"),
-    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-    (r"^(?:encoder\.layer|layers)\.(\d+)\.layernorm_before\.", r"blocks.\1.norm1."),
-    (r"^(?:encoder\.layer|layers)\.(\d+)\.layernorm_after\.", r"blocks.\1.norm2."),
-    (
-        r"^(?:encoder\.layer|layers)\.(\d+)\.attention\.(?:attention\.)?([qkv])"
-        r"(?:uery|ey|alue|_proj)\.",
-        r"blocks.\1.attn.\2.",
-    ),
-    (
-        r"^(?:encoder\.layer|layers)\.(\d+)\.attention\.(?:output\.dense|o_proj)\.",
-        r"blocks.\1.attn.proj.",
-    ),
-    (
-        r"^(?:encoder\.layer|layers)\.(\d+)\.(?:intermediate\.dense|mlp\.fc1)\.",
-        r"blocks.\1.mlp.fc1.",
-    ),
-    (r"^(?:encoder\.layer|layers)\.(\d+)\.(?:output\.dense|mlp\.fc2)\.", r"blocks.\1.mlp.fc2."),
-    (r"^layernorm\.", "norm."),
-    (r"^pooler\.dense\.", "pre_logits.fc."),
-    (r"^(?:cls_)?classifier\.", "head."),
-    (r"^distillation_classifier\.", "head_dist."),
-)
-_HF_MODULES = (
-    (r"^embeddings\.patch_embeddings$", "patch_embed"),
-    (r"^embeddings\.dropout$", "pos_drop"),
-    (r"^(?:encoder\.layer|layers)\.(\d+)$", r"blocks.\1"),
-    (r"^(?:encoder\.layer|layers)\.(\d+)\.attention$", r"blocks.\1.attn"),
-    (r"^(?:encoder\.layer|layers)\.(\d+)\.mlp$", r"blocks.\1.mlp"),
-)
-_TIMM_TO_HF = (
-    (r"^cls_token$", "embeddings.cls_token"),
-    (r"^dist_token$", "embeddings.distillation_token"),
-    (r"^pos_embed$", "embeddings.position_embeddings"),
-    (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
-    (r"^blocks\.(\d+)\.norm1\.", r"encoder.layer.\1.layernorm_before."),
-    (r"^blocks\.(\d+)\.norm2\.", r"encoder.layer.\1.layernorm_after."),
-    (r"^blocks\.(\d+)\.attn\.q\.", r"encoder.layer.\1.attention.attention.query."),
-    (r"^blocks\.(\d+)\.attn\.k\.", r"encoder.layer.\1.attention.attention.key."),
-    (r"^blocks\.(\d+)\.attn\.v\.", r"encoder.layer.\1.attention.attention.value."),
-    (r"^blocks\.(\d+)\.attn\.proj\.", r"encoder.layer.\1.attention.output.dense."),
-    (r"^blocks\.(\d+)\.mlp\.fc1\.", r"encoder.layer.\1.intermediate.dense."),
-    (r"^blocks\.(\d+)\.mlp\.fc2\.", r"encoder.layer.\1.output.dense."),
-    (r"^norm\.", "layernorm."),
-)
-
-
-def _speaks_hf(keys: frozenset[str]) -> bool:
-    return any(key.endswith("embeddings.patch_embeddings.projection.weight") for key in keys)
-
-
-def _hf_to_timm(arrays: Mapping[str, np.ndarray]) -> Arrays:
-    return _fuse(
-        _collect(
-            (_rename(re.sub(r"^(vit|deit)\.", "", name), _HF_TO_TIMM), array)
-            for name, array in arrays.items()
-        )
-    )
-
-
-def _hf_module_to_timm(path: str) -> str:
-    within = re.sub(r"^(vit|deit)\.", "", path)
-    renamed = _rename_module(within, _HF_MODULES, _HF_TO_TIMM)
-    return path if renamed == within else renamed
-
-
-def _timm_to_hf(arrays: Mapping[str, np.ndarray], num_heads: int) -> Arrays:
-    del num_heads  # the heads of a Linear are not told apart there
-    distilled = "dist_token" in arrays
-    prefix = "deit." if distilled else "vit."
-    heads = {"head": "cls_classifier" if distilled else "classifier"}
-    heads["head_dist"] = "distillation_classifier"
+    Raises:
+      DialectError: the design is not written in it, or it has no place for a field or an array.
+    """
+    dialect = dialect_for(model, name)
     said: Arrays = {}
-    for name, array in _unfuse(arrays).items():
-        module, _, leaf = name.rpartition(".")
-        if module in heads:
-            said[f"{heads[module]}.{leaf}"] = array
-            continue
-        renamed = _rename(name, _TIMM_TO_HF)
-        if renamed == name:
-            raise DialectError(f"Hugging Face's ViT and DeiT have no place for {name}")
-        said[prefix + renamed] = array
+    for own, array in _parted(dialect, arrays).items():
+        rows = (row for row in dialect.names if row.theirs)
+        found = ((row, _pattern(row.own).fullmatch(own)) for row in rows)
+        row, match = next(((row, match) for row, match in found if match), (None, None))
+        if row is None or match is None:
+            raise DialectError(f"{dialect.whose} has no place for {own}")
+        parts = match.groups()
+        if dialect.is_flax and row.own.endswith("."):
+            leaf, array = _to_flax(parts[-1], array, row.layout, model.config.num_heads)
+            parts = (*parts[:-1], leaf)
+        said[_filled(row.theirs, parts)] = np.ascontiguousarray(array)
     return said
 
 
-# ------------------------------------------------------------------------------ torchvision
+def dialect_for(model: VisionModel[Any], name: str) -> Dialect:
+    """The dialect of this name that a model is written in: the one that its fields are those of.
 
-_TORCHVISION_TO_TIMM = (
-    (r"^class_token$", "cls_token"),
-    (r"^conv_proj\.", "patch_embed.proj."),
-    (r"^encoder\.pos_embedding$", "pos_embed"),
-    (r"^encoder\.layers\.encoder_layer_(\d+)\.ln_([12])\.", r"blocks.\1.norm\2."),
-    (
-        r"^encoder\.layers\.encoder_layer_(\d+)\.self_attention\.in_proj_(weight|bias)$",
-        r"blocks.\1.attn.qkv.\2",
-    ),
-    (
-        r"^encoder\.layers\.encoder_layer_(\d+)\.self_attention\.out_proj\.",
-        r"blocks.\1.attn.proj.",
-    ),
-    (r"^encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:0|linear_1)\.", r"blocks.\1.mlp.fc1."),
-    (r"^encoder\.layers\.encoder_layer_(\d+)\.mlp\.(?:3|linear_2)\.", r"blocks.\1.mlp.fc2."),
-    (r"^encoder\.ln\.", "norm."),
-    (r"^heads\.pre_logits\.", "pre_logits.fc."),
-    (r"^heads\.head\.", "head."),
-)
-_TORCHVISION_MODULES = (
-    (r"^encoder\.dropout$", "pos_drop"),
-    (r"^encoder\.layers\.encoder_layer_(\d+)$", r"blocks.\1"),
-    (r"^encoder\.layers\.encoder_layer_(\d+)\.self_attention$", r"blocks.\1.attn"),
-    (r"^encoder\.layers\.encoder_layer_(\d+)\.mlp$", r"blocks.\1.mlp"),
-)
+    Raises:
+      DialectError: the design is not written in it, or it has no place for a field of the model.
+    """
+    known = [d for d in model.dialects if d.is_written and d.name == name]
+    if not known:
+        designs = [of.design for of in DESIGNS if any(d.name == name for d in of.dialects)]
+        raise DialectError(
+            f"{name!r} is a dialect of {', '.join(designs)}, this model is a {model.design}: its "
+            "own names are written without a dialect"
+        )
+    others = [_others(dialect, model) for dialect in known]
+    fewest = min(others, key=len)
+    if fewest:
+        field = fewest[0]
+        raise DialectError(
+            f"{known[others.index(fewest)].whose} has no place for this model's "
+            f"{field}={getattr(model.config, field)!r}"
+        )
+    return known[others.index(fewest)]
 
 
-def _torchvision_to_timm(arrays: Mapping[str, np.ndarray]) -> Arrays:
-    return _collect((_rename(name, _TORCHVISION_TO_TIMM), array) for name, array in arrays.items())
+def _others(dialect: Dialect, model: VisionModel[Any]) -> list[str]:
+    """The fields of a model that are others than the dialect's."""
+    return [f for f, value in dialect.fields.items() if getattr(model.config, f) != value]
 
 
-def _torchvision_module_to_timm(path: str) -> str:
-    return _rename_module(path, _TORCHVISION_MODULES, _TORCHVISION_TO_TIMM)
-
-
-# ----------------------------------------------------------------------------------- Google
-
-# (attention, second norm, MLP): of google-research/vision_transformer, then of big_vision.
-_GOOGLE_BLOCKS = (
-    ("MultiHeadDotProductAttention_1", "LayerNorm_2", "MlpBlock_3"),
-    ("MultiHeadDotProductAttention_0", "LayerNorm_1", "MlpBlock_0"),
-)
-_FLAX_LEAF = {"kernel": "weight", "scale": "weight", "bias": "bias"}
-_GOOGLE_TO_TIMM = {
-    "cls": "cls_token",
-    "embedding/kernel": "patch_embed.proj.weight",
-    "embedding/bias": "patch_embed.proj.bias",
-    "pos_embedding": "pos_embed",
-    "Transformer/posembed_input/pos_embedding": "pos_embed",
-    "Transformer/encoder_norm/scale": "norm.weight",
-    "Transformer/encoder_norm/bias": "norm.bias",
-    "pre_logits/kernel": "pre_logits.fc.weight",
-    "pre_logits/bias": "pre_logits.fc.bias",
-    "head/kernel": "head.weight",
-    "head/bias": "head.bias",
-}
-
-
-def _speaks_google(keys: frozenset[str]) -> bool:
-    return any(re.fullmatch(r"(?:params/)?embedding/kernel", key) for key in keys)
-
-
-def _unscan(arrays: Mapping[str, np.ndarray]) -> Iterable[tuple[str, np.ndarray]]:
-    """big_vision's scanned blocks, stacked along their first axis, one by one."""
-    for name, array in arrays.items():
-        head, found, tail = name.partition("Transformer/encoderblock/")
-        if not found:
-            yield name, array
+def heads_told_by(arrays: Mapping[str, np.ndarray], dialect: str | None) -> int | None:
+    """The number of heads, where arrays of a dialect have them as an axis."""
+    for known in DIALECTS:
+        if known.name != dialect or not known.is_flax:
             continue
-        _check_axes(name, array, None)
-        for layer, part in enumerate(array):
-            yield f"{head}Transformer/encoderblock_{layer}/{tail}", part
-
-
-def _check_axes(name: str, array: np.ndarray, axes: int | None) -> None:
-    """Refuses a number of axes that could not be put in PyTorch's layout; None: any but none."""
-    if (array.ndim != axes) if axes is not None else (array.size == 0 or array.ndim == 0):
-        wanted = f"{axes} axes" if axes is not None else "stacked layers"
-        raise DialectError(f"{name}: wanted {wanted}, got the shape {array.shape}")
-
-
-def google_heads(arrays: Mapping[str, np.ndarray]) -> int | None:
-    """The number of heads, which Google's arrays (and no other's) have as an axis."""
-    queries = (array for name, array in arrays.items() if re.search(r"/query/(kernel|bias)$", name))
-    query = next(queries, None)
-    return None if query is None or query.ndim < 2 else query.shape[-2]
-
-
-def _google_block(rest: str, array: np.ndarray) -> tuple[str, np.ndarray] | None:
-    """The name and array, in PyTorch layout, of what stands in a block under `rest`."""
-    for attention, second_norm, mlp in _GOOGLE_BLOCKS:
-        module, _, leaf = rest.rpartition("/")
-        if leaf not in _FLAX_LEAF:
-            return None
-        torch_leaf = _FLAX_LEAF[leaf]
-        if module == "LayerNorm_0":
-            return f"norm1.{torch_leaf}", array
-        if module == second_norm:
-            return f"norm2.{torch_leaf}", array
-        if module in (f"{mlp}/Dense_0", f"{mlp}/Dense_1"):
-            _check_axes(rest, array, 2 if leaf == "kernel" else 1)
-            return f"mlp.fc{int(module[-1]) + 1}.{torch_leaf}", array.T
-        if module == f"{attention}/out":  # (heads, head_dim, D)
-            _check_axes(rest, array, 3 if leaf == "kernel" else 1)
-            flat = array.reshape(-1, array.shape[-1]).T if leaf == "kernel" else array
-            return f"attn.proj.{torch_leaf}", flat
-        for part in ("query", "key", "value"):
-            if module == f"{attention}/{part}":  # (D, heads, head_dim)
-                _check_axes(rest, array, 3 if leaf == "kernel" else 2)
-                flat = array.reshape(array.shape[0], -1).T if leaf == "kernel" else array.ravel()
-                return f"attn.{part[0]}.{torch_leaf}", flat
+        for name, array in arrays.items():
+            found = _row(known, _without_prefix(known, name))
+            if found is not None and found[0].layout == "heads out" and array.ndim >= 2:
+                return array.shape[-2]
     return None
 
 
-def _google_to_timm(arrays: Mapping[str, np.ndarray]) -> Arrays:
-    beside = ("opt", "optimizer", "chrono")  # a training state's, beside its parameters
-    kept = {name: array for name, array in arrays.items() if name.split("/")[0] not in beside}
-    return _fuse(
-        _collect(_google_entry(name.removeprefix("params/"), a) for name, a in _unscan(kept))
-    )
+def module_to_own(dialect: Dialect, path: str) -> str:
+    """The dotted path here of a module of the dialect; as it is where there is none."""
+    within = _without_prefix(dialect, path)
+    for theirs, own in dialect.modules:
+        if match := _pattern(theirs).fullmatch(within):
+            return _filled(own, match.groups())
+    found = _row(dialect, f"{within}.")
+    return path if found is None else _filled(found[0].own, found[1]).removesuffix(".")
 
 
-def _google_entry(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
-    """Its name and array at timm; as it is where it is nothing of a ViT: the model will name it."""
-    block = re.fullmatch(r"Transformer/encoderblock_(\d+)/(.*)", name)
-    if block is not None:
-        converted = _google_block(block[2], array)
-        return (
-            (name, array)
-            if converted is None
-            else (f"blocks.{block[1]}.{converted[0]}", converted[1])
-        )
-    if name not in _GOOGLE_TO_TIMM:
-        return name, array
-    if name == "embedding/kernel":
-        _check_axes(name, array, 4)
-        array = np.moveaxis(array, (-1, -2), (0, 1))  # (h, w, C, D)
-    elif name.endswith("kernel"):
-        array = array.T
-    return _GOOGLE_TO_TIMM[name], array
-
-
-def _timm_to_google(arrays: Mapping[str, np.ndarray], num_heads: int) -> Arrays:
-    """google-research/vision_transformer's names."""
-    names = {timm: google for google, timm in _GOOGLE_TO_TIMM.items()}
-    attention, second_norm, mlp = _GOOGLE_BLOCKS[0]
-    modules = {
-        "norm1": "LayerNorm_0",
-        "norm2": second_norm,
-        "mlp.fc1": f"{mlp}/Dense_0",
-        "mlp.fc2": f"{mlp}/Dense_1",
-        "attn.q": f"{attention}/query",
-        "attn.k": f"{attention}/key",
-        "attn.v": f"{attention}/value",
-        "attn.proj": f"{attention}/out",
-    }
-    said: Arrays = {}
-    for name, array in _unfuse(arrays).items():
-        if name in names:
-            if name == "patch_embed.proj.weight":
-                array = np.moveaxis(array, (0, 1), (-1, -2))
-            elif array.ndim == 2:
-                array = array.T
-            said[names[name]] = np.ascontiguousarray(array)
+def _unstacked(
+    dialect: Dialect, arrays: Mapping[str, np.ndarray]
+) -> Iterable[tuple[str, np.ndarray]]:
+    """Scanned layers, stacked along their first axis, one by one."""
+    for name, array in arrays.items():
+        head, found, tail = name.partition(f"{dialect.stack}/")
+        if not dialect.stack or not found:
+            yield name, array
             continue
-        block = re.fullmatch(r"blocks\.(\d+)\.(.*)\.(weight|bias)", name)
-        if block is None or block[2] not in modules:
-            raise DialectError(f"Google's ViT has no place for {name}")
-        leaf = block[3]
-        if leaf == "weight":
-            leaf = "scale" if array.ndim == 1 else "kernel"
-        if block[2] in ("attn.q", "attn.k", "attn.v"):
-            split = (num_heads, array.shape[0] // num_heads)
-            array = array.T.reshape(-1, *split) if leaf == "kernel" else array.reshape(split)
-        elif block[2] == "attn.proj" and leaf == "kernel":
-            array = array.T.reshape(num_heads, -1, array.shape[0])
-        elif leaf == "kernel":
-            array = array.T
-        module = f"Transformer/encoderblock_{block[1]}/{modules[block[2]]}"
-        said[f"{module}/{leaf}"] = np.ascontiguousarray(array)
-    return said
+        if array.ndim == 0 or array.size == 0:
+            raise DialectError(f"{name}: wanted stacked layers, got the shape {array.shape}")
+        for layer, part in enumerate(array):
+            yield f"{head}{dialect.stack}_{layer}/{tail}", part
 
 
-DIALECTS = (
-    Dialect("huggingface", _speaks_hf, _hf_to_timm, _timm_to_hf, _hf_module_to_timm),
-    Dialect(
-        "torchvision",
-        lambda keys: "conv_proj.weight" in keys,
-        _torchvision_to_timm,
-        module_to_timm=_torchvision_module_to_timm,
-    ),
-    Dialect("google", _speaks_google, _google_to_timm, _timm_to_google),
-)
+def _without_prefix(dialect: Dialect, name: str) -> str:
+    prefix = next((p for p in dialect.prefixes if name.startswith(p)), "")
+    return name.removeprefix(prefix)
 
 
-def dialect_of(keys: Iterable[str]) -> Dialect | None:
-    """The dialect in which arrays of these names speak; None for the models' own names."""
-    names = frozenset(keys)
-    return next((dialect for dialect in DIALECTS if dialect.speaks(names)), None)
+def _to_own_entry(dialect: Dialect, name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
+    found = _row(dialect, name)
+    if found is None:
+        return name, array
+    row, parts = found
+    if not dialect.is_flax:
+        return _filled(row.own, parts), array
+    leaf = parts[-1] if row.own.endswith(".") else ""
+    if leaf and leaf not in _FLAX_LEAVES:
+        return name, array
+    said = _filled(row.own, (*parts[:-1], _FLAX_LEAVES[leaf]) if leaf else parts)
+    return said, _from_flax(name, leaf, array, row.layout)
 
 
-def to_timm(arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, str | None]:
-    """The arrays under timm's names, and the dialect they spoke; None: they are left as they are.
-
-    Raises:
-      DialectError: a query, key or value stands alone; two arrays have the same place; one has no
-        layout of the dialect.
-    """
-    dialect = dialect_of(arrays)
-    return (dict(arrays), None) if dialect is None else (dialect.to_timm(arrays), dialect.name)
+def _row(dialect: Dialect, name: str) -> tuple[Name, tuple[str, ...]] | None:
+    """The row that a name stands in, and what its wildcards are."""
+    for row in dialect.names:
+        for theirs in filter(None, (row.theirs, *row.also)):
+            if match := _pattern(_without_prefix(dialect, theirs)).fullmatch(name):
+                return row, match.groups()
+    return None
 
 
-def from_timm(arrays: Mapping[str, np.ndarray], dialect: str, num_heads: int) -> Arrays:
-    """The arrays of a `models.vit` model in another dialect.
+@functools.cache
+def _pattern(template: str) -> re.Pattern[str]:
+    """Of a name: a group for each number of a layer, and for what follows a module."""
+    body = re.escape(template).replace(r"\#", r"(\d+)")
+    return re.compile(body + "(.*)" * template.endswith((".", "/")))
 
-    Raises:
-      DialectError: the dialect has no place for one of them.
-    """
-    writers: dict[str, Any] = {d.name: d.from_timm for d in DIALECTS if d.from_timm is not None}
-    if dialect not in writers:
-        raise DialectError(f"wanted one of {', '.join(writers)}, got {dialect!r}")
-    return writers[dialect](arrays, num_heads)
+
+def _filled(template: str, parts: Sequence[str]) -> str:
+    """The name that a template and the parts of `_pattern` make."""
+    numbers = template.count("#")
+    for number in parts[:numbers]:
+        template = template.replace("#", number, 1)
+    return template + "".join(parts[numbers:])
+
+
+def _from_flax(name: str, leaf: str, array: np.ndarray, layout: str) -> np.ndarray:
+    """An array of Flax in PyTorch's layout."""
+    if leaf == "bias" and layout == "heads out":  # (heads, head_dim)
+        return _with_axes(name, array, 2).ravel()
+    if leaf != "kernel":
+        return array
+    if layout == "heads out":  # (D, heads, head_dim)
+        return _with_axes(name, array, 3).reshape(array.shape[0], -1).T
+    if layout == "heads in":  # (heads, head_dim, D)
+        return _with_axes(name, array, 3).reshape(-1, array.shape[-1]).T
+    if layout == "conv":  # (h, w, C, D)
+        return np.moveaxis(_with_axes(name, array, 4), (-1, -2), (0, 1))
+    return _with_axes(name, array, 2).T
+
+
+def _to_flax(leaf: str, array: np.ndarray, layout: str, num_heads: int) -> tuple[str, np.ndarray]:
+    """The leaf and the array of Flax."""
+    if leaf == "bias":
+        return leaf, array.reshape(num_heads, -1) if layout == "heads out" else array
+    if array.ndim == 1:
+        return "scale", array
+    if layout == "conv":
+        return "kernel", np.moveaxis(array, (0, 1), (-1, -2))
+    kernel = array.T
+    if layout == "heads out":
+        kernel = kernel.reshape(len(kernel), num_heads, -1)
+    elif layout == "heads in":
+        kernel = kernel.reshape(num_heads, -1, kernel.shape[-1])
+    return "kernel", kernel
+
+
+def _with_axes(name: str, array: np.ndarray, axes: int) -> np.ndarray:
+    if array.ndim != axes:
+        raise DialectError(f"{name}: wanted {axes} axes, got the shape {array.shape}")
+    return array
+
+
+def _join(dialect: Dialect, arrays: Arrays) -> Arrays:
+    """Joins modules that are one here, such as query, key and value."""
+    for whole, parts in dialect.joined:
+        patterns = [_pattern(part) for part in parts]
+        joined: Arrays = {}
+        for name, array in arrays.items():
+            matches = [pattern.fullmatch(name) for pattern in patterns]
+            match = next(filter(None, matches), None)
+            if match is None:
+                joined[name] = array
+                continue
+            found = [_filled(part, match.groups()) for part in parts]
+            if matches[0] is not None:
+                _check_alike(found, arrays)
+                together = np.concatenate([arrays[name] for name in found])
+                joined[_filled(whole, match.groups())] = together
+            elif found[0] not in arrays:
+                raise DialectError(f"{name}: there is no {found[0]} beside it")
+        arrays = joined
+    return arrays
+
+
+def _check_alike(names: list[str], arrays: Arrays) -> None:
+    kinds = [(arrays[n].shape, arrays[n].dtype) if n in arrays else None for n in names]
+    if arrays[names[0]].ndim == 0 or any(kind != kinds[0] for kind in kinds):
+        got = ", ".join(f"{kind[1]}{list(kind[0])}" if kind else "none" for kind in kinds)
+        raise DialectError(
+            f"{', '.join(names)}: wanted {len(names)} of one shape and type, got {got}"
+        )
+
+
+def _parted(dialect: Dialect, arrays: Mapping[str, np.ndarray]) -> Arrays:
+    """Undoes `_join`."""
+    parted: Arrays = {}
+    for name, array in arrays.items():
+        for whole, parts in dialect.joined:
+            if match := _pattern(whole).fullmatch(name):
+                thirds = np.split(array, len(parts))
+                parted |= {
+                    _filled(part, match.groups()): third
+                    for part, third in zip(parts, thirds, strict=True)
+                }
+                break
+        else:
+            parted[name] = array
+    return parted

@@ -25,7 +25,7 @@ from vit_jax.weights.spec_json import (
     read_stated,
 )
 from vit_jax.weights.torch_file import read_torch_entry, read_torch_file
-from vit_jax.weights.wrappers import UnwrapReport, unwrap_state_dict
+from vit_jax.weights.wrappers import Rules, UnwrapReport, unwrap_state_dict
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".tar")
 SAFETENSORS, NPZ = ".safetensors", ".npz"
@@ -56,7 +56,9 @@ class Weights:
     dialect: str | None = None
 
 
-def read_weights(path: str | os.PathLike, *, ema: bool | None = None) -> Weights:
+def read_weights(
+    path: str | os.PathLike, *, ema: bool | None = None, rename: Rules = ()
+) -> Weights:
     """Reads a weights file or folder.
 
     Args:
@@ -64,6 +66,7 @@ def read_weights(path: str | os.PathLike, *, ema: bool | None = None) -> Weights
         folder; an Orbax folder of named arrays.
       ema: of a training checkpoint the averaged weights (True) or the raw ones (False); None takes
         the raw ones where there are both.
+      rename: (pattern, replacement) pairs for the names in it, applied before anything else.
 
     Raises:
       ValueError: there is no such file, it is damaged, or it holds more than weights.
@@ -75,25 +78,52 @@ def read_weights(path: str | os.PathLike, *, ema: bool | None = None) -> Weights
             f"checkpoints of PyTorch do, {', '.join(TORCH_SUFFIXES)}"
         )
     if path.is_dir():
-        return _read_folder(path)
+        return _unwrapped(path, _read_folder(path), ema, rename)
     if not path.is_file():
         raise ValueError(f"no weights file {str(path)!r}; wanted {_WANTED}")
     if path.suffix == SAFETENSORS:
-        return _read_safetensors(path)
+        return _unwrapped(path, _read_safetensors(path), ema, rename)
     if path.suffix == NPZ:
         notes: list[str] = []
-        return Weights(read_npz(path), read_beside(path, notes), notes=notes)
+        weights = Weights(read_npz(path), read_beside(path, notes), notes=notes)
+        return _unwrapped(path, weights, ema, rename)
     if path.suffix in TORCH_SUFFIXES:
-        try:
-            arrays, report = unwrap_state_dict(read_torch_file(path), ema=ema)
-        except ValueError as error:
-            raise ValueError(f"{str(path)!r}: {error}") from error
-        return Weights(arrays, _spec_in_torch_file(path), notes=_notes(report))
+        weights = Weights(read_torch_file(path), _spec_in_torch_file(path))
+        return _unwrapped(path, weights, ema, rename)
     raise ValueError(f"wanted {_WANTED}, got {str(path)!r}")
 
 
+def read_description(path: Path) -> StatedSpec:
+    """What a weights file or folder says of its model; its arrays are not read.
+
+    Raises:
+      ValueError: see `read_weights`.
+    """
+    if path.is_dir():
+        return _spec_in_orbax(path) if (path / ORBAX).is_file() else read_facts(path, [])[0]
+    if path.suffix == SAFETENSORS:
+        return _read_safetensors(path, with_arrays=False).spec
+    if path.suffix == NPZ:
+        return read_beside(path, [])
+    if path.suffix not in TORCH_SUFFIXES:
+        raise ValueError(f"wanted {_WANTED}, got {str(path)!r}")
+    return _spec_in_torch_file(path)
+
+
+def _unwrapped(path: Path, weights: Weights, ema: bool | None, rename: Rules) -> Weights:
+    try:
+        weights.arrays, report = unwrap_state_dict(weights.arrays, ema=ema, rename=rename)
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r}: {error}") from error
+    weights.notes += _notes(report)
+    return weights
+
+
 def _spec_in_torch_file(path: Path) -> StatedSpec:
-    text = read_torch_entry(path, SPEC_FILE, MAX_SPEC_BYTES)
+    try:
+        text = read_torch_entry(path, SPEC_FILE, MAX_SPEC_BYTES)
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} cannot be read as a PyTorch file: {error}") from error
     return StatedSpec() if text is None else read_stated(path, lambda: read_spec(json.loads(text)))
 
 
@@ -103,16 +133,18 @@ def _notes(report: UnwrapReport) -> list[str]:
         kind = "averaged weights" if report.is_ema else "weights"
         notes.append(f"the {kind} lay under {report.source!r}")
     if report.prefix:
-        notes.append(f"every name began with {report.prefix!r}")
+        notes.append(f"the names began with {report.prefix!r}")
+    notes += [f"{infix!r} stood within names" for infix in report.infixes]
     notes += [f"{other}: another state dict" for other in report.others]
     notes += [f"{name}: no array" for name in report.not_tensors]
     return notes + [f"{name}: beside the weights" for name in report.left]
 
 
-def _read_safetensors(path: Path) -> Weights:
+def _read_safetensors(path: Path, *, with_arrays: bool = True) -> Weights:
     try:
         with safe_open(path, framework="np") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys() if with_arrays else ()
+            arrays = {name: file.get_tensor(name) for name in names}
             metadata = file.metadata() or {}
     # AttributeError, TypeError: a type that NumPy has not, such as float8.
     except (SafetensorError, AttributeError, TypeError) as error:
@@ -130,9 +162,7 @@ def _read_safetensors(path: Path) -> Weights:
 
 def _read_folder(path: Path) -> Weights:
     if (path / ORBAX).is_file():
-        spec = path / SPEC_FILE
-        stated = read_stated(spec, lambda: read_spec(read_json(spec))) if spec.is_file() else None
-        return Weights(_read_orbax(path), stated or StatedSpec())
+        return Weights(_read_orbax(path), _spec_in_orbax(path))
     index, single = path / SHARDS, path / SINGLE
     if index.is_file():
         weight_map = read_json(index).get("weight_map")
@@ -153,6 +183,13 @@ def _read_folder(path: Path) -> Weights:
         raise ValueError(f"no weights in the folder {str(path)!r}; wanted {_WANTED}")
     weights.spec, weights.known_fields = read_facts(path, weights.notes)
     return weights
+
+
+def _spec_in_orbax(path: Path) -> StatedSpec:
+    spec = path / SPEC_FILE
+    if not spec.is_file():
+        return StatedSpec()
+    return read_stated(spec, lambda: read_spec(read_json(spec)))
 
 
 def _read_orbax(path: Path) -> dict[str, np.ndarray]:

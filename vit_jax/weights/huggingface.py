@@ -11,6 +11,7 @@ from typing import Any
 from vit_jax.layers.checks import to_pair
 from vit_jax.models.registry import list_models, model_fields
 from vit_jax.models.spec import Preprocessing
+from vit_jax.weights.dialects import DIALECTS
 from vit_jax.weights.spec_json import (
     SPEC,
     StatedSpec,
@@ -21,17 +22,6 @@ from vit_jax.weights.spec_json import (
 )
 
 _INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # PIL's numbers
-# The fields of a ViT by transformers' names of them; the sizes among them.
-_FIELDS = {
-    "hidden_size": "embed_dim",
-    "num_hidden_layers": "depth",
-    "num_attention_heads": "num_heads",
-    "image_size": "img_size",
-    "patch_size": "patch_size",
-    "num_channels": "in_chans",
-    "qkv_bias": "qkv_bias",
-    "layer_norm_eps": "norm_eps",
-}
 _SIZES = {"embed_dim", "depth", "num_heads", "img_size", "patch_size", "mlp_ratio"}
 _RESAMPLE = {name: number for number, name in _INTERPOLATIONS.items()}
 
@@ -97,27 +87,33 @@ def labels_of(class_names: tuple[str, ...] | None, num_classes: int) -> list[str
 
 
 def _processor_again(spec: StatedSpec) -> dict[str, object] | None:
-    """What `processor_of` wrote for a description, if it is one of square images."""
-    side = (spec.fields or {}).get("img_size")
-    if spec.preprocessing is None or type(side) is not int:
+    """What `processor_of` wrote for a description."""
+    size = (spec.fields or {}).get("img_size")
+    if spec.preprocessing is None or size is None:
         return None
-    return processor_of(spec.preprocessing, side)
+    return processor_of(spec.preprocessing, to_pair("img_size", size))
 
 
-def processor_of(preprocessing: Preprocessing, side: int) -> dict[str, object]:
-    """The preprocessor_config.json of a model of square images."""
-    resized = math.floor(side / preprocessing.crop_fraction + 1e-9)
+def processor_of(preprocessing: Preprocessing, size: tuple[int, int]) -> dict[str, object] | None:
+    """The preprocessor_config.json of a model of images of (height, width).
+
+    None where transformers has no such: it crops no rectangle from images that keep their aspect
+    ratio.
+    """
+    resized = [math.floor(side / preprocessing.crop_fraction + 1e-9) for side in size]
     is_squashed = preprocessing.crop_mode.startswith("squash")
+    if not is_squashed and size[0] != size[1]:
+        return None
     return {
         # The former resizes both sides, the latter the shorter one; both then crop.
         "image_processor_type": "DeiTImageProcessor" if is_squashed else "BitImageProcessor",
         "do_resize": True,
-        "size": {"height": resized, "width": resized}
+        "size": {"height": resized[0], "width": resized[1]}
         if is_squashed
-        else {"shortest_edge": resized},
+        else {"shortest_edge": resized[0]},
         "resample": _RESAMPLE[preprocessing.interpolation],
-        "do_center_crop": resized != side or not is_squashed,
-        "crop_size": {"height": side, "width": side},
+        "do_center_crop": resized != list(size) or not is_squashed,
+        "crop_size": {"height": size[0], "width": size[1]},
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -127,21 +123,23 @@ def processor_of(preprocessing: Preprocessing, side: int) -> dict[str, object]:
 
 
 def _known_fields(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a ViT or DeiT that transformers' config.json states."""
-    if config.get("model_type") not in ("vit", "deit"):
+    """The fields of a design that transformers' config.json states, and those of its class."""
+    dialects = [d for d in DIALECTS if d.model_type and d.model_type == config.get("model_type")]
+    if not dialects:
         return {}
-    if config.get("hidden_act", "gelu") != "gelu":
-        raise ValueError(
-            f"{str(folder)!r}: wanted the activation 'gelu' (erf), its config.json says "
-            f"{config['hidden_act']!r}"
-        )
-    known = {field: config[key] for key, field in _FIELDS.items() if key in config}
-    known = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
-    width, hidden = config.get("hidden_size"), config.get("intermediate_size")
+    for key, value in dialects[0].settled.items():
+        if config.get(key, value) != value:
+            raise ValueError(
+                f"{str(folder)!r}: wanted {key} {value!r}, its config.json says {config[key]!r}"
+            )
+    stated = {key: config[key] for key in dialects[0].config if key in config}
+    width, hidden = stated.get("hidden_size"), stated.pop("intermediate_size", None)
     if isinstance(width, int) and isinstance(hidden, int) and width > 0:
-        known["mlp_ratio"] = hidden / width
-    if any("WithTeacher" in str(name) for name in config.get("architectures") or ()):
-        known["distilled"] = True
+        stated["intermediate_size"] = hidden / width
+    known = {dialects[0].config[key]: value for key, value in stated.items()}
+    known = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
+    if classes := config.get("architectures"):
+        known |= next((d for d in dialects if d.architecture in classes), dialects[-1]).fields
     return known
 
 
@@ -166,8 +164,8 @@ def _registered(model_type: str, known: Mapping[str, Any]) -> str:
     """The registered name of these sizes; the design's where there is none."""
     for name in list_models(f"{model_type}_*"):
         fields = model_fields(name)
-        same = all(fields.get(field) == known[field] for field in _SIZES)
-        if same and fields.get("distilled", False) == known.get("distilled", False):
+        wanted = {"distilled": False, "reg_tokens": 0, **known}
+        if all(fields.get(k, wanted[k]) == wanted[k] for k in {*_SIZES, "distilled", "reg_tokens"}):
             return name
     return "vit"
 
@@ -205,9 +203,11 @@ def _processor_states(fields: Mapping[str, Any]) -> Preprocessing:
     resized, is_squashed = _resized(size)
     cropped = _resized(crop)[0] if fields.get("do_center_crop", False) and crop else None
     shown = cropped or resized
-    fraction = 1.0 if not (shown and resized) else shown[0] / resized[0]
-    if shown and resized and abs(shown[1] / resized[1] - fraction) > 1e-9:
-        raise ValueError(f"crop_size {crop} is of another aspect than size {size}")
+    fraction = 1.0
+    if shown and resized:
+        fraction = min(part / whole for part, whole in zip(shown, resized, strict=True))
+        if resized != tuple(math.floor(part / fraction + 1e-9) for part in shown):
+            raise ValueError(f"crop_size {crop} is of another aspect than size {size}")
     crop_mode = "squash" if is_squashed else "center"
     # Where both sizes are known, so is whether the offset of the crop is half a pixel.
     if size is not None and not (is_squashed and _is_even_offset(shown, resized)):

@@ -9,16 +9,12 @@ from typing import Any, Literal
 from flax import nnx
 
 from vit_jax.models.base import VisionModel
-from vit_jax.models.config import DesignConfig
 from vit_jax.models.registry import abstract_model, design_of, list_models, model_fields
 from vit_jax.models.spec import ModelSpec
 from vit_jax.weights.adapt import adapt
-from vit_jax.weights.dialects import DialectError, google_heads, to_timm
-from vit_jax.weights.fit import models_that_fit, number_of_classes
-from vit_jax.weights.formats import (
-    Weights,
-    read_weights,
-)
+from vit_jax.weights.dialects import DialectError, heads_told_by, to_own
+from vit_jax.weights.fit import explained, models_that_fit, number_of_classes
+from vit_jax.weights.formats import Weights, read_description, read_weights
 from vit_jax.weights.hub import fetch
 from vit_jax.weights.run_folder import (
     HUB_PREFIX,
@@ -27,7 +23,9 @@ from vit_jax.weights.run_folder import (
     model_of_run,
 )
 from vit_jax.weights.spec_json import StatedSpec, read_spec
-from vit_jax.weights.state_dict import load_state_dict, state_dict
+from vit_jax.weights.state_dict import MisfitError, load_state_dict, state_dict
+from vit_jax.weights.stated import check_description, check_stated
+from vit_jax.weights.wrappers import Rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +69,9 @@ def from_pretrained(
         the raw ones where there are both.
       rngs: stream "params" draws a fresh head; nothing else is drawn.
       **overrides: fields of the design. `num_classes` gives a fresh head, `img_size` resizes the
-        positions and `in_chans` converts the patches, as the design's source does it; others say
-        what the source does not (norm_eps), or how the model is used (drop_rate, dtype).
+        positions, `patch_size` (of `vit`) the patches too and `in_chans` converts them, as the
+        design's source does it; others say what the source does not (norm_eps), or how the model is
+        used (drop_rate, dtype).
 
     Raises:
       ValueError: no such source, a damaged one, or one that does not fit the model or contradicts a
@@ -107,7 +106,7 @@ def load_with_notes(
         model,
         weights,
         str(source),
-        resize="source" if "img_size" in fields else None,
+        resize="source" if fields.keys() & {"img_size", "patch_size"} else None,
         in_chans="in_chans" in fields,
     )
     notes = (*report.adapted, *report.left)
@@ -145,8 +144,8 @@ def load_pretrained(
         Preprocessing that stands beside the weights becomes the model's.
       ema: of a training checkpoint the averaged weights (True) or the raw ones (False); None takes
         the raw ones where there are both.
-      resize: how position embeddings of another image size become this model's: see
-        `vit_jax.weights.adapt.adapt`; None refuses them.
+      resize: how position embeddings of another image size, and patches of another size, become
+        this model's: see `vit_jax.weights.adapt.adapt`; None refuses them.
       old_grid: (rows, columns) of the patches in the file where they are not square.
       head: "drop" keeps the model's own head where the number of classes differs; a sequence of
         class indices cuts the head to those; None refuses.
@@ -156,9 +155,10 @@ def load_pretrained(
       What was done.
 
     Raises:
-      ValueError: no such file, a damaged one, or one that holds more than data; arrays that do not
-        fit the model (each is named, and registered names that do fit); fields of the model, such
-        as norm_eps, that the file contradicts. The model is unchanged.
+      MisfitError: arrays that do not fit the model: it says what would help, and `problems` has
+        each of them. The model is unchanged.
+      ValueError: no such file, a damaged one, or one that holds more than data; fields of the
+        model, such as norm_eps, that the file contradicts. The model is unchanged.
     """
     weights = read_source(source, ema)
     return load_into(
@@ -187,49 +187,25 @@ def load_into(
     Raises:
       ValueError: they do not fit; the model is unchanged.
     """
-    for field, value in {**weights.known_fields, **(weights.spec.fields or {})}.items():
-        own = getattr(model.config, field, value)
-        if not model.config.is_free(field) and own != _normalised(model.config, field, value):
-            raise ValueError(
-                f"{source!r} is of a model with {field}={value!r}, this one has {own!r}: "
-                f"create_model(..., {field}={value!r})"
-            )
+    grid = check_stated(
+        model, weights.spec, source, resize, head=head, known_fields=weights.known_fields
+    )
     arrays, adapted = weights.arrays, []
-    if resize is not None or head is not None or in_chans:
-        if resize is not None and old_grid is None:
-            old_grid = _stated_grid(weights.spec, model)
+    if resize is not None or old_grid is not None or head is not None or in_chans:
+        old_grid = grid if old_grid is None else old_grid
         arrays, adapted = adapt(
             arrays, model, resize=resize, old_grid=old_grid, head=head, in_chans=in_chans
         )
     try:
         load_state_dict(model, arrays)
-    except ValueError as error:
-        fitting = models_that_fit(weights.arrays)
-        if not fitting:
-            raise
-        raise ValueError(f"{error}\nregistered models that these weights fit: {fitting}") from error
+    except MisfitError as error:
+        raise explained(error, model, arrays, source, weights.notes) from None
     left = list(weights.notes)
     model.spec = _with_facts(model.spec, weights.spec, source, head, left)
     loaded = tuple(name for name in arrays if head != "drop" or not model.is_of_head(name))
     return LoadReport(
         source, weights.dialect, loaded, tuple(adapted), tuple(left), stated=weights.spec
     )
-
-
-def _normalised(config: DesignConfig, field: str, value: Any) -> Any:
-    """The value as a config holds it: 4 for a size of (4, 4)."""
-    try:
-        return getattr(dataclasses.replace(config, **{field: value}), field)
-    except ValueError:  # it does not go with the other fields, and so differs
-        return value
-
-
-def _stated_grid(stated: StatedSpec, model: VisionModel[Any]) -> tuple[int, int] | None:
-    """Rows and columns of the patches of the model that a source states; None: it does not."""
-    if stated.name is None or stated.fields is None or design_of(stated.name) is not type(model):
-        return None
-    grid = abstract_model(stated.name, **stated.fields).position_table().grid
-    return None if grid == model.position_table().grid else grid  # as it is: nothing to resize
 
 
 def _with_facts(
@@ -259,8 +235,13 @@ def _with_facts(
     return dataclasses.replace(spec, class_names=names, **facts)
 
 
-def read_source(source: str | os.PathLike, ema: bool | None) -> Weights:
+def read_source(source: str | os.PathLike, ema: bool | None, rename: Rules = ()) -> Weights:
     """Reads weights of any form and gives them the models' own names.
+
+    Args:
+      source: see `load_pretrained`.
+      ema: see `load_pretrained`.
+      rename: see `read_weights`; not of a run, whose names are the models' own.
 
     Raises:
       ValueError: see `load_pretrained`.
@@ -270,31 +251,39 @@ def read_source(source: str | os.PathLike, ema: bool | None) -> Weights:
         source = fetch(name.removeprefix(HUB_PREFIX))
     run = _run_of(pathlib.Path(source), ema)
     if run is not None:
+        if rename:
+            raise ValueError(
+                f"rename is for the names of others: {name!r} is a run of this package"
+            )
         return run
-    weights = read_weights(source, ema=ema)
-    _check_spec(weights.spec, name)
+    weights = read_weights(source, ema=ema, rename=rename)
+    check_description(weights.spec, name)
     try:
-        arrays, dialect = to_timm(weights.arrays)
+        arrays, dialect = to_own(weights.arrays)
     except DialectError as error:
         raise ValueError(f"{name!r}: {error}") from error
-    heads = google_heads(weights.arrays) if dialect == "google" else None
+    heads = heads_told_by(weights.arrays, dialect)
     known = weights.known_fields if heads is None else {"num_heads": heads}
     return dataclasses.replace(weights, arrays=arrays, known_fields=known, dialect=dialect)
 
 
-def _check_spec(stated: StatedSpec, source: str) -> None:
-    """Refuses the description of a model or a field that there is not."""
-    if stated.name is None or stated.fields is None:
-        return
-    try:
-        known = model_fields(stated.name)
-    except ValueError as error:
-        raise ValueError(f"{source!r} is of a model that is not here: {error}") from error
-    if unknown := [field for field in stated.fields if field not in known]:
-        raise ValueError(
-            f"{source!r} states the field {unknown[0]!r}, which {stated.name} has not; its fields: "
-            f"{', '.join(known)}"
-        )
+def read_stated_model(source: str | os.PathLike) -> StatedSpec:
+    """What a source says of its model, without its arrays: of a run only the config is read.
+
+    Raises:
+      ValueError: see `load_pretrained`; or it names a model or a field that there is not.
+    """
+    name = str(source)
+    if name.startswith(HUB_PREFIX):
+        source = fetch(name.removeprefix(HUB_PREFIX))
+    path = pathlib.Path(source)
+    run = None if is_weights_folder(path) else model_of_run(path)
+    if run is not None:
+        stated = StatedSpec(run.name, {**model_fields(run.name), **run.fields})
+    else:
+        stated = read_description(path)
+    check_description(stated, name)
+    return stated
 
 
 def stated_fields(weights: Weights, name: str) -> dict[str, Any]:

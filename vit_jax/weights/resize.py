@@ -1,4 +1,4 @@
-"""Position embeddings of one grid of patches for another, as each source resizes them.
+"""Position embeddings of one grid of patches for another, and patches of another size.
 
 Every method is separable: a matrix for the rows, a matrix for the columns. The sources:
 
@@ -152,3 +152,32 @@ def resize_pos_embed(
     grid = grid.swapaxes(0, 1).reshape(-1, dim)
     resized = np.concatenate([kept, grid.astype(table.dtype)])
     return resized.reshape(*table.shape[:-2], *resized.shape)
+
+
+def resample_kernel(kernel: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A convolution's kernel over patches, for patches of another size.
+
+    The least-squares solution of: the new kernel on a patch, resized by torch's bicubic with
+    antialias, gives what the old one gives on the patch. (FlexiViT, 2212.08013, section 3.4;
+    `resample_patch_embed` of timm 1.0.31, layers/patch_embed.py.)
+
+    Args:
+      kernel: (O, C, h, w), floating point.
+      size: (height, width) of the new one.
+
+    Returns:
+      (O, C, *size), of the kernel's type.
+
+    Raises:
+      ValueError: a kernel in integers.
+    """
+    if not jnp.issubdtype(kernel.dtype, jnp.floating):
+        raise ValueError(f"wanted a patch kernel in floating point, got {kernel.dtype}")
+    dtype = np.dtype(np.float64 if kernel.dtype == np.float64 else np.float32)
+    rows, columns = (
+        np.linalg.pinv(resize_matrix(old, new, "timm", dtype).T)
+        for old, new in zip(kernel.shape[2:], size, strict=True)
+    )
+    return np.einsum("yh,xw,ochw->ocyx", rows, columns, kernel.astype(np.float64)).astype(
+        kernel.dtype
+    )

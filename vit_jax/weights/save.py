@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax import nnx
 from safetensors.numpy import save_file
 
-from vit_jax.layers.attention import Attention
 from vit_jax.models.base import VisionModel
 from vit_jax.models.spec import ModelSpec
 from vit_jax.weights.atomic import check_new_folder, whole
-from vit_jax.weights.dialects import DialectError, from_timm
+from vit_jax.weights.dialects import DialectError, dialect_for, from_own
 from vit_jax.weights.formats import SAFETENSORS, TORCH_SUFFIXES
 from vit_jax.weights.huggingface import labels_of, processor_of
 from vit_jax.weights.spec_json import SPEC, SPEC_FILE, spec_beside, spec_to_dict, text_beside
@@ -39,7 +37,7 @@ _ORBAX_FILES = frozenset(
 
 def save_pretrained(
     model: VisionModel, path: str | os.PathLike, *, dialect: str | None = None
-) -> None:
+) -> tuple[str, ...]:
     """Writes the model's weights and its description, `model.spec`.
 
     The file is put in place whole: a crash leaves the old one. The description is inside of it; of
@@ -53,12 +51,16 @@ def save_pretrained(
         `ViTForImageClassification.from_pretrained` takes, or DeiT's), "google" (path: a .npz file),
         or "orbax" (path: a folder; any model); None for the source's own.
 
+    Returns:
+      What of the description only vit_jax will read there, a line each: mostly nothing.
+
     Raises:
       ValueError: a path of another form; a dialect that has no place for the model's arrays.
     """
     path = Path(path)
+    notes: list[str] = []
     if dialect == "huggingface":
-        _write_huggingface(model, path)
+        notes = _write_huggingface(model, path)
     elif dialect == "google":
         _write_google(model, path)
     elif dialect == "orbax":
@@ -77,6 +79,7 @@ def save_pretrained(
             f"weights are written as .safetensors, or as {', '.join(TORCH_SUFFIXES)}, got "
             f"{str(path)!r}"
         )
+    return tuple(notes)
 
 
 def _check_no_folder(path: Path) -> None:
@@ -98,24 +101,8 @@ def _write_safetensors(
 
 def _said(model: VisionModel[Any], dialect: str) -> dict[str, np.ndarray]:
     """The model's arrays under the names of a dialect, which it has a place for."""
-    if dialect not in model.dialects:
-        raise ValueError(
-            f"{dialect} is a dialect of vit_* and deit_* models, this one is a "
-            f"{type(model).__name__}: its own names are written without a dialect"
-        )
-    config = model.config
-    # What the names alone would not tell: there, another function would be computed.
-    scales = {m.scale for _, m in nnx.iter_modules(model) if isinstance(m, Attention)}
-    for field, is_other in (
-        ("qk_scale", scales != {(config.embed_dim // config.num_heads) ** -0.5}),
-        ("no_embed_class", config.no_embed_class),
-        ("class_token=False", not config.class_token),
-        (f"global_pool={config.global_pool!r}", config.global_pool != "token"),
-    ):
-        if is_other:
-            raise ValueError(f"the dialect {dialect!r} has no place for this model's {field}")
     try:
-        return from_timm(state_dict(model), dialect, config.num_heads)
+        return from_own(model, state_dict(model), dialect)
     except DialectError as error:
         raise ValueError(str(error)) from error
 
@@ -126,8 +113,6 @@ def _write_google(model: VisionModel[Any], path: Path) -> None:
         raise ValueError(f"Google's weights are written as .npz, got {str(path)!r}")
     _check_no_folder(path)
     arrays = _said(model, "google")
-    if model.config.norm_eps != 1e-6:
-        raise ValueError(f"Google's ViT has norm_eps=1e-6, this model {model.config.norm_eps}")
     with whole(path) as partial, open(partial, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
     # An entry of it would be taken for an array by Google's code.
@@ -135,37 +120,25 @@ def _write_google(model: VisionModel[Any], path: Path) -> None:
         partial.write_text(text_beside(model.spec, path))
 
 
-def _write_huggingface(model: VisionModel[Any], path: Path) -> None:
-    """Writes a folder for `from_pretrained` of Hugging Face's ViT, or DeiT with a teacher."""
+def _write_huggingface(model: VisionModel[Any], path: Path) -> list[str]:
+    """Writes a folder for `from_pretrained` of Hugging Face's ViT or DeiT."""
     check_new_folder(path, _HF_FILES)
     arrays, fields = _said(model, "huggingface"), model.config
-    if model.img_size[0] != model.img_size[1]:
-        raise ValueError(f"Hugging Face's ViT takes square images, this one {model.img_size}")
     if model.num_classes == 0:
         raise ValueError("Hugging Face's ViTForImageClassification has a head, this model has none")
-    if not isinstance(fields.patch_size, int):
-        raise ValueError(f"Hugging Face's ViT takes square patches, this one {fields.patch_size}")
     labels = labels_of(model.spec.class_names, model.num_classes)
+    preprocessing = model.spec.preprocessing
+    processor = preprocessing and processor_of(preprocessing, model.img_size)
+    dialect = dialect_for(model, "huggingface")
     config = {
-        "model_type": "deit" if fields.distilled else "vit",
-        "architectures": [
-            "DeiTForImageClassificationWithTeacher"
-            if fields.distilled
-            else "ViTForImageClassification"
-        ],
-        "hidden_size": fields.embed_dim,
-        "num_hidden_layers": fields.depth,
-        "num_attention_heads": fields.num_heads,
+        "model_type": dialect.model_type,
+        "architectures": [dialect.architecture],
+        **{key: getattr(fields, field) for key, field in dialect.config.items()},
         "intermediate_size": next(
             (a.shape[0] for name, a in arrays.items() if name.endswith("intermediate.dense.bias")),
             0,
         ),
-        "hidden_act": "gelu",
-        "layer_norm_eps": fields.norm_eps,
-        "image_size": model.img_size[0],
-        "patch_size": fields.patch_size,
-        "num_channels": model.in_chans,
-        "qkv_bias": any(name.endswith("query.bias") for name in arrays),
+        **dialect.settled,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "id2label": {str(label): name for label, name in enumerate(labels)},
@@ -176,11 +149,17 @@ def _write_huggingface(model: VisionModel[Any], path: Path) -> None:
         partial.mkdir()
         _write_safetensors(arrays, partial / "model.safetensors", None)
         (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        if model.spec.preprocessing is not None:
-            processor = processor_of(model.spec.preprocessing, model.img_size[0])
+        if processor is not None:
             (partial / "preprocessor_config.json").write_text(
                 json.dumps(processor, indent=2) + "\n"
             )
+    if processor is None and preprocessing is not None:
+        rows, columns = model.img_size
+        return [
+            f"preprocessor_config.json: not written, transformers has no {preprocessing.crop_mode} "
+            f"crop of {rows}x{columns} (config.json says it for vit_jax)"
+        ]
+    return []
 
 
 def _write_orbax(model: VisionModel[Any], path: Path) -> None:

@@ -22,6 +22,20 @@ from flax import nnx
 from vit_jax.layers.stack import ScannedLayers
 from vit_jax.layers.variables import Frozen
 
+
+class MisfitError(ValueError):
+    """Arrays that are not those of a model.
+
+    Attributes:
+      problems: a line for each array that is missing, unexpected or of another shape or type.
+    """
+
+    def __init__(self, problems: Sequence[str], message: str | None = None):
+        every = "the state dict does not fit the model:\n  " + "\n  ".join(problems)
+        super().__init__(message or every)
+        self.problems = tuple(problems)
+
+
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
 
@@ -164,7 +178,7 @@ def load_state_dict(model: nnx.Module, mapping: Mapping[str, Any]) -> None:
         under any of their further names too, with equal values.
 
     Raises:
-      ValueError: names every missing, unexpected, misshapen and not numeric entry, and those that
+      MisfitError: names every missing, unexpected, misshapen and not numeric entry, and those that
         differ where the model has one array; the model is unchanged.
     """
     entries, aliases = _entries(model), _aliases(model)
@@ -190,7 +204,7 @@ def load_state_dict(model: nnx.Module, mapping: Mapping[str, Any]) -> None:
         and not np.array_equal(_to_numpy(mapping[alias]), loaded[first])
     ]
     if problems:
-        raise ValueError("the state dict does not fit the model:\n  " + "\n  ".join(problems))
+        raise MisfitError(problems)
 
     layers: dict[int, list[np.ndarray]] = {}
     placed: list[tuple[nnx.Variable, jax.Array]] = []

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vit_jax.weights.torch_globals import Global
+from vit_jax.weights.torch_globals import Foreign, Global, UnreadObject, refuse_unknown
 from vit_jax.weights.torch_pickle import MAX_LENGTH, read_pickle
 from vit_jax.weights.torch_tensors import NumpyArray, NumpyDType, Storage, Tensor, is_count
 from vit_jax.weights.torch_zip import ZipEntry, read_directory
@@ -42,8 +42,9 @@ def read_torch_file(path: str | os.PathLike, *, verify: bool = True) -> Any:
     Arrays are read-only views of the mapped file, which must not be changed in place while they
     live (to replace it is fine). Parameters are their arrays,
     bfloat16 is `ml_dtypes.bfloat16`, an OrderedDict or argparse.Namespace a dict, a torch.Size a
-    tuple, a dtype, device or path a string; NumPy's numbers and arrays stay. Tensors that share a
-    storage share memory.
+    tuple, a dtype, device or path a string; NumPy's numbers and arrays stay. Of an object of
+    another class only "an object of CLASS" is left, an `UnreadObject`, unless it is a kind of dict;
+    one that is made by a call is refused. Tensors that share a storage share memory.
 
     Args:
       path: a file in either of torch's forms, whatever its name.
@@ -108,6 +109,8 @@ class _Storages:
         if len(identity) not in (5, 6) or identity[0] != "storage":
             raise ValueError("the file refers to something outside the pickle that is no storage")
         _, kind, key, _, numel = identity[:5]
+        if isinstance(kind, Global):
+            refuse_unknown(kind)
         if not (
             isinstance(kind, Global) and kind.dtype is not None and kind.name[-7:] == "Storage"
         ):
@@ -273,6 +276,8 @@ def to_plain(root: Any, file_bytes: int) -> Any:
     Raises:
       ValueError: a bound is passed, a container holds itself, or an array is not whole.
     """
+    if isinstance(root, Foreign) and not root:
+        raise ValueError(f"it is an object of {root.name}: save its state_dict() with torch.save")
     max_bytes = MAX_COPIES * file_bytes + FREE_BYTES
     done: dict[int, _Plain] = {}
     unfinished: set[int] = set()
@@ -304,7 +309,8 @@ def _items(node: Any) -> list[Any]:
 def _finish(node: Any, items: list[Any], done: dict[int, _Plain], max_bytes: int) -> _Plain:
     """The object's value from those of its items, and its measures, held to the bounds."""
     children = [done[id(item)] for item in items if type(item) not in _SCALARS]
-    if isinstance(node, dict | list | tuple):
+    is_unread = isinstance(node, Foreign) and not node
+    if isinstance(node, dict | list | tuple) and not is_unread:
         values = [item if type(item) in _SCALARS else done[id(item)].value for item in items]
         if isinstance(node, dict):
             value: Any = dict(zip(node, values, strict=True))
@@ -332,7 +338,10 @@ def _finish(node: Any, items: list[Any], done: dict[int, _Plain], max_bytes: int
 def _leaf(node: Any) -> Any:
     if isinstance(node, Tensor | Storage):
         return node.array()
+    if isinstance(node, Foreign):
+        return UnreadObject(f"an object of {node.name}")
     if isinstance(node, Global):
+        refuse_unknown(node)
         return node.name
     if isinstance(node, NumpyDType):
         return str(node.dtype())

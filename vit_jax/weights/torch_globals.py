@@ -2,10 +2,13 @@
 
 A pickle names classes and functions of other packages and says which to call. Here a name is looked
 up in one fixed table, and stands for a function of this file that makes plain data from plain data:
-nothing is imported, nothing of the named package is called.
+nothing is imported, nothing of the named package is called. An object of a class that is not in the
+table, such as the options of a training script, becomes its class's name, and so does a date; a
+kind of dict becomes a dict.
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -39,11 +42,30 @@ class Global:
       name: with its module, as Python 3 spells it.
       make: from the list of arguments to what a call stands for; None where it cannot be called.
       dtype: of a storage class, or of a torch dtype.
+      is_known: whether the name is in the table.
     """
 
     name: str
     make: Callable[[tuple], Any] | None = None
     dtype: np.dtype | None = None
+    is_known: bool = True
+
+
+class UnreadObject(str):
+    """What is left of an object of a class that is not known here: its name, in words."""
+
+    __slots__ = ()
+
+
+class Foreign(dict):
+    """An object of a class that is not known here: of what the file puts into it items are kept."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+
+    def extend(self, items: list) -> None:
+        """As a list's, of which it may be a kind."""
 
 
 class OrderedMapping(dict):
@@ -61,7 +83,7 @@ def key_of(value: Any) -> Any:
     and to compare long strings again and again takes long too.
     """
     if isinstance(value, Global):
-        return value.name
+        return value.name if value.is_known else _no_key(value)
     if type(value) is tuple and len(value) <= 8:
         return tuple(key_of(item) if type(item) is not tuple else _no_key(item) for item in value)
     if type(value) in (str, bytes):
@@ -162,6 +184,8 @@ def _ordered(args: tuple) -> OrderedMapping:
 def _default_dict(args: tuple) -> OrderedMapping:
     count_args(args, 0, 1, "a defaultdict")
     want(all(arg is None or isinstance(arg, Global) for arg in args), "a defaultdict")
+    for factory in filter(None, args):
+        refuse_unknown(factory)
     return OrderedMapping()
 
 
@@ -197,11 +221,14 @@ def _namespace(args: tuple) -> Attributes:
     return Attributes()
 
 
-def _reconstructor(args: tuple) -> Attributes:
-    """`copyreg._reconstructor`: how protocols 0 and 1 make an object; only of a Namespace."""
+def _reconstructor(args: tuple) -> Attributes | Foreign:
+    """`copyreg._reconstructor`: how protocols 0 and 1 make an object of a plain class."""
     want(len(args) == 3 and isinstance(args[0], Global), "copyreg._reconstructor")
-    want(args[0].name == "argparse.Namespace" and args[2] is None, "copyreg._reconstructor")
-    return Attributes()
+    kind = args[0]
+    if kind.name == "argparse.Namespace":
+        return Attributes()
+    want(not kind.is_known or kind.name in _CLASSES, "copyreg._reconstructor")
+    return Foreign(kind.name)
 
 
 def _path(args: tuple) -> str:
@@ -215,6 +242,8 @@ def set_state(target: Any, state: Any) -> None:
     Raises:
       ValueError: the object is of a kind that has none here, or the state is not what is written.
     """
+    if isinstance(target, Foreign):
+        return
     if isinstance(target, OrderedMapping):
         want(isinstance(state, dict), "the state of an OrderedDict")
     elif isinstance(target, Attributes):
@@ -232,6 +261,22 @@ def set_state(target: Any, state: Any) -> None:
         raise ValueError(
             f"the file sets the state of a {type(target).__name__}, which has none in weights"
         )
+
+
+# Classes of Python's own that a pickle makes by a call.
+_CLASSES = (
+    *(f"builtins.{name}" for name in ("range", "xrange", "slice")),
+    "collections.deque",
+    "types.SimpleNamespace",
+    *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")),
+    "decimal.Decimal",
+    "fractions.Fraction",
+    "uuid.UUID",
+)
+
+
+def _foreign(name: str, args: tuple) -> Foreign:
+    return Foreign(name)
 
 
 def _table() -> dict[str, Global]:
@@ -266,6 +311,8 @@ def _table() -> dict[str, Global]:
     dtypes |= {f"torch.{name}": DTYPES[element] for name, element in STORAGES.items()}
     dtypes |= {"torch.storage.UntypedStorage": DTYPES["uint8"]}
     table |= {name: Global(name, dtype=dtype) for name, dtype in dtypes.items()}
+    for name in _CLASSES:
+        table[name] = Global(name, functools.partial(_foreign, name))
     # Named, but never called: the class of a tensor with attributes, and types that options hold.
     for name in ("torch.Tensor", "torch.nn.parameter.Parameter", "numpy.ndarray"):
         table[name] = Global(name)
@@ -279,16 +326,18 @@ _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
 def find_global(module: Any, name: Any) -> Global:
-    """The known name.
+    """The known name, or one that is not known, which nothing but a new object can be made of.
 
     Raises:
-      ValueError: it is another; the message says which.
+      ValueError: it is no name.
     """
     if not (isinstance(module, str) and isinstance(name, str)):
         raise ValueError("the file names a class or function by something that is no string")
     full = f"{_PYTHON_2.get(module, module)}.{name}"
-    if full not in _GLOBALS:
-        raise ValueError(
-            f"the file names {ascii(full[:120])[1:-1]}, which is no part of weights: it is not read"
-        )
-    return _GLOBALS[full]
+    return _GLOBALS.get(full) or Global(ascii(full[:120])[1:-1][:120], is_known=False)
+
+
+def refuse_unknown(name: Global) -> None:
+    """Raises ValueError for a name that is not in the table."""
+    if not name.is_known:
+        raise ValueError(f"the file names {name.name}, which is no part of weights: it is not read")

@@ -10,9 +10,17 @@ import codecs
 import mmap
 import struct
 from collections.abc import Callable
+from types import UnionType
 from typing import Any
 
-from vit_jax.weights.torch_globals import Global, find_global, key_of, set_state
+from vit_jax.weights.torch_globals import (
+    Foreign,
+    Global,
+    find_global,
+    key_of,
+    refuse_unknown,
+    set_state,
+)
 
 # Python loads a codec's module at its first use: now, so that reading a file loads nothing.
 for _encoding in ("ascii", "latin-1", "utf-8", "raw-unicode-escape"):
@@ -184,7 +192,7 @@ class _Machine(Cursor):
         items, self.stack = self.stack, self.marked.pop()
         return items
 
-    def top(self, kind: type, doing: str) -> Any:
+    def top(self, kind: type | UnionType, doing: str) -> Any:
         if not isinstance(self.stack[-1], kind):
             raise ValueError(f"the pickle {doing} a {type(self.stack[-1]).__name__}")
         return self.stack[-1]
@@ -312,7 +320,7 @@ class _Machine(Cursor):
     @_operation(b"a", b"e")
     def append(self, code: bytes) -> None:
         items = [self.stack.pop()] if code == b"a" else self.pop_mark()
-        self.top(list, "appends to").extend(items)
+        self.top(list | Foreign, "appends to").extend(items)
 
     @_operation(b"\x90")
     def add_items(self, code: bytes) -> None:
@@ -338,8 +346,13 @@ class _Machine(Cursor):
 
     @_operation(b"R", b"\x81")
     def call(self, code: bytes) -> None:
-        """A call of a known name, or a new object of one: both are what the table makes."""
+        """A call of a known name, or a new object: both are what the table makes."""
         arguments, function = self.stack.pop(), self.stack.pop()
+        if isinstance(function, Global) and not function.is_known and code == b"\x81":
+            self.stack.append(Foreign(function.name))
+            return
+        if isinstance(function, Global):
+            refuse_unknown(function)
         if not (isinstance(function, Global) and function.make and type(arguments) is tuple):
             what = function.name if isinstance(function, Global) else type(function).__name__
             raise ValueError(f"the file calls {what}, which weights do not do: it is not read")

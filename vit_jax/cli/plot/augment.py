@@ -11,7 +11,7 @@ def run(arguments: Sequence[str]) -> int:
     """`plot augment --out FILE.png [--image FILE ...] [--config RECIPE [--config.FIELD=VALUE]]`."""
     options, recipe = _parser().read(arguments)
     jax_setup.set_up_jax()
-    from vit_jax.cli.plot.augmented import plot_operations, plot_recipe
+    from vit_jax.cli.plot.augmentation_sheet import plot_operations, plot_recipe
 
     out = pathlib.Path(options.out)
     if recipe is None:

@@ -12,8 +12,8 @@ import numpy as np
 from vit_jax.config import TrainConfig
 from vit_jax.data import STATISTICS, RandomResizedCrop, example_keys, make_train_augment
 from vit_jax.data.decode import decode_image
+from vit_jax.data.host_crop import pil_resize
 from vit_jax.data.randaugment import OPERATIONS, Drawn, apply
-from vit_jax.data.resize import resize_bilinear
 from vit_jax.data.statistics import Statistics
 from vit_jax.models.spec import Preprocessing
 from vit_jax.plots.augmentations import COLUMNS, Cell, Row, draw_sheet
@@ -45,7 +45,7 @@ _ONE_WAY: dict[str, Callable[[float], str]] = {
 }
 _MAGNITUDES = (3, 6, 9)
 
-# The rows of random methods: what `make_train_augment` is given.
+# The rows of random methods: what `make_train_augment` is given, and the crop before it.
 _METHODS: dict[str, dict[str, Any]] = {
     "rotation 15° and flip": {"rotation_degrees": 15.0, "flip": True},
     "padded crop 16": {"padding_crop": 16},
@@ -90,7 +90,8 @@ def plot_operations(paths: Sequence[str], out: pathlib.Path) -> None:
 def plot_recipe(config: TrainConfig, paths: Sequence[str], out: pathlib.Path) -> None:
     """Draws what a recipe's training sees of images in its first epochs, beside the images.
 
-    A crop that the host makes is that of the first epoch in all columns.
+    Of a set whose images vary in size, which the host crops, all columns show the crop of the first
+    epoch.
 
     Args:
       config: the recipe.
@@ -101,7 +102,7 @@ def plot_recipe(config: TrainConfig, paths: Sequence[str], out: pathlib.Path) ->
       ValueError: the config cannot be run, or a file is no image.
       OSError: data or a file cannot be read or written.
     """
-    from vit_jax.training.run import open_run
+    from vit_jax.training.run import open_run, random_crop
     from vit_jax.training.step import augment_key
 
     # One device, and a batch of what is shown: nothing of this changes what happens to an image.
@@ -121,13 +122,19 @@ def plot_recipe(config: TrainConfig, paths: Sequence[str], out: pathlib.Path) ->
         with run.train_batches(0) as batches:
             batch = next(iter(batches))
         images, index = jnp.asarray(batch["image"]), jnp.asarray(batch["index"])
-    prepare = jax.jit(
-        lambda epoch: run.prepare_train(
-            example_keys(augment_key(config.seed), epoch, index), images
+    crop = random_crop(config) if paths or run.data.train.image_shape else None
+
+    @jax.jit
+    def prepared(epoch: jax.Array, crops: jax.Array | None) -> jax.Array:
+        return run.prepare_train(
+            example_keys(augment_key(config.seed), epoch, index), images, crops
         )
-    )
+
+    def seen_in(epoch: int) -> jax.Array:
+        return prepared(jnp.int32(epoch), _crops(crop, images, config.seed, epoch, index))
+
     plain = _visible(run.prepare_eval(images), run.preprocessing)
-    epochs = [_visible(prepare(epoch), run.preprocessing) for epoch in range(COLUMNS)]
+    epochs = [_visible(seen_in(epoch), run.preprocessing) for epoch in range(COLUMNS)]
     rows = [
         (
             f"image {int(number)}",
@@ -179,12 +186,25 @@ def _method_rows(images: Sequence[np.ndarray]) -> list[Row]:
     rows: list[Row] = []
     for row, (name, settings) in enumerate(_METHODS.items()):
         image = images[row % len(images)]
-        augment = make_train_augment(_SIDE, mean=mean, std=std, one_by_one=True, **settings)
+        methods = {name: value for name, value in settings.items() if name != "crop"}
+        augment = make_train_augment(_SIDE, mean=mean, std=std, one_by_one=True, **methods)
         keys = example_keys(jax.random.key(0), 0, index)
         batch = jnp.broadcast_to(jnp.asarray(image), (COLUMNS, *image.shape))
-        seen = _visible(jax.jit(augment)(keys, batch), Statistics(mean, std))
+        crops = _crops(settings.get("crop"), batch, 0, 0, index)
+        seen = _visible(jax.jit(augment)(keys, batch, crops), Statistics(mean, std))
         rows.append((name, [(image, ""), *((one, "") for one in seen)]))
     return rows
+
+
+def _crops(
+    crop: RandomResizedCrop | None, images: jax.Array, seed: int, epoch: int, index: jax.Array
+) -> jax.Array | None:
+    """What the loader draws for these images; None: they are shown whole."""
+    if crop is None:
+        return None
+    size = images.shape[1:3]
+    drawn = [crop.draw(*size, seed=seed, epoch=epoch, index=int(number)) for number in index]
+    return jnp.asarray(drawn, jnp.int32)
 
 
 def _visible(images: jax.Array, statistics: Statistics | Preprocessing) -> np.ndarray:
@@ -202,8 +222,7 @@ def _square(image: np.ndarray, side: int) -> np.ndarray:
     height, width, _ = image.shape
     edge = min(height, width)
     top, left = (height - edge) // 2, (width - edge) // 2
-    cut = jnp.asarray(image[top : top + edge, left : left + edge])
-    return np.asarray(resize_bilinear(cut, (side, side)))
+    return pil_resize(image[top : top + edge, left : left + edge], side, side, "bilinear")
 
 
 def _made_up(side: int) -> np.ndarray:

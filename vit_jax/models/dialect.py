@@ -1,0 +1,84 @@
+"""Other libraries' names for a design's arrays, as data that `weights.dialects` works by."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Name:
+    """An array, or all arrays of a module, here and in another library.
+
+    "#" stands for the number of a layer. A name that ends in "." or "/" is a module's.
+
+    Attributes:
+      own: in the design's state dict.
+      theirs: as it is written; "" where it is only read.
+      also: further spellings that are read.
+      layout: of Flax's kernels, in which the heads are an axis: "heads out" for (D, heads,
+        head_dim), "heads in" for (heads, head_dim, D); "" for none.
+    """
+
+    own: str
+    theirs: str
+    also: tuple[str, ...] = ()
+    layout: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dialect:
+    """One library's naming of a design's arrays.
+
+    Attributes:
+      name: such as "huggingface"; several dialects may share it, for the library's several models.
+      whose: the library's model in words, for errors.
+      told_by: a pattern that one of the names has in this dialect, and in no later one of the list.
+      names: every array that has a place in it; the first that fits wins.
+      modules: (theirs, own) paths of modules without arrays of their own.
+      prefixes: what may stand before the names that are read.
+      joined: modules here that are several there: ("qkv.", ("q.", "k.", "v.")).
+      positions: a pattern of the position table's name; "" where no wrapper has a prefix before it.
+      is_flax: whether arrays have Flax's layout and leaves (kernel, scale), and "/" in their name.
+      stack: of Flax's scanned layers: `stack/...` holds all of `stack_#/...`; "" for none.
+      beside: first parts of names that belong to no model, such as an optimizer's.
+      is_written: whether weights are written in it.
+      fields: those of the design that the library's model has once for all.
+      model_type, architecture: in a Hugging Face folder's config.json.
+      config: its keys and the fields that they are; "intermediate_size" as `mlp_ratio` is a width.
+      settled: keys of it that may have but one value here.
+    """
+
+    name: str
+    whose: str
+    told_by: str
+    names: Sequence[Name]
+    modules: Sequence[tuple[str, str]] = ()
+    prefixes: tuple[str, ...] = ()
+    joined: Sequence[tuple[str, tuple[str, ...]]] = ()
+    positions: str = ""
+    is_flax: bool = False
+    stack: str = ""
+    beside: tuple[str, ...] = ()
+    is_written: bool = True
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    model_type: str = ""
+    architecture: str = ""
+    config: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    settled: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def layer_names(
+    own: str, theirs: str, rows: Sequence[tuple[str, ...]], also: str = "", layout: str = ""
+) -> list[Name]:
+    """The names within a layer.
+
+    Args:
+      own, theirs: what stands before each, with its number as "#".
+      rows: (own, theirs), or (own, theirs, short) with another spelling that is read.
+      also: what stands before the other spellings.
+      layout: of all of them: see `Name`.
+    """
+    return [
+        Name(own + mine, theirs + first, tuple(also + spelling for spelling in short), layout)
+        for mine, first, *short in rows
+    ]
