@@ -3,10 +3,11 @@
     python -m benchmarks.parity_table [GLOB] [--out docs/parity_models.md]
 
 Each name is built at its own size, given random weights, and compared by `vit_jax.parity.compare`
-with the PyTorch module of its design (tests/reference), on one random image, stage by stage: all
-values that it computes on its way, and up to 30 M parameters the gradient of every parameter too.
-Above 120 M parameters the model has two blocks. Run it where the repository is, on a quiet machine;
-it needs torch (`pip install -e '.[test]'`). Exit status 1 where a difference is not noise.
+with the PyTorch module of its design (tests/reference, or transformers), on one random image, stage
+by stage: all values that it computes on its way, and up to 30 M parameters the gradient of every
+parameter too. Above 120 M parameters the model has two blocks. Run it where the repository is, on a
+quiet machine; it needs torch (`pip install -e '.[test]'`). Exit status 1 where a difference is not
+noise.
 """
 
 import argparse
@@ -29,7 +30,7 @@ import torch
 from flax import nnx
 
 import vit_jax
-from benchmarks.references import reference_of
+from benchmarks.references import reference_fields, reference_of
 from tests.parity.live import randomised
 from vit_jax.layers.variables import Frozen
 from vit_jax.models.macs import count_macs
@@ -37,6 +38,7 @@ from vit_jax.models.registry import abstract_model
 from vit_jax.parity.compare import compare
 from vit_jax.parity.result import Report, Row
 from vit_jax.parity.torch_trace import trace_torch
+from vit_jax.weights.dialects import to_own
 
 GRADIENTS_UP_TO, WHOLE_UP_TO = 30e6, 120e6  # parameters
 # A gradient below this part of the largest one is all rounding, as is that of a bias of the keys.
@@ -108,12 +110,15 @@ def measure(name: str) -> Line:
     parameters = sum(array.size for array in arrays)
 
     fields = {"depth": 2} if parameters > WHOLE_UP_TO else {}
+    is_whole = not fields
+    fields |= reference_fields(name)
     grad = parameters <= GRADIENTS_UP_TO
     reference = randomised(reference_of(name, fields, dropout=False)).eval()
     # Drawing weights takes seconds, and all of them are loaded.
     graph, state = nnx.split(abstract_model(name, **fields))
     model = nnx.merge(graph, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), state))
-    vit_jax.load_state_dict(model, reference.state_dict())
+    weights = {key: tensor.numpy() for key, tensor in reference.state_dict().items()}
+    vit_jax.load_state_dict(model, to_own(weights)[0])
     model.eval()
     images = np.random.default_rng(1).normal(size=image.shape).astype(np.float32)
     answers = trace_torch(reference, images, grad=grad)  # once for both
@@ -125,7 +130,7 @@ def measure(name: str) -> Line:
         count_macs(shapes, image),
         worst_float64(wide),
         max(_rows(narrow, "forward"), key=_noise_floors),
-        "two blocks, forward" if fields else "forward, gradients" if grad else "forward",
+        "two blocks, forward" if not is_whole else "forward, gradients" if grad else "forward",
         len(_rows(wide, "forward")) + len(_rows(wide, "gradients")),
         wide.first or narrow.first,
         time.perf_counter() - start,
@@ -151,7 +156,7 @@ def markdown(lines: Sequence[Line], seconds: float) -> str:
             f"{platform.machine()}).",
             "",
             "Each model has random weights and sees one random image; its reference is the plain "
-            "PyTorch module of its design in tests/reference.",
+            "PyTorch module of its design in tests/reference; of DINOv2 transformers'.",
             "",
             "- **parameters**: with the frozen tables. **GMACs**: multiply-accumulates of one "
             "image in matmuls (those of attention too) and convolutions.",

@@ -1,4 +1,4 @@
-"""The PyTorch module (tests/reference) of a registered name."""
+"""The PyTorch module of a registered name: of tests/reference, or transformers' own."""
 
 import inspect
 from typing import Any
@@ -10,7 +10,8 @@ from tests.reference.encoder_vit import EncoderViT
 from tests.reference.modular_vit import ModularViT
 from tests.reference.t2t_vit import T2TViT, T2TViTDense, T2TViTGhost, T2TViTSE
 from tests.reference.vit import VisionTransformer
-from vit_jax.models.registry import abstract_model, model_fields
+from vit_jax.models.dinov2 import Dinov2, Dinov2Config
+from vit_jax.models.registry import abstract_model, design_of, model_fields
 
 _REFERENCES: dict[str, type[torch.nn.Module]] = {
     "VisionTransformer": VisionTransformer,
@@ -36,6 +37,31 @@ _OURS_ALONE = {
 _RATES = ("drop_rate", "drop_path_rate")
 
 
+def reference_fields(name: str) -> dict[str, Any]:
+    """Fields in which the reference is not as the name: transformers' DINOv2 with logits."""
+    is_dinov2 = design_of(name) is Dinov2
+    return {"num_classes": 5, "global_pool": "token_avg"} if is_dinov2 else {}
+
+
+def _transformers_dinov2(config: Dinov2Config) -> torch.nn.Module:
+    import transformers
+
+    family = "Dinov2WithRegisters" if config.reg_tokens else "Dinov2"
+    registers = {"num_register_tokens": config.reg_tokens} if config.reg_tokens else {}
+    theirs = getattr(transformers, f"{family}Config")(
+        hidden_size=config.embed_dim,
+        num_hidden_layers=config.depth,
+        num_attention_heads=config.num_heads,
+        image_size=config.img_size,
+        patch_size=config.patch_size,
+        use_swiglu_ffn=config.swiglu,
+        num_labels=config.num_classes,
+        **registers,
+    )
+    torch.manual_seed(0)
+    return getattr(transformers, f"{family}ForImageClassification")(theirs)
+
+
 def reference_of(name: str, fields: dict[str, Any], *, dropout: bool) -> torch.nn.Module:
     """The module of `create_model(name, **fields)`, with its own initial weights.
 
@@ -43,6 +69,8 @@ def reference_of(name: str, fields: dict[str, Any], *, dropout: bool) -> torch.n
       ValueError: its reference lacks a field.
     """
     model = abstract_model(name, **fields)
+    if isinstance(model.config, Dinov2Config):
+        return _transformers_dinov2(model.config)
     kind = _REFERENCES[type(model).__name__]
     takes = {
         field for base in kind.__mro__ for field in inspect.signature(base.__init__).parameters

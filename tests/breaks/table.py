@@ -263,18 +263,18 @@ _LAYERS = [
 _ADAPTED = [
     Break(
         "timms_resize_with_torchs_other_cubic",
-        "vit_jax/weights/resize.py",
+        "vit_jax/layers/position_resize.py",
         "_cubic(x, -0.5, to)",
         "_cubic(x, -0.75, to)",
-        ("tests/weights/test_resize.py::test_as_torch",),
+        ("tests/layers/test_position_resize.py::test_as_torch",),
         "resize='timm' is torch's antialiased bicubic, a = -0.5",
     ),
     Break(
         "resized_positions_column_by_column",
-        "vit_jax/weights/resize.py",
+        "vit_jax/layers/position_resize.py",
         "grid = grid.swapaxes(0, 1).reshape(-1, dim)",
         "grid = grid.reshape(-1, dim)",
-        ("tests/weights/test_resize.py::test_as_torch",),
+        ("tests/layers/test_position_resize.py::test_as_torch",),
         "resized positions stand row by row",
     ),
     Break(
@@ -715,10 +715,10 @@ _CONFIG = [
     Break(
         "mistakes_end_with_status_1",
         "vit_jax/cli/errors.py",
-        "    return 2\n",
-        "    return 1\n",
+        "MISTAKE, BUG = 2, 70",
+        "MISTAKE, BUG = 1, 70",
         (
-            "tests/cli/test_cli.py::test_what_failed_outside_is_no_traceback",
+            "tests/cli/test_cli.py::test_how_a_command_ends_that_does_not_return",
             "tests/cli/test_cli.py::test_a_mistake_is_status_2_and_one_line",
         ),
         "a mistake of the user's is one line and status 2",
@@ -803,8 +803,8 @@ _PARITY = [
     Break(
         "explained_weights_are_not_put_right",
         "vit_jax/parity/diagnose.py",
-        "Forward(run.reference, run.side.with_weights(run.reference.weights))",
-        "Forward(run.reference, run.side)",
+        "mended = Forward(run.reference, side).run",
+        "mended = Forward(run.reference, run.side).run",
         (_fault("transposed_kernel vit"),),
         "a diagnosis says whether nothing else departs once the fault is out",
     ),

@@ -1,6 +1,10 @@
 """The command line as a user meets it: statuses, one-line errors, and what is not imported."""
 
+import contextlib
+import functools
 import importlib
+import io
+import os
 import pathlib
 import subprocess
 import sys
@@ -51,6 +55,19 @@ def test_train_py_ends_a_mistake_in_one_line(tmp_path):
         ["train", "--config=digits_vit", "--config.model.kwargs.depth=x"],
         ["train", "--config=digits_vit", "--config.model.kwargs.depth=None"],
         ["plan", "--config=digits_vit", "--config.model.kwargs.img_size=(32,32,3)"],
+        ["train", "--config=digits_vit", "--config.num_epochs=9e39"],
+        ["train", "--config=digits_vit", "--config.num_epochs=2000000000"],
+        ["train", "--config=digits_vit", "--workdir="],
+        ["train", "--config=digits_vit", "--workdir=~nobody_of_that_name/x"],
+        ["train", "--config=digits_vit", "--workdir=a\0b"],
+        ["train", "--config=digits_vit", f"--config.model.kwargs.depth={'-' * 9000}1"],
+        ["summary", "vit_tiny_patch16_224", "--field=rngs=1"],
+        ["summary", "vit_tiny_patch16_224", "--field=name=x"],
+        ["summary", "vit_tiny_patch16_224", "--field=embed_dim=99999999999999999999"],
+        ["evaluate", "x", "--batch-size=0"],
+        ["evaluate", "x", "--plot="],
+        ["predict", "x", "i.png", "--top=0"],
+        ["prepare", "cifar10", "--data-dir=~nobody_of_that_name", "--archive=x"],
     ],
 )
 def test_a_mistake_is_status_2_and_one_line(arguments, capfd, tmp_path, monkeypatch):
@@ -63,28 +80,82 @@ def test_a_mistake_is_status_2_and_one_line(arguments, capfd, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("raised", "status"),
+    ("raised", "status", "words"),
     [
-        (OSError(28, "No space left on device"), 2),
-        (KeyboardInterrupt(), 130),
+        (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device"),
+        (MemoryError("of 3 TiB"), 2, "error: out of memory of 3 TiB"),
+        (RuntimeError("RESOURCE_EXHAUSTED: x"), 2, "error: the device is out of memory: lower"),
+        (SystemExit(), 2, "called sys.exit(None) before the command had a result"),
+        (SystemExit(0), 2, "called sys.exit(0) before the command had a result"),
+        (KeyboardInterrupt(), 130, ""),
+        (BrokenPipeError(32, "Broken pipe"), 141, ""),
+        (ValueError("from a library"), 70, "ValueError: from a library"),
+        (TypeError("x"), 70, "TypeError: x"),
+        (OSError("x"), 70, "OSError: x"),
+        (RecursionError("deep"), 70, "RecursionError: deep"),
+        (KeyError("name"), 70, "KeyError: 'name'"),
     ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )
-def test_what_failed_outside_is_no_traceback(monkeypatch, raised, status):
+def test_how_a_command_ends_that_does_not_return(monkeypatch, capsys, raised, status, words):
+    """A bug alone keeps its traceback, and asks for a report; 0 is said of a result alone."""
+
     def fail(options):
         raise raised
 
     monkeypatch.setattr(models, "run", fail)
     assert cli.main(["models"]) == status
+    said = capsys.readouterr().err
+    assert words in said
+    assert ("Traceback" in said, "bug: vit_jax failed" in said) == (status == 70,) * 2
+    if status == 2:
+        assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("raised", [ValueError("from a library"), TypeError("x"), OSError("x")])
-def test_a_bug_keeps_its_traceback(monkeypatch, raised):
+def test_an_error_is_one_short_printable_line(monkeypatch, capsys):
     def fail(options):
-        raise raised
+        raise OSError(5, "\x1b[2J\n" + "x" * 600_000 + "\udcff", "the end")
 
     monkeypatch.setattr(models, "run", fail)
-    with pytest.raises(type(raised)):
-        cli.main(["models"])
+    assert cli.main(["models"]) == 2
+    said = capsys.readouterr().err
+    assert len(said) < 2_100
+    assert said.isprintable() or said[:-1].isprintable()
+    assert said.endswith("'the end'\n")
+
+
+def _closed_pipe() -> io.TextIOWrapper:
+    reader, writer = os.pipe()
+    os.close(reader)
+    return open(writer, "w")
+
+
+@pytest.mark.parametrize(
+    ("stream", "status"),
+    [
+        (_closed_pipe, 141),
+        (functools.partial(open, "/dev/full", "w"), 2),
+        (lambda: io.TextIOWrapper(io.BytesIO(), "ascii"), 0),
+        (lambda: None, 0),
+    ],
+    ids=["head", "full", "ascii", "closed"],
+)
+def test_an_output_that_takes_nothing_or_little(monkeypatch, capsys, stream, status):
+    monkeypatch.setattr(models, "run", lambda options: print("█ \udcff") or 0)
+    monkeypatch.setattr(sys, "stdout", stream())
+    assert cli.main(["models"]) == status
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert said.count("\n") == (status == 2)
+    with contextlib.suppress(OSError):  # what it could not take
+        sys.stdout.close()
+
+
+def test_messages_of_a_closed_stderr_go_nowhere(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert cli.main(["nope"]) == 2
+    sys.stderr.close()
+    assert capsys.readouterr().out == ""
 
 
 def test_help_and_version(capsys):

@@ -46,6 +46,13 @@ def make_broken():
 def make_nothing():
     return None
 
+def make_exit():
+    exit(0)
+
+class Exiting(torch.nn.Module):
+    def forward(self, images):
+        raise SystemExit
+
 class Raising(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -75,8 +82,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, x64: None) -> Path:
     monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])  # the command adds to it
     (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "unfit.py").write_text("import no_such_package\n")
+    (tmp_path / "script.py").write_text("import sys\nsys.exit()\n")
     yield tmp_path
-    for name in ("mine", "unfit"):
+    for name in ("mine", "unfit", "script"):
         sys.modules.pop(name, None)
 
 
@@ -257,11 +265,16 @@ MAKE = ["--make-golden", "mine:make", "out"]
         ([VIT, "--torch=mine:instance"], "got a VisionTransformer"),
         ([VIT, "--torch=mine:make_nothing"], "return a torch.nn.Module, got a NoneType"),
         ([VIT, "--torch=mine:make_broken"], "calling 'mine:make_broken' raised KeyError"),
+        ([VIT, "--torch=mine:make_exit"], "calling 'mine:make_exit' raised SystemExit: 0"),
+        ([VIT, "--torch=script:make"], "importing 'script' raised SystemExit"),
+        (["--make-golden", "mine:Exiting", "out", "--image-shape=3,8,12"], "raised SystemExit"),
         ([VIT, "--torch=mine:Named", *FIELDS], "unexpected: inner.cls_token"),
         ([VIT, "--torch=mine:Raising", "--weights=w.safetensors", *FIELDS], "raised RuntimeError"),
         ([f"--reference={GOLDEN}"], "does not say which registered model it is of"),
         ([VIT, f"--reference={GOLDEN}"], "does not fit the model, a vit_tiny_patch16_224"),
         ([VIT, "--reference=none.json"], "none.json"),
+        ([VIT, "--reference=."], "a golden file is a .json and an .npz, got '.'"),
+        ([VIT, *TORCH, "--images=."], "--images: '.' cannot be read"),
         ([VIT, f"--reference={GOLDEN}", "--batch=2"], "--batch: a golden file brings its own"),
         ([VIT, f"--reference={GOLDEN}", *GOLDEN_FIELDS, "--steps=3"], "--steps: "),
         ([VIT, f"--reference={GOLDEN}", *GOLDEN_FIELDS, "--optimizer=sgd"], "--optimizer: "),

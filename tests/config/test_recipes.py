@@ -189,6 +189,9 @@ def test_a_wheel_carries_the_recipes_inside_the_package(tmp_path, monkeypatch):
         ("def get_config():\n    return {}\n", "wanted a vit_jax.config.TrainConfig .* got dict"),
         ("def get_config(size):\n    return {}\n", r"get_config\(\) wants an argument"),
         ("get_config = 3\n", "has no function get_config"),
+        ("import sys\nsys.exit()\n", "line 2: SystemExit"),
+        ("def get_config():\n    exit(0)\n", "line 2: SystemExit: 0"),
+        ("class Stop(BaseException): pass\nraise Stop\n", "line 2: Stop"),
     ],
 )
 def test_a_recipe_that_fails_says_where(tmp_path, code, message):

@@ -54,11 +54,21 @@ def test_a_dict_that_is_no_config(config, change, message):
 
 
 @pytest.mark.parametrize(
-    "text", ['{"seed": ', "[1]", "{}", '{"spec_version": 4}', '{"spec_version": "1"}']
+    "text",
+    [
+        '{"seed": ',
+        "[1]",
+        "{}",
+        "[" * 100_000,
+        "\xff",
+        '{"spec_version": 4}',
+        '{"spec_version": "1"}',
+    ],
+    ids=range(7),
 )
 def test_a_file_that_is_no_config_is_named(tmp_path, text):
     path = tmp_path / "config.json"
-    path.write_text(text)
+    path.write_text(text, encoding="latin1")
     with pytest.raises(ValueError, match=r"config\.json is not the config of a run"):
         load_config(path)
 

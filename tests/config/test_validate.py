@@ -20,6 +20,23 @@ def _set(config: TrainConfig, path: str, value: object) -> TrainConfig:
     return config
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": None}, r"config\.data: wanted a DataConfig, got None"),
+        ({"model": "vit"}, r"config\.model: wanted a ModelConfig, got 'vit'"),
+        ({"mesh": vit_jax.config.LogConfig()}, r"config\.mesh: wanted a MeshConfig, got LogConfig"),
+        ({"sede": 3}, r"config\.sede is not a field; did you mean seed"),
+        ({"data": ...}, r"config\.data is missing"),
+    ],
+)
+def test_a_config_has_its_groups_and_fields_and_no_others(config, change, message):
+    for name, value in change.items():
+        delattr(config, name) if value is ... else setattr(config, name, value)
+    with pytest.raises(ValueError, match=message):
+        validate(config)
+
+
 def test_a_valid_config_passes(config):
     validate(config)
 
@@ -32,6 +49,9 @@ def test_a_valid_config_passes(config):
         ("seed", True, "an integer"),
         ("seed", 1.0, "an integer"),
         ("num_epochs", 0, "an integer >= 1"),
+        ("num_epochs", 10**30, "at most 2,147,483,647"),
+        ("data.batch_size", 2**31, "at most 2,147,483,647"),
+        ("data.padding_crop", 10**11, "<= 32768"),
         ("init_from", 3, "a string, or None"),
         ("parallel", "pjit", '"jit" or "pmap"'),
         ("model.name", 3, "a string"),

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import struct
 import time
 from pathlib import Path
 
@@ -111,6 +112,53 @@ def test_broken_metadata_is_named(small_set: Path) -> None:
     (small_set / "small/1.0.0/features.json").write_text("{}")
     with pytest.raises(ValueError, match="cannot be read as a prepared set"):
         open_train(small_set)
+
+
+_CORE = "tensorflow_datasets.core.features"
+_OF_EVIL = {"pythonClassName": "evil.X", "tensor": {}}
+_LEGACY = {"type": "evil.X", "content": {}}
+_DICT = {"type": f"{_CORE}.features_dict.FeaturesDict"}
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        _OF_EVIL,
+        {"python_class_name": "evil.X", "tensor": {}},
+        {"featuresDict": {"features": {"image": _OF_EVIL}}},
+        {"sequence": {"feature": _OF_EVIL}},
+        {**_DICT, "content": {"image": _LEGACY}},
+        {**_DICT, "proto_cls": "x", "content": json.dumps({"features": {"image": _OF_EVIL}})},
+        {"jsonFeature": {"json": json.dumps({"feature": _LEGACY})}},
+        {"pythonClassName": f"{_CORE}.image_feature_test.X", "image": {}},
+        {"pythonClassName": "unittest.__main__.X", "image": {}},
+    ],
+)
+def test_no_class_outside_of_tfds_is_loaded(small_set: Path, monkeypatch, features) -> None:
+    (small_set / "evil.py").write_text("raise SystemExit('it ran')")
+    monkeypatch.syspath_prepend(small_set)
+    path = small_set / "small/1.0.0/features.json"
+    path.write_text(
+        json.dumps({"pythonClassName": f"{_CORE}.sequence_feature.Sequence"} | features)
+    )
+    with pytest.raises(ValueError, match=r"names the class '\S+\.X', which is not loaded"):
+        open_train(small_set)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["[]", {"splits": 3, "type": 3}, {"splits": [[]], "featuresDict": 3}, "[" * 100_000],
+    ids=range(4),
+)
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+def test_metadata_of_wrong_types_are_named(small_set: Path, name: str, damage) -> None:
+    path = small_set / "small/1.0.0" / name
+    if isinstance(damage, dict):
+        damage = json.dumps({**json.loads(path.read_text()), **damage})
+    path.write_text(damage)
+    with pytest.raises(ValueError, match="cannot be read as a prepared set") as error:
+        open_train(small_set)
+    assert len(str(error.value)) < 600
 
 
 def test_set_without_labels_is_named(small_set: Path) -> None:
@@ -227,6 +275,23 @@ def test_jpeg_decodes_as_pil_does(mode: str) -> None:
     expected = np.asarray(upright.convert("RGB")).astype(int)
     # Zero on one libjpeg; two libraries and the CMYK conversion may round apart.
     assert np.abs(decode_image(data, 3, "x") - expected).max() <= 2
+
+
+@pytest.mark.parametrize("side", [8_193, 30_000, 60_000])
+@pytest.mark.parametrize("fmt", ["PNG", "JPEG", "BMP"])
+def test_images_of_too_many_pixels_are_named_before_they_are_decoded(fmt: str, side: int) -> None:
+    """Headers that state a size, and hold next to nothing."""
+    order = "<ii" if fmt == "BMP" else ">II" if fmt == "PNG" else ">HH"
+    data = _encode(Image.new("RGB", (75, 75)), fmt)
+    assert data.count(struct.pack(order, 75, 75)) == 1
+    stated = data.replace(struct.pack(order, 75, 75), struct.pack(order, side, side))
+    with pytest.raises(ValueError, match=r"photo 3: .*(at most|more than) 67,108,864"):
+        decode_image(stated, 3, "photo 3")
+    if fmt == "JPEG":  # after a comment that looks like a frame
+        comment = b"\xff\xd8\xff\xfe\x00\x04\xff\xc0" + stated[2:]
+        with pytest.raises(ValueError, match="at most 67,108,864"):
+            decode_image(comment, 3, "photo 3")
+    assert decode_image(data, 3, "photo 3").shape == (75, 75, 3)
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", None])

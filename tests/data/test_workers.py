@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from vit_jax.data.workers import check_killed
+
 # For each loader in turn: prints the ids of its processes and waits for a line before the next.
 _SCRIPT = """
-import multiprocessing, sys
+import multiprocessing, os, signal, sys
 import numpy as np
 from vit_jax.data import ArraySource, train_batches
 
@@ -41,6 +43,13 @@ def main():
                     pass
             except ValueError as error:
                 assert str(error) == "this image is broken"
+        elif ending == "worker killed":
+            os.kill(pids[0], signal.SIGKILL)
+            try:
+                for _ in batches:
+                    pass
+            except ValueError as error:
+                assert "was ended from outside (signal 9; " in str(error)
         print(*pids, flush=True)
         sys.stdin.readline()
 
@@ -69,7 +78,7 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
 @pytest.mark.parametrize(
     ("endings", "number"),
     [
-        (["close", "error", "kill"], signal.SIGKILL),
+        (["close", "error", "worker killed", "kill"], signal.SIGKILL),
         pytest.param(["kill"], signal.SIGTERM, marks=pytest.mark.slow),
     ],
     ids=["sigkill", "sigterm"],
@@ -98,3 +107,14 @@ def test_no_process_is_left(tmp_path: Path, endings: list[str], number: signal.S
                     print(file=parent.stdin, flush=True)
         finally:
             parent.kill()
+
+
+@pytest.mark.parametrize(("code", "words"), [(-9, "signal 9"), (-15, "signal 15"), (1, "code 1")])
+def test_a_process_that_was_ended_is_told_in_words(code: int, words: str) -> None:
+    error = RuntimeError(
+        f"Worker process was terminated unexpectedly with exit code {code}. Search"
+    )
+    with pytest.raises(ValueError, match=rf"ended from outside \(.*{words}; the system"):
+        check_killed(error)
+    for other in (RuntimeError("another"), ValueError("an image"), StopIteration()):
+        check_killed(other)

@@ -54,7 +54,7 @@ def test_bring_your_pytorch_weights(
 def test_port_a_model(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run("port_a_model.py")
     said = capsys.readouterr().out
-    assert "224 comparisons, all of them noise" in said
+    assert "222 comparisons, all of them noise" in said
     assert "where: blocks.1.mlp_channels" in said
     assert "ours is GELU (tanh approximation)" in said
 

@@ -192,7 +192,7 @@ def test_the_command_of_weights(as_command, capsys, tmp_path):
     [
         (["vit_tiny"], "unknown model 'vit_tiny'; near: "),
         (["vit_encoder", "--img-size=a"], "--img-size: wanted N or HxW in pixels, got 'a'"),
-        (["vit_encoder", "--batch-size=0"], "batch_size of at least 1"),
+        (["vit_encoder", "--batch-size=0"], "batch-size: wanted a number of at least 1"),
         (["vit_encoder", "--model=vit_encoder"], "--model is for weights"),
         (["vit_encoder", "--field=deep=2"], "deep"),
         (["./nowhere", "--model=vit_encoder"], "no weights file"),

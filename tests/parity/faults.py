@@ -28,8 +28,8 @@ from vit_jax.layers import (
     token_transformer,
     unfold,
 )
+from vit_jax.layers.position_resize import resize_pos_embed
 from vit_jax.models import classifier_vit, t2t_vit, t2t_vit_dense, vit
-from vit_jax.weights.resize import resize_pos_embed
 
 Patch = pytest.MonkeyPatch
 

@@ -401,3 +401,11 @@ def test_a_name_may_hold_dots(tmp_path: Path) -> None:
     assert path.name == "vit.v1.json"
     for name in ("vit.v1", "vit.v1.json", "vit.v1.npz"):
         assert read_golden(tmp_path / name).name == "vit.v1"
+
+
+@pytest.mark.parametrize("name", ["config.json", "config.npz"])
+def test_files_of_others_are_not_written_over(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text('{"seed": 0}')
+    with pytest.raises(ValueError, match=rf"{name}' is there, and no golden file"):
+        write_golden(Mixed, tmp_path / "config", **MIXED)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, '{"seed": 0}')]

@@ -319,14 +319,14 @@ def test_a_page_replaces_the_old_one_or_leaves_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "report.html"
-    path.write_text("old")
+    path.write_text("<!DOCTYPE html>old")
     with monkeypatch.context() as patch:
         patch.setattr(
             Path, "write_text", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full"))
         )
         with pytest.raises(OSError, match="full"):
             write_html(report(), path)
-    assert path.read_text() == "old"
+    assert path.read_text() == "<!DOCTYPE html>old"
     write_html(report(), path)
     assert "equal to noise" in path.read_text()
 

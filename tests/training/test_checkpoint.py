@@ -2,10 +2,12 @@
 
 import dataclasses
 import gc
+import json
 import shutil
 import sys
 import types
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ from vit_jax.training.mesh import make_mesh, state_shardings
 from vit_jax.training.state import TrainState, initial_state
 from vit_jax.weights.checkpoint_reading import (
     CheckpointInfo,
+    named_arrays,
     quiet_orbax,
     read_model,
     silence_closed_loops,
@@ -51,10 +54,18 @@ def info(step: int, best: int | None = None) -> CheckpointInfo:
     return CheckpointInfo(step, {"mean": [0.5]}, best, None if best is None else 0.75)
 
 
-def restore(directory, say=pytest.fail, keep: int = 2):
+def model_arrays() -> dict[str, Any]:
+    """Those that the item of the model holds, by name."""
+    template = make_state(0)
+    return named_arrays(template.params) | named_arrays(template.frozen)
+
+
+def restore(directory, say=pytest.fail, ema: bool = False):
     state = make_state(99)
+    if ema:
+        state = dataclasses.replace(state, ema=state.params)
     shardings = state_shardings(make_mesh(1, 1), state)
-    checkpoints = Checkpoints(directory, keep, True)
+    checkpoints = Checkpoints(directory, 2, True)
     try:
         return checkpoints.restore(state, shardings, say)
     finally:
@@ -165,6 +176,58 @@ def test_a_damaged_file_is_harmless_or_the_checkpoint_before_is_used(written, da
     assert 1 in used
 
 
+@pytest.mark.parametrize("item", ["model", "training", "ema", "info"])
+@pytest.mark.parametrize("other", ["step", "run"])
+def test_items_of_two_checkpoints_are_no_checkpoint(tmp_path, item, other):
+    """Of another step of the run, or of the same step of another run, as a partial copy leaves."""
+    for run, seed in (("run", 2), ("other", 7)):
+        checkpoints = Checkpoints(tmp_path / run, 5, True)
+        for step in (1, 2):
+            state = make_state(seed * step)
+            state = dataclasses.replace(
+                state, step=jnp.asarray(step * seed, jnp.int32), ema=make_state(seed + step).params
+            )
+            checkpoints.save(state, info(step, best=step * seed))
+        checkpoints.close()
+    source = tmp_path / ("run/1" if other == "step" else "other/2") / item
+    shutil.rmtree(tmp_path / "run" / "2" / item)
+    shutil.copytree(source, tmp_path / "run" / "2" / item)
+    said = []
+    assert restore(tmp_path / "run", said.append, ema=True)[1].step == 1
+    assert "the checkpoint of step 2 is damaged" in said[0]
+    wanted = "not of one checkpoint" if (item, other) != ("info", "step") else "is of step 1"
+    assert wanted in said[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"best_top1": 0.5}, "its model and its info are not of one checkpoint"),
+        ({"bonds": {}}, "its model and its info are not of one checkpoint"),
+        ({"bonds": [3]}, "damaged"),
+        ({"step": "2"}, "its info states step='2'"),
+        ({"step": None}, "its info states step='None'"),
+        ({"spec": 3}, "its info states spec='3'"),
+        ({"best_step": 1.5}, "its info states best_step='1.5'"),
+        ({"more": 1}, "its info states more='1'"),
+    ],
+)
+def test_an_info_that_was_edited(written, change, words):
+    path = written / "2" / "info" / "metadata"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match="damaged") as error:
+        read_model(written / "2", model_arrays())
+    assert words in str(error.value)
+
+
+def test_a_checkpoint_of_an_earlier_version_binds_nothing(written):
+    path = written / "2" / "info" / "metadata"
+    values = json.loads(path.read_text())
+    del values["bonds"]
+    path.write_text(json.dumps(values))
+    assert restore(written)[1] == info(2)
+
+
 def test_a_run_goes_on_after_damage(written):
     (written / "2" / "info" / "metadata").write_text("{")
     checkpoints = Checkpoints(written, 5, True)
@@ -183,9 +246,7 @@ def test_what_is_left_of_a_killed_write_is_removed(written):
 
 
 def test_only_the_model_can_be_read(written):
-    template = make_state(0)
-    arrays = {"half": template.params["half"], "table": template.frozen["table"]}
-    arrays["layers.0"] = template.params["layers"][0]
+    arrays = model_arrays()
     read, _ = read_model(written / "1", arrays)
     np.testing.assert_array_equal(read["table"], make_state(1).frozen["table"][...])
     with pytest.raises(ValueError, match=r"another model: more is missing; table is unexpected"):

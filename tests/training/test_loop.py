@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 from typing import Any
 
@@ -125,6 +126,18 @@ def test_rows_after_the_checkpoint_and_half_a_line_are_cut_away(finished, tmp_pa
     monkeypatch.undo()
     train(tiny(), tmp_path)
     assert same(tmp_path, finished)
+
+
+def test_rows_that_are_lost_before_a_resume_are_said(finished, tmp_path, capfd):
+    run = shutil.copytree(finished, tmp_path / "run")
+    _, *others, test = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    assert '"test"' in test
+    (run / "metrics.jsonl").write_text("".join(others))
+    train(tiny(), run)
+    said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning")]
+    assert said == [f"warning: {run}/metrics.jsonl has lost rows up to step 12: 1 of 3 train"], (
+        first
+    )
 
 
 def test_resume_with_other_resumable_fields(finished, tmp_path, monkeypatch):

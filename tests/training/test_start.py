@@ -14,6 +14,7 @@ import vit_jax
 from tests.training.runs import tiny
 from vit_jax.config import TrainConfig, load_config
 from vit_jax.config.validate import fields_of
+from vit_jax.layers.position_resize import resize_pos_embed
 from vit_jax.models.base import VisionModel
 from vit_jax.models.registry import create_model
 from vit_jax.models.spec import ModelSpec, Preprocessing
@@ -21,7 +22,6 @@ from vit_jax.training import train
 from vit_jax.training.run import open_run
 from vit_jax.training.start import facts_used, load_initial_weights, with_stated_fields
 from vit_jax.weights.adapt import RESIZE
-from vit_jax.weights.resize import resize_pos_embed
 from vit_jax.weights.save import save_pretrained
 from vit_jax.weights.spec_json import StatedSpec
 

@@ -104,7 +104,8 @@ def test_another_config_is_refused_and_a_resumable_field_is_not(tmp_path):
     check_config(tiny(), tmp_path)
     store_config(tiny(), tmp_path)
     check_config(tiny(seed=4), tmp_path)  # nothing was trained: nothing to lose
-    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "split": "train"}\n')
+    row = {"step": 5, "split": "train", "epoch": 1, "loss": 2, "top1": 0.1, "top5": 0.2}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     check_config(tiny(data__num_workers=3, mesh__fsdp=2, log__every_steps=1), tmp_path)
     with pytest.raises(ValueError, match=r"differs in seed \(was 3, now 4\), data\.batch_size"):
         check_config(tiny(seed=4, data__batch_size=16), tmp_path)

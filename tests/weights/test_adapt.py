@@ -15,9 +15,9 @@ import vit_jax
 from tests.tiers import mostly_slow
 from tests.weights.designs import logits
 from vit_jax.layers.position import sinusoid_table
+from vit_jax.layers.position_resize import METHODS, resize_pos_embed
 from vit_jax.models.registry import abstract_model
 from vit_jax.weights.adapt import adapt
-from vit_jax.weights.resize import METHODS, resize_pos_embed
 
 _VIT: dict[str, Any] = {"patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
 _T2T: dict[str, Any] = {"embed_dim": 8, "depth": 1, "num_heads": 2, "token_dim": 6}

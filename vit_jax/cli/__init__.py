@@ -9,7 +9,7 @@ import importlib.metadata
 import sys
 from collections.abc import Sequence
 
-from vit_jax.cli.errors import report
+from vit_jax.cli.errors import make_streams_safe, status_of
 from vit_jax.cli.parsing import Parser
 
 COMMANDS = {
@@ -31,8 +31,8 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
-    A mistake of the user's ends in one line on standard error and status 2; a bug keeps its
-    traceback.
+    A mistake of the user's ends in one line on standard error and status 2; a bug of ours in a
+    traceback, a request to report it, and status 70.
 
     Args:
       arguments: the command line without the program's name; None: this process's.
@@ -41,18 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
       The exit status.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    make_streams_safe()
     try:
         if not arguments or arguments[0] not in COMMANDS:
             _parser().parse_args(arguments)  # --help, --version or a mistake: it does not return
         name, *rest = arguments
-        return importlib.import_module(f"vit_jax.cli.{name}").run(rest)
-    except KeyboardInterrupt:
-        return 130
-    except (ValueError, OSError, RuntimeError) as error:
-        status = report(error)
-        if status is None:
-            raise
+        status = importlib.import_module(f"vit_jax.cli.{name}").run(rest)
+        sys.stdout.flush()
         return status
+    except BaseException as error:
+        return status_of(error)
 
 
 def _parser() -> Parser:

@@ -12,8 +12,30 @@ if TYPE_CHECKING:
     from vit_jax.models.base import VisionModel
 
 
+class Answered(SystemExit):
+    """The end of a command that was asked for `--help` or `--version`."""
+
+
+def count(text: str) -> int:
+    """The type of options that are a number of things."""
+    if not text.isdecimal() or not 1 <= (number := int(text[:20])) < 2**31:
+        raise argparse.ArgumentTypeError(f"wanted a number of at least 1, got {text[:80]!r}")
+    return number
+
+
 class Parser(argparse.ArgumentParser):
-    """A mistake is a ValueError, which `main` tells in one line."""
+    """A mistake is a ValueError, which `main` tells in one line; an empty value is one."""
+
+    def parse_known_args(self, *arguments: Any, **settings: Any) -> Any:
+        options, rest = super().parse_known_args(*arguments, **settings)
+        for action in self._actions:
+            value = getattr(options, action.dest, None)
+            if value == "" or (isinstance(value, list) and "" in value):
+                self.error(str(argparse.ArgumentError(action, "wanted a value, got nothing")))
+        return options, rest
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        raise Answered(status)
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (see {self.prog} --help)")
@@ -78,7 +100,9 @@ class RecipeParser(Parser):
 
 def add_out(parser: argparse.ArgumentParser) -> None:
     """The option `--out FILE.png` of what draws."""
-    parser.add_argument("--out", required=True, metavar="FILE.png", help="the picture to write")
+    parser.add_argument(
+        "--out", required=True, metavar="FILE.png", help="the picture: .png, .jpg, .pdf or .svg"
+    )
 
 
 def add_fields(parser: argparse.ArgumentParser) -> None:
@@ -122,7 +146,10 @@ def add_data(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     data.add_argument("--name", help="tfds: of the set; folder: a folder below --data-dir")
     data.add_argument("--data-dir", metavar="DIR", help="where prepared sets or the folder are")
     data.add_argument(
-        "--batch-size", type=int, metavar="N", help="images at a time (default: the run's, or 256)"
+        "--batch-size",
+        type=count,
+        metavar="N",
+        help="images at a time (default: the run's, or 256)",
     )
     return data
 

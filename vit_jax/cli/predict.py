@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vit_jax.cli import jax_setup
-from vit_jax.cli.parsing import Parser, add_model, load_given_model, printable
+from vit_jax.cli.parsing import Parser, add_model, count, load_given_model, printable
 
 if TYPE_CHECKING:
     from vit_jax.inference.predict import Prediction
@@ -76,9 +76,11 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         help="image files, folders of them (at any depth), or patterns such as 'a/**/*.jpg'",
     )
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="classes told (default: 5)")
     parser.add_argument(
-        "--batch-size", type=int, default=32, metavar="N", help="images at a time (default: 32)"
+        "--top", type=count, default=5, metavar="N", help="classes told (default: 5)"
+    )
+    parser.add_argument(
+        "--batch-size", type=count, default=32, metavar="N", help="images at a time (default: 32)"
     )
     parser.add_argument("--json", action="store_true", help="an object a line on standard output")
     return parser

@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 
 from vit_jax.cli import jax_setup
-from vit_jax.cli.parsing import Parser, add_data, add_model, load_given_model
+from vit_jax.cli.parsing import Parser, add_data, add_model, count, load_given_model
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     data.add_argument("--test-split", metavar="SPLIT", help="(default: the test split)")
     parser.add_argument(
-        "--k", type=int, default=20, metavar="K", help="knn: neighbours that vote (default: 20)"
+        "--k", type=count, default=20, metavar="K", help="knn: neighbours that vote (default: 20)"
     )
     parser.add_argument(
         "--temperature",

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 
 from vit_jax.cli import jax_setup
-from vit_jax.cli.parsing import Parser, add_fields, to_fields
+from vit_jax.cli.parsing import Parser, add_fields, count, to_fields
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -54,7 +54,9 @@ def _parser() -> Parser:
     parser.add_argument("--model", metavar="NAME", help="what the weights are of")
     parser.add_argument("--img-size", metavar="N|HxW", help="pixels (default: the model's own)")
     add_fields(parser)
-    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images (default 1)")
+    parser.add_argument(
+        "--batch-size", type=count, default=1, metavar="N", help="images (default 1)"
+    )
     parser.add_argument(
         "--depth", type=int, metavar="N", help="levels below the model (default: all)"
     )

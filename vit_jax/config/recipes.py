@@ -91,7 +91,9 @@ def load_recipe(path: str | pathlib.Path) -> TrainConfig:
                 given = repr(argument) if arguments else "none"
                 raise ValueError(f"its get_config() {wants}, got {given}") from None
             config = get_config(*arguments)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # sys.exit() and kinds of its own too
         lines = [
             frame.lineno
             for frame in traceback.extract_tb(error.__traceback__)

@@ -98,6 +98,7 @@ class DataConfig:
         "their size; 0: not",
         0,
         minimum=0,
+        maximum=2**15,
     )
     color_jitter: float = _option(
         "brightness, contrast and saturation of training images change by factors of 1 +- up to "
@@ -394,7 +395,16 @@ class TrainConfig:
         "ViT's patches those of another patch size; "
         '"none": they are of this one; "source": as timm does it, T2T-ViT\'s computed anew',
         "none",
-        choices=("none", "source", "timm", "bilinear_antialias", "bicubic", "bilinear", "google"),
+        choices=(
+            "none",
+            "source",
+            "timm",
+            "bilinear_antialias",
+            "bicubic",
+            "bilinear",
+            "google",
+            "dinov2",
+        ),
     )
     accumulation_steps: int = _option(
         "parts that a batch is computed in, one after another: the same update, less memory",

@@ -8,6 +8,7 @@ from typing import Any
 
 from vit_jax.config.schema import RESUMABLE_FIELDS, TrainConfig
 from vit_jax.config.validate import proposal, validate
+from vit_jax.storage import read_json
 
 # Of config.json. 0 is that of 0.1.0, which differs in stating none. Up to 1 images that vary in
 # size were cut otherwise in evaluation, and EXIF orientation was not applied; up to 2 training
@@ -72,7 +73,7 @@ def config_version(path: str | pathlib.Path) -> int:
 
 def _read(path: str | pathlib.Path) -> tuple[dict[str, Any], int]:
     file = pathlib.Path(path) if isinstance(path, str) else path
-    values = json.loads(file.read_bytes().decode())
+    values = read_json(file)
     if not isinstance(values, dict):
         raise ValueError(f"wanted a JSON object, got {type(values).__name__}")
     version = values.pop(_VERSION, 0)

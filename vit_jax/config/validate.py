@@ -13,6 +13,8 @@ from typing import Any
 
 from vit_jax.config.schema import Limits, OptimizerConfig, OptionalStrs, TrainConfig
 
+_LARGEST = 2**31 - 1  # of what has no limit of its own: steps and sizes are counted in 32 bits
+
 
 @dataclasses.dataclass(frozen=True)
 class FieldInfo:
@@ -91,10 +93,14 @@ def validate(config: TrainConfig) -> None:
       ValueError: a field of a wrong type, out of range or not among its choices, or two fields
         that contradict each other.
     """
+    _check_groups(config, TrainConfig, "config")
     for info in fields_of():
         value = get_field(config, info.path)
         if not _fits(value, info):
             raise ValueError(f"config.{info.path}: wanted {wanted(info)}, got {value!r}")
+        is_counted = plain_kind(info.annotation)[0] is int and info.limits.maximum is None
+        if is_counted and value is not None and value > _LARGEST:
+            raise ValueError(f"config.{info.path}: wanted at most {_LARGEST:,}, got {value!r}")
     for path in ("model.kwargs", "distillation.teacher_kwargs"):
         for name, value in get_field(config, path).items():
             if not isinstance(name, str) or not _is_plain(value):
@@ -103,6 +109,20 @@ def validate(config: TrainConfig) -> None:
                     f"of those (it is written to config.json), got {value!r}"
                 )
     _check_together(config)
+
+
+def _check_groups(group: Any, kind: type, path: str) -> None:
+    """Refuses a config, or a group in it, that is another object or has other fields."""
+    if not isinstance(group, kind):
+        raise ValueError(f"{path}: wanted a {kind.__name__}, got {group!r}")
+    fields = {field.name: field.type for field in dataclasses.fields(kind)}
+    if unknown := sorted(vars(group).keys() - fields.keys()):
+        raise ValueError(f"{path}.{unknown[0]} is not a field{proposal(unknown[0], fields)}")
+    for name, annotation in fields.items():
+        if not hasattr(group, name):
+            raise ValueError(f"{path}.{name} is missing")
+        if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+            _check_groups(getattr(group, name), annotation, f"{path}.{name}")
 
 
 def check_kwargs_names(name: str, kwargs: Iterable[str], fields: Iterable[str]) -> None:

@@ -8,6 +8,7 @@ any case. So images are decoded in full, everywhere, to the same pixels as PIL's
 """
 
 import io
+import struct
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +16,11 @@ import numpy as np
 if TYPE_CHECKING:
     from PIL import Image
 
+MAX_PIXELS = 2**26  # of an image, in training, evaluation and prediction
 _ORIENTATION = 0x0112  # of EXIF
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+# Markers of JPEG that give the size: all of C0 to CF but the tables (C4, CC) and a reserved one.
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 def decode_image(data: bytes, channels: int, where: str) -> np.ndarray:
@@ -34,10 +39,13 @@ def decode_image(data: bytes, channels: int, where: str) -> np.ndarray:
         (H, W, channels) uint8.
 
     Raises:
-        ValueError: the bytes are not a whole image.
+        ValueError: the bytes are not a whole image, or one of more than `MAX_PIXELS`.
     """
     import cv2
 
+    width, height = _stated_size(data, where)
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{where}: {width:,}x{height:,} pixels; at most {MAX_PIXELS:,} are read")
     flags = cv2.IMREAD_COLOR_RGB if channels == 3 else cv2.IMREAD_GRAYSCALE
     # imdecode raises on an empty buffer and returns None for anything else that is no image.
     decoded = (
@@ -49,6 +57,27 @@ def decode_image(data: bytes, channels: int, where: str) -> np.ndarray:
         raise ValueError(f"{where} is not a readable image ({len(data)} bytes): damaged or cut off")
     pixels = decoded.reshape(*decoded.shape[:2], channels)  # grey comes without its axis
     return turned(pixels, _orientation_of(data))
+
+
+def _stated_size(data: bytes, where: str) -> tuple[int, int]:
+    """Width and height as the bytes state them; (0, 0) where they are no image."""
+    from PIL import Image
+
+    try:
+        if data.startswith(_PNG):
+            return struct.unpack_from(">II", data, 16)
+        if data.startswith(_JPEG):  # Pillow takes many times as long
+            position = 2
+            while data[position + 1] not in _FRAMES:
+                position += 2 + struct.unpack_from(">H", data, position + 2)[0]
+            height, width = struct.unpack_from(">HH", data, position + 5)
+            return width, height
+        with Image.open(io.BytesIO(data)) as image:
+            return image.size
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError(f"{where}: more than {MAX_PIXELS:,} pixels") from None
+    except Exception:  # cut off, or of no known kind: the decoder says so
+        return 0, 0
 
 
 def orientation(image: "Image.Image") -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from vit_jax.data.decode import decode_image
 from vit_jax.data.order import stratified_order
 from vit_jax.data.sources import Example, ImageSource, Subset, check_index
+from vit_jax.storage import read_bytes
 
 # Those of torchvision's ImageFolder, all of which OpenCV reads.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -57,7 +58,7 @@ class FolderSource(ImageSource):
         index = check_index(self, index)
         path = self.paths[index]
         try:
-            data = Path(path).read_bytes()
+            data = read_bytes(Path(path))
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror}") from error
         return {"image": decode_image(data, 3, path), "label": int(self.labels[index])}

@@ -21,7 +21,7 @@ from vit_jax.data.host_crop import (
 )
 from vit_jax.data.order import epoch_examples
 from vit_jax.data.sources import ImageSource
-from vit_jax.data.workers import init_worker
+from vit_jax.data.workers import check_killed, init_worker
 
 Batch = dict[str, np.ndarray]
 WorkerKind = Literal["thread", "process"]
@@ -50,8 +50,9 @@ class Batches:
     def __next__(self) -> Batch:
         try:
             return next(self._iterator)
-        except BaseException:  # the end, an error in a worker, or Ctrl-C: none leaves a worker
+        except BaseException as error:  # the end, one in a worker, or Ctrl-C: none leaves a worker
             self.close()
+            check_killed(error)
             raise
 
     def close(self) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.storage import system_error
+
 _FEATURES = "tensorflow_datasets.core.features"
 
 
@@ -62,8 +64,11 @@ def write_prepared(
             partial.rename(final)
         finally:
             shutil.rmtree(partial, ignore_errors=True)  # gone already where the rename succeeded
-    except OSError as error:
-        raise ValueError(f"{final} cannot be written: {error}") from error
+    except (OSError, RuntimeError) as error:  # array_record has the latter alone
+        reason = system_error(error, final)
+        if reason is None:
+            raise
+        raise ValueError(f"{final} cannot be written: {reason}") from error
     return final
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import itertools
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 
 from vit_jax.data.decode import decode_image
 from vit_jax.data.sources import Example, ImageSource, check_index, label_error
+from vit_jax.storage import check_regular, read_json
 
 # Sets whose official archive `vit-jax prepare` reads from disk.
 LOCAL_ARCHIVES = {
@@ -139,6 +141,8 @@ def open_tfds(name: str, data_dir: str | os.PathLike[str] | None) -> dict[str, I
     import tensorflow_datasets as tfds
 
     try:
+        check_regular(directory)
+        _check_classes(directory / "features.json", tfds.features)
         builder: Any = tfds.builder_from_directory(directory)
         features, supervised = builder.info.features, builder.info.supervised_keys
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
@@ -152,9 +156,10 @@ def open_tfds(name: str, data_dir: str | os.PathLike[str] | None) -> dict[str, I
             f"{directory} is not in the ArrayRecord format, which random access needs; prepare the "
             f"set again, in another directory, with `vit-jax prepare {name} --data-dir DIR`"
         ) from error
-    except (AttributeError, ImportError, KeyError, OSError, ValueError) as error:
+    except Exception as error:  # TFDS and protobuf have many kinds for a file that is not whole
+        reason = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"{directory} cannot be read as a prepared set: {type(error).__name__}: {error}"
+            f"{directory} cannot be read as a prepared set: {type(error).__name__}: {reason}"
         ) from error
     image_key = _only_feature(features, tfds.features.Image, supervised, directory)
     kind = np.dtype(features[image_key].np_dtype)
@@ -181,6 +186,39 @@ def open_tfds(name: str, data_dir: str | os.PathLike[str] | None) -> dict[str, I
         )
         for split, split_records in records.items()
     }
+
+
+def _check_classes(path: Path, features: Any) -> None:
+    """Refuses a set whose features.json names a class that is not one of TFDS's features.
+
+    TFDS imports the module of any class that is named there, and so runs its code.
+    """
+    base = features.FeatureConnector
+    kinds = [kind for kind in vars(features).values() if isinstance(kind, type)]
+    own = [kind for kind in kinds if issubclass(kind, base)]
+    known = {name for kind in own for name in (f"{kind.__module__}.{kind.__name__}", *kind.ALIASES)}
+    for name in _class_names(read_json(path)):
+        if name not in known:
+            short = ", ".join(sorted({kind.__name__ for kind in own} - {base.__name__}))
+            raise ValueError(
+                f"features.json names the class {name[:80]!r}, which is not loaded: that would run "
+                f"its code; wanted features of TFDS itself: {short}"
+            )
+
+
+def _class_names(value: Any) -> Iterator[str]:
+    """The classes that features.json names, in any of TFDS's forms: some are JSON in a text."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            yield from _class_names(json.loads(value))
+    elif isinstance(value, list):
+        yield from itertools.chain.from_iterable(map(_class_names, value))
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            if isinstance(inner, str) and key in ("pythonClassName", "python_class_name", "type"):
+                yield inner
+            else:
+                yield from _class_names(inner)
 
 
 def name_parts(name: str) -> tuple[str, str | None, str | None]:

@@ -1,8 +1,9 @@
-"""How a loader's worker process starts: it ends with its parent and leaves signals to it."""
+"""A loader's worker process: it ends with its parent, leaves signals to it, and may be killed."""
 
 import multiprocessing
 import multiprocessing.connection
 import os
+import re
 import signal
 import threading
 
@@ -35,3 +36,20 @@ def _exit_with_parent() -> None:
     assert parent is not None, "init_worker runs in a child process"
     multiprocessing.connection.wait([parent.sentinel])
     os._exit(1)
+
+
+def check_killed(error: BaseException) -> None:
+    """Says in words what Grain says of a worker process that was ended from outside.
+
+    Raises:
+      ValueError: `error` is of such a process; its exit code is named.
+    """
+    ended = re.match(r"Worker process was terminated .* exit code (-?\d+)", str(error))
+    if isinstance(error, RuntimeError) and ended:
+        code = int(ended[1])
+        by = f"signal {-code}" if code < 0 else f"exit code {code}"
+        raise ValueError(
+            f"a process of the data loader was ended from outside ({by}; the system ends one where "
+            "memory is short): repeat the command, with fewer config.data.num_workers or with "
+            "config.data.worker_kind=thread"
+        ) from error

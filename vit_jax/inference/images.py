@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-from vit_jax.data.decode import orientation, turned
+from vit_jax.data.decode import MAX_PIXELS, orientation, turned
 from vit_jax.data.sources import Example, ImageSource, check_index
 
 # What is tried, by content: formats that are data alone. (Pillow would start Ghostscript for EPS.)
@@ -24,8 +24,6 @@ SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".webp", ".avif"),
 )
-MAX_PIXELS = 2**26
-
 # Decoded from the whole file in memory, with twice the memory a pixel of the others.
 _COSTLY = ("WEBP", "AVIF")
 _MAX_COSTLY_BYTES = 2**26

@@ -77,7 +77,7 @@ def _weights(
 
     def observe(event: Event, value: jax.Array) -> None:
         del value
-        is_left = event.entered is None
+        is_left = event.entered is None and not event.part
         if is_left and hasattr(event.module, "attention_weights") and wanted(event.module):
             calls.append((event.path, event.module, event.frame.input))
 

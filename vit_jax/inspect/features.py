@@ -43,7 +43,7 @@ def layer_outputs(
     attribute_of: dict[str, str] = {}
 
     def observe(event: Event, value: jax.Array) -> None:
-        if event.entered is None and event.path:
+        if event.entered is None and event.path and not event.part:
             outputs[event.path] = value
             attribute_of[event.path] = attributes[id(event.module)]
 

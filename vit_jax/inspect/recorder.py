@@ -12,13 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vit_jax.inspect.stages import BEFORE, Outputs, arrays_of, map_arrays, outputs_of
 from vit_jax.layers.stack import PlainLayers, ScannedLayers
 from vit_jax.models.base import VisionModel
 from vit_jax.weights.state_dict import torch_path
-
-# An event is named by its module's dotted path, and with this before it for the value that the
-# module was called with.
-BEFORE = "before "
 
 _Model = TypeVar("_Model", bound=nnx.Module)
 
@@ -55,16 +52,18 @@ class Event:
     """A value on its way: the input of `entered`, or what `frame` is about to give.
 
     Attributes:
-      stage: its name, see `values.Reference`.
+      stage: its name, see `inspect.stages`.
       frame: the call in whose code the value was made.
       entered: the module that is about to be called with it; None where `frame` ends.
       path: PyTorch's path of the module that is entered or left.
+      part: of an output of several arrays which it is; "" is the answer.
     """
 
     stage: str
     frame: Frame
     entered: nnx.Module | None
     path: str
+    part: str = ""
 
     @property
     def module(self) -> nnx.Module:
@@ -126,6 +125,8 @@ class Recorder:
       replace: called before, gives the value that the model goes on with.
       perturb: by stage, what is added to values: zeros to differentiate by.
       keyless: takes the random keys from every call: nothing is dropped then.
+      outputs: of modules that give several arrays elsewhere, by PyTorch's path, what they give
+        there: arrays here are named alike.
     """
 
     def __init__(
@@ -135,9 +136,10 @@ class Recorder:
         perturb: Mapping[str, jax.Array] | None = None,
         *,
         keyless: bool = False,
+        outputs: Mapping[str, Outputs] | None = None,
     ):
         self.observe, self.replace, self.perturb = observe, replace, perturb or {}
-        self.keyless = keyless
+        self.keyless, self.outputs = keyless, outputs or {}
         self._paths: dict[int, str] = {}
         self._calls: dict[int, int] = {}
         self._frame: Frame | None = None
@@ -158,20 +160,28 @@ class Recorder:
         self._paths = paths
         return model
 
-    def _pass(self, event: Event, value: Any) -> Any:
-        """The value that takes an event's place; of several (two heads) the first is watched."""
-        if isinstance(value, tuple | list):
-            if not value or not isinstance(value[0], jax.Array):
-                return value
-            return type(value)([self._pass(event, value[0]), *value[1:]])
-        if not isinstance(value, jax.Array) or not jnp.issubdtype(value.dtype, jnp.floating):
-            return value
-        if self.replace is not None:
-            value = self.replace(event, value)
-        if event.stage in self.perturb:
-            value = value + self.perturb[event.stage]
+    def _pass(self, event: Event, value: jax.Array) -> jax.Array:
+        """The value that takes an event's place; whole numbers are watched alone."""
+        if is_float(value):
+            if self.replace is not None:
+                value = self.replace(event, value)
+            if event.stage in self.perturb:
+                value = value + self.perturb[event.stage]
         self.observe(event, value)
         return value
+
+    def _pass_output(self, frame: Frame, output: Any) -> Any:
+        """The output with each of its arrays passed, the answer first."""
+        arrays = arrays_of(output, is_watched)
+        outputs = jax_outputs(arrays)
+        if outputs is None:
+            return output
+        parts = outputs.parts(self.outputs.get(frame.path))
+        passed = {
+            name: self._pass(Event(frame.path + part, frame, None, frame.path, part), arrays[name])
+            for name, part in sorted(parts.items(), key=lambda item: item[1] != "")
+        }
+        return map_arrays(output, lambda name, _: passed[name], is_watched)
 
     def call(self, module: nnx.Module, function: Callable[..., Any], args: tuple, kwargs: dict):
         calls = self._calls.get(id(module), 0)
@@ -181,21 +191,44 @@ class Recorder:
         if self.keyless:
             args = tuple(None if _is_key(a) else a for a in args)
             kwargs = {name: None if _is_key(a) else a for name, a in kwargs.items()}
+        if owner is not None:
+            args, kwargs = self._pass_input(Event(BEFORE + path, owner, module, path), args, kwargs)
         given = (*args, *kwargs.values())
-        arrays = [a for a in given if isinstance(a, jax.Array) and not _is_key(a)]
-        if owner is not None and args and isinstance(args[0], jax.Array):
-            entering = Event(BEFORE + path, owner, module, path)
-            args = (self._pass(entering, args[0]), *args[1:])
-            arrays[0] = args[0]
-        frame = self._frame = Frame(path, module, tuple(arrays), owner)
+        arrays = tuple(a for a in given if isinstance(a, jax.Array) and not _is_key(a))
+        frame = self._frame = Frame(path, module, arrays, owner)
         try:
             output = function(*args, **kwargs)
         finally:
             self._frame = owner
-        output = self._pass(Event(path, frame, None, path), output)
+        output = self._pass_output(frame, output)
         if owner is not None:
             owner.children.append((frame, output))
         return output
+
+    def _pass_input(self, event: Event, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        """The arguments with the first array among them passed, one of floats before others."""
+        given = {**dict(enumerate(args)), **kwargs}
+        watched = {key: value for key, value in given.items() if is_watched(value)}
+        floats = [key for key, value in watched.items() if is_float(value)]
+        for key in (*floats, *watched)[:1]:
+            given[key] = self._pass(event, given[key])
+        return tuple(given[i] for i in range(len(args))), {name: given[name] for name in kwargs}
+
+
+def is_float(value: jax.Array) -> bool:
+    return jnp.issubdtype(value.dtype, jnp.floating)
+
+
+def is_watched(value: Any) -> bool:
+    """Whether it is an array of floats or of whole numbers; masks are a matter of convention."""
+    return isinstance(value, jax.Array) and (
+        is_float(value) or jnp.issubdtype(value.dtype, jnp.integer)
+    )
+
+
+def jax_outputs(arrays: Mapping[str, jax.Array]) -> Outputs | None:
+    """The names of an output's arrays and which is the answer."""
+    return outputs_of(arrays, lambda name: is_float(arrays[name]))
 
 
 def _is_key(value: Any) -> bool:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+_LARGEST = 2**31 - 1  # of a size, as XLA counts most of them
+
 
 def check_int(name: str, value: Any, *, least: int) -> int:
     """Returns a whole number of any integer type; a bool is none."""
@@ -16,6 +18,8 @@ def check_int(name: str, value: Any, *, least: int) -> int:
         number = None
     if number is None or isinstance(value, bool) or number < least:
         raise ValueError(f"{name} must be an int of at least {least}, got {value!r}")
+    if number > _LARGEST:
+        raise ValueError(f"{name} must be an int of at most {_LARGEST:,}, got {value!r}")
     return number
 
 

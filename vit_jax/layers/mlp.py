@@ -52,6 +52,49 @@ class Mlp(nnx.Module):
         return self.drop(self.fc2(x), out_key)
 
 
+class SwiGlu(nnx.Module):
+    """The gate and the value in one Linear `w12`, silu(gate) * value, and a Linear `w3`.
+
+    As DINOv2's `SwiGLUFFNFused` (Shazeer 2020, 2002.05202): of the hidden width two thirds, rounded
+    down and then up to a multiple of 8. It has no dropout.
+
+    Args:
+      dim: width of input and output.
+      hidden_dim: width that an `Mlp` of as many parameters would have.
+      drop_rate: 0.
+
+    Raises:
+      ValueError: a rate of dropout.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        *,
+        drop_rate: float,
+        kernel_init: Initializer,
+        bias_init: Initializer,
+        dtype: Dtype,
+        param_dtype: Dtype,
+        rngs: nnx.Rngs,
+    ):
+        if drop_rate:
+            raise ValueError(f"a gated MLP has no dropout: drop_rate must be 0, got {drop_rate}")
+        init: dict[str, Any] = {"kernel_init": kernel_init, "bias_init": bias_init}
+        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+        width = -(-int(hidden_dim * 2 / 3) // 8) * 8
+        self.w12 = Linear(dim, 2 * width, **init, **types, rngs=rngs)
+        self.w3 = Linear(width, dim, **init, **types, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch tokens dim"], *, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "batch tokens dim"]:
+        del key
+        gate, value = jnp.split(self.w12(x), 2, axis=-1)
+        return self.w3(jax.nn.silu(gate) * value)
+
+
 class PreLogits(nnx.Module):
     """Linear and tanh between the class token and the head: ViT's representation layer."""
 

@@ -13,6 +13,7 @@ class PositionTable:
       grid: rows and columns of the patches; None where the positions are those of a sequence.
       prefix: rows before those of the patches.
       sinusoid: whether the table is a formula of its number of rows.
+      method: how the design's source resizes it: see `vit_jax.layers.position_resize`.
     """
 
     name: str
@@ -20,6 +21,7 @@ class PositionTable:
     grid: tuple[int, int] | None
     prefix: int = 1
     sinusoid: bool = False
+    method: str = "timm"
 
 
 @dataclasses.dataclass(frozen=True)

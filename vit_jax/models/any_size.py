@@ -59,6 +59,8 @@ class AnySizeModel(VisionModel[Config]):
       ValueError: img_size is no whole number of patches.
     """
 
+    takes_any_size = True
+
     def __init__(self, config: Config):
         super().__init__(config)
         self.patch_size = to_pair("patch_size", config.patch_size)

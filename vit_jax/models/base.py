@@ -78,6 +78,7 @@ class VisionModel(nnx.Module, Generic[Config]):
       layers_name: where its stack of layers stands, as in the state dict.
       position_name: the position table in the state dict; its last axis is `embed_dim` wide.
       token_names: what the names of tokens and position tables contain in the state dict.
+      takes_any_size: whether images of other sizes than `img_size` are taken.
       independent: fields that may let the images of a batch depend on each other, and the value
         with which they do not.
       dialects: other libraries' names for its weights.
@@ -98,6 +99,7 @@ class VisionModel(nnx.Module, Generic[Config]):
     before_head: ClassVar[tuple[str, ...]] = ()
     head_tokens: ClassVar[tuple[str, ...]] = ()
     head_fields: ClassVar[tuple[str, ...]] = ()
+    takes_any_size: ClassVar[bool] = False
     independent: ClassVar[Mapping[str, Any]] = {}
     dialects: ClassVar[tuple[Dialect, ...]] = ()
     torch_names: ClassVar[tuple[tuple[str, str], ...]] = ()

@@ -4,6 +4,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+# Of blocks whose query, key and value are one Linear here and three there.
+QKV = (("blocks.#.attn.qkv.", ("blocks.#.attn.q.", "blocks.#.attn.k.", "blocks.#.attn.v.")),)
+
 
 @dataclasses.dataclass(frozen=True)
 class Name:

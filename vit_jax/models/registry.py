@@ -3,13 +3,14 @@
 import dataclasses
 import difflib
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 from flax import nnx
 
 from vit_jax.models.base import Variant, VisionModel
 from vit_jax.models.classifier_vit import ViTClassifier
+from vit_jax.models.dinov2 import Dinov2
 from vit_jax.models.encoder_vit import EncoderViT
 from vit_jax.models.modular_vit import ModularViT
 from vit_jax.models.streams import Streams
@@ -18,6 +19,7 @@ from vit_jax.models.t2t_vit_dense import T2TViTDense
 from vit_jax.models.vit import VisionTransformer
 
 DESIGNS: tuple[type[VisionModel[Any]], ...] = (
+    Dinov2,  # before `vit`, whose names at Hugging Face are among its own
     VisionTransformer,
     T2TViT,
     T2TViTSE,
@@ -68,7 +70,7 @@ def model_fields(name: str) -> dict[str, Any]:
     return {**defaults, **(variant.fields if variant else {})}
 
 
-def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> VisionModel[Any]:
+def create_model(name: str, /, *, rngs: nnx.Rngs, **overrides: Any) -> VisionModel[Any]:
     """Builds a registered model, in train mode.
 
     Args:
@@ -81,13 +83,7 @@ def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> VisionModel[
         fit.
     """
     design, fields = design_of(name), model_fields(name)
-    for field in overrides:
-        if field not in fields:
-            near = difflib.get_close_matches(field, fields, n=1, cutoff=0.5)
-            hint = f", did you mean {near[0]!r}?" if near else ","
-            raise ValueError(
-                f"unknown field {field!r} of {name}{hint} valid fields: {', '.join(fields)}"
-            )
+    _check_fields(name, overrides, fields)
     if not isinstance(rngs, nnx.Rngs):
         raise ValueError(f"rngs must be flax.nnx.Rngs, such as nnx.Rngs(0), got {rngs!r}")
     build = cast(Callable[..., VisionModel[Any]], design)
@@ -100,10 +96,21 @@ def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> VisionModel[
     return model
 
 
-def abstract_model(name: str, **overrides: Any) -> VisionModel[Any]:
+def abstract_model(name: str, /, **overrides: Any) -> VisionModel[Any]:
     """The model of `create_model`, in train mode, its arrays as shapes and types alone.
 
     Raises:
       ValueError: see `create_model`.
     """
+    _check_fields(name, overrides, model_fields(name))  # "rngs" is none
     return nnx.eval_shape(lambda: create_model(name, rngs=Streams(0), **overrides))
+
+
+def _check_fields(name: str, given: Iterable[str], fields: Mapping[str, Any]) -> None:
+    for field in given:
+        if field not in fields:
+            near = difflib.get_close_matches(field, fields, n=1, cutoff=0.5)
+            hint = f", did you mean {near[0]!r}?" if near else ","
+            raise ValueError(
+                f"unknown field {field!r} of {name}{hint} valid fields: {', '.join(fields)}"
+            )

@@ -29,7 +29,7 @@ from vit_jax.layers.stack import stack_layers
 from vit_jax.models.adaptable import PatchWeights, PositionTable
 from vit_jax.models.base import Logits, Variant, VisionModel
 from vit_jax.models.config import PatchesConfig, checked, optional, other_scale
-from vit_jax.models.dialect import Dialect, Name, layer_names
+from vit_jax.models.dialect import QKV, Dialect, Name, layer_names
 from vit_jax.models.spec import HALF_MEAN, HALF_STD, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 GLOBAL_POOLS = ("token", "avg", "max", "avgmax", "")
@@ -141,7 +141,6 @@ def _variants() -> dict[str, Variant]:
     return found
 
 
-_JOINED = (("blocks.#.attn.qkv.", ("blocks.#.attn.q.", "blocks.#.attn.k.", "blocks.#.attn.v.")),)
 # What other libraries' models have once for all.
 _PLAIN = {"qk_scale": None, "no_embed_class": False, "class_token": True, "global_pool": "token"}
 _PLAIN |= {"distilled": False, "reg_tokens": 0}
@@ -194,7 +193,7 @@ def _huggingface(
         ],
         modules,
         prefixes=("vit.", "deit."),
-        joined=_JOINED,
+        joined=QKV,
         positions=r"(?:(?:vit|deit)\.)?embeddings\.position_embeddings",
         fields={**_PLAIN, **fields},
         model_type=whose.lower(),
@@ -266,7 +265,7 @@ def _google() -> Dialect:
             Name("head.", "head/"),
         ],
         prefixes=("params/",),
-        joined=_JOINED,
+        joined=QKV,
         is_flax=True,
         stack="Transformer/encoderblock",
         beside=("opt", "optimizer", "chrono"),

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import ml_dtypes
 import numpy as np
 
+from vit_jax.layers.position_resize import METHODS, resize_matrix
 from vit_jax.parity.forms.modules import KERNEL_ORDERS, THIRDS
 from vit_jax.parity.values import rms
-from vit_jax.weights.resize import METHODS, resize_matrix
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """`vit-jax parity`: a registered model beside a PyTorch module, or beside a golden file."""
 
 import dataclasses
+import io
 import json
 import re
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ from vit_jax.parity.result import Report
 from vit_jax.parity.torch_module import blaming_the_module, make_module
 from vit_jax.parity.torch_trace import float_state_dict
 from vit_jax.parity.values import OptimizerSpec, Reference
+from vit_jax.storage import read_bytes
 from vit_jax.weights.dialects import to_own
 from vit_jax.weights.formats import Weights
 from vit_jax.weights.load import load_into, read_source, stated_fields
@@ -211,7 +214,7 @@ def _images(request: Request, model: VisionModel) -> np.ndarray:
         drawn = np.random.default_rng(request.seed).normal(size=shape)
         return drawn.astype(np.float32).astype(np.float64)
     try:
-        images = np.load(request.images, allow_pickle=False)
+        images = np.load(io.BytesIO(read_bytes(Path(request.images))), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"--images: {request.images!r} cannot be read: {error}") from error
     if not isinstance(images, np.ndarray) or images.ndim != 4:

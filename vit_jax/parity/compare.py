@@ -53,9 +53,12 @@ def compare(
       reference: a `torch.nn.Module`, which is copied and run in eval mode; the path of a golden
         file; or a `Reference`.
       images: (B, H, W, C), floating point, for a torch module; what is not of rank 4 is given to
-        both as it is. Default: two normal random images of a registered model's size.
+        both as it is, and so are whole numbers, such as ids of tokens (B, N). Default: two normal
+        random images of a registered model's size.
       labels: (B,) classes for the loss; default as the golden files. Where the output is not
-        (B, classes) the loss is its mean weighted by random numbers.
+        (B, classes) the loss is its mean weighted by random numbers. Of an output of several arrays
+        all are compared, by key, field or position; the loss is that of `logits` or
+        `last_hidden_state`, else of the first.
       names: for a torch module with names of its own, what turns them into the model's: a function,
         or (regular expression, replacement) pairs. Default: the same names, or Hugging Face's or
         torchvision's.
@@ -89,9 +92,9 @@ def compare(
         with jax.enable_x64(is_wide), jax.default_matmul_precision("highest"):
             dtype = jnp.dtype(precision)
             side: Side = (
-                FunctionSide(model, dtype)
+                FunctionSide(model, dtype, reference.outputs)
                 if isinstance(model, JaxFunction)
-                else ModelSide(model, dtype)
+                else ModelSide(model, dtype, reference.outputs)
             )
             run = Comparison(side, reference, precision, grad, optimizer, transformation)
             run.compare()

@@ -10,15 +10,14 @@ import numpy as np
 from vit_jax.inspect.recorder import Event, Replace
 from vit_jax.parity.array_faults import array_fault
 from vit_jax.parity.forms import Form, Scene, forms_of
-from vit_jax.parity.forward import Forward, Point, first_bad, in_words, last_good, limit_of
+from vit_jax.parity.forward import Forward, Point, first_bad, last_good
 from vit_jax.parity.optimizers import wrong_steps
+from vit_jax.parity.repair import Found, outcome_of, output_layout, wrong_gradients
 from vit_jax.parity.result import Diagnosis
 from vit_jax.parity.run import Comparison
-from vit_jax.parity.sides import ModelSide, error_of, is_dropout
-from vit_jax.parity.values import Expected, Whole, rms
+from vit_jax.parity.sides import ModelSide, is_dropout
+from vit_jax.parity.values import Whole, rms
 
-# A diagnosis; the module where the fault stands and the place in words, "" where not known better.
-Found = tuple[Diagnosis, str, str]
 _SAME = 1e-9  # of the rms: a form is what the model computes
 _FAULT_OF_TRAIT = {
     "order": "qkv_order",
@@ -59,8 +58,9 @@ def _weights(run: Comparison) -> Found | None:
     fault = faults[bad[0]]
     if fault is None:
         return None
-    mended = Forward(run.reference, run.side.with_weights(run.reference.weights)).run("float64")
-    complete = first_bad(mended) is None
+    side = run.side.with_weights(run.reference.weights)
+    mended = Forward(run.reference, side).run("float64")
+    complete = first_bad(mended) is None and not wrong_gradients(run, side)
     also = [n for n in bad[1:] if (other := faults[n]) is not None and other.name == fault.name]
     text = f"{bad[0]}: {fault.text}"
     if also:
@@ -89,7 +89,7 @@ class _Trial:
             return True
         alike = (
             self.everywhere
-            and (event.entered is None) == (at.entered is None)
+            and (event.entered is None, event.part) == (at.entered is None, at.part)
             and type(event.frame.module) is type(at.frame.module)
             and type(event.module) is type(at.module)
         )
@@ -161,7 +161,10 @@ def _values(run: Comparison) -> Found | None:
             "dropout is left on: the model drops values that the reference, in eval mode, keeps; "
             "call model.eval()"
         )
-        return Diagnosis("dropout", text, first_bad(keyless) is None), _dropper(points[:bad]), ""
+        complete = first_bad(keyless) is None and not wrong_gradients(run, keyless=True)
+        return Diagnosis("dropout", text, complete), _dropper(points[:bad]), ""
+    if points[bad].stage == "" and points[bad].order is None:
+        return output_layout(run, points[bad])
     narrow = _narrow(run.points[: bad + 1])
     accepted: list[_Trial] = []
     for _ in range(_ROUNDS):
@@ -174,7 +177,7 @@ def _values(run: Comparison) -> Found | None:
             break
     if not accepted:
         return narrow
-    complete = first_bad(points) is None
+    complete, outcome = outcome_of(run, points, _chain(accepted))
     first = accepted[0]
     event = first.at.event
     assert event is not None
@@ -183,11 +186,7 @@ def _values(run: Comparison) -> Found | None:
     if len(names) > 1:
         others = "; ".join(f"in {_where(t.at.event)} {t.text}" for t in accepted[1:])
         text += f"; further, {others}"
-    text += (
-        "; with this changed the model agrees everywhere"
-        if complete
-        else f"; with this changed the model agrees up to {in_words(points[-1].stage)}"
-    )
+    text += f"; {outcome}"
     stage = event.frame.path
     if first.form.kind == "skipped":
         stage = first.form.text.partition(" ")[0]
@@ -216,7 +215,8 @@ def _dropper(points: list[Point]) -> str:
 def _narrow(points: list[Point]) -> Found | None:
     """A value that is not in float64 where the model is."""
     for point in points:
-        if point.value.dtype != np.float64 and point.event is not None:
+        is_narrow = point.value.dtype.kind == "f" and point.value.dtype != np.float64
+        if is_narrow and point.event is not None:
             text = (
                 f"{point.stage or 'the output'} is {point.value.dtype} in a model of float64: "
                 "something computes in a fixed type"
@@ -266,7 +266,7 @@ def _trials(
     value = jnp.asarray(point.value)
     expected = run.forward.expected.get(point.stage, ())
     scene = Scene(
-        {name: jnp.asarray(a, value.dtype) for name, a in run.reference.weights.items()},
+        run.scene,
         tuple(run.forward.skipped(points, good, index)),
         expected[0] if expected else None,
     )
@@ -280,7 +280,7 @@ def _trials(
         array = np.asarray(found, np.float64)
         if _is_same(array, point.value):
             own.append(form)
-        elif not is_bad or _agrees(array, expected, event):
+        elif not is_bad or run.forward.agrees(point, array):
             fitting.append(form)
     for form in sorted(fitting, key=lambda form: _distance(form, own)):
         alike = [o for o in own if o.kind == form.kind]
@@ -309,16 +309,6 @@ def _is_same(found: np.ndarray, value: np.ndarray) -> bool:
         return bool(np.max(np.abs(found - value), initial=0) <= _SAME * max(rms(value), 1e-300))
 
 
-def _agrees(found: np.ndarray, expected: list[Expected] | tuple, event: Event) -> bool:
-    for want in expected:
-        error = error_of(found, want, event.module)
-        if error is None and found.size == int(np.prod(want.shape)):
-            error = want.error(found.reshape(want.shape))
-        if error is None or error > limit_of(want, "float64"):
-            return False
-    return bool(expected)
-
-
 # ---------------------------------------------------------------------------- gradients
 
 
@@ -331,7 +321,9 @@ def _gradients(run: Comparison) -> Found | None:
         for p in run.forward.trial()
         if p.event is not None and p.event.frame.path.startswith(stage)
     ]
-    scene = Scene({n: jnp.asarray(a) for n, a in run.reference.weights.items()})
+    scene = Scene(run.scene)
+    wrong = [r.name for r in run.rows if r.section == "backward" and r.verdict != "noise"]
+    stages = [stage for stage in run.gradients.stages if stage in wrong]
     tried: set[tuple] = set()
     for point in inside:
         event = point.event
@@ -345,7 +337,7 @@ def _gradients(run: Comparison) -> Found | None:
             if key in tried:
                 continue
             tried.add(key)
-            mended = run.side.gradients(run.reference, trial)
+            mended = run.side.gradients(run.reference, trial, stages, borrowed=run.scene)
             rows = run.gradient_rows(mended)
             if all(row.verdict == "noise" for row in rows):
                 what = form.text or "; ".join(text for _, text in form.traits)

@@ -7,14 +7,15 @@ from collections.abc import Iterable, Mapping
 import jax
 import numpy as np
 
-from vit_jax.inspect.recorder import BEFORE, Event, Frame, Replace, Stop
+from vit_jax.inspect.recorder import Event, Frame, Replace, Stop
+from vit_jax.inspect.stages import BEFORE, split_stage
+from vit_jax.parity.layouts import error_of, layout_of_output
 from vit_jax.parity.result import Row, Section, Verdict
 from vit_jax.parity.sides import (
     FunctionSide,
     ModelSide,
     Side,
     as_model_images,
-    error_of,
     is_dropout,
 )
 from vit_jax.parity.values import Expected, Reference, Whole
@@ -65,12 +66,16 @@ class Point:
 
     Attributes:
       value: of a trial; of `Forward.run` its type alone.
+      shape: of the value.
+      order: of the model's answer, see `Forward.answer_order`.
     """
 
     stage: str
     value: np.ndarray
     event: Event | None
     row: Row | None
+    shape: tuple[int, ...]
+    order: tuple[int, ...] | None
 
     @property
     def is_good(self) -> bool:
@@ -79,13 +84,6 @@ class Point:
     @property
     def is_bad(self) -> bool:
         return self.row is not None and self.row.verdict != "noise"
-
-
-def _split(stage: str) -> tuple[bool, str, str]:
-    """Whether a module is entered, its path, and "#1" and so on at later calls."""
-    before, path = stage.startswith(BEFORE), stage.removeprefix(BEFORE)
-    path, mark, call = path.partition("#")
-    return before, path, mark + call
 
 
 class Forward:
@@ -100,9 +98,9 @@ class Forward:
         self.reference, self.side = reference, side
         self.expected: dict[str, list[Expected]] = {}
         for stage, value in reference.stages.items():
-            before, path, call = _split(stage)
-            path = side.torch_stages.get(path, path)
-            name = f"{BEFORE if before else ''}{path}{call}"
+            parts = split_stage(stage)
+            path = side.torch_stages.get(parts.path, parts.path)
+            name = f"{parts.before}{path}{parts.call}{parts.part}"
             self.expected.setdefault(name, []).append(value)
         # In eval mode a dropout hands its input on: where it stands is not a difference. Files have
         # one, after the positions, as a stage.
@@ -112,14 +110,30 @@ class Forward:
         """The comparison of one value; None where there is nothing to compare it with."""
         rows = []
         for expected in self.expected.get(stage, ()):
-            error = error_of(value, expected, module)
-            if error is None and value.size == int(np.prod(expected.shape)):
-                if stage:  # other axes, such as heads apart: another form, no fault
-                    continue
-                error = expected.error(value.reshape(expected.shape))
-            error = np.inf if error is None else error
+            error = self._error(stage, value, expected, module)
+            if error is None:
+                if stage and value.size == int(np.prod(expected.shape)):
+                    continue  # other axes, such as heads apart: another form, no fault
+                error = np.inf
             rows.append(make_row("forward", precision, stage, error, expected))
         return max(rows, key=lambda row: row.max_abs / row.limit, default=None)
+
+    def _error(self, stage: str, value: np.ndarray, expected: Expected, module) -> float | None:
+        """The difference; None where the shapes do not fit."""
+        if not is_output(stage):
+            return error_of(value, expected, module)
+        order = layout_of_output(value, expected)
+        return None if order is None else expected.error(value.transpose(order))
+
+    def answer_order(self, array: np.ndarray) -> tuple[int, ...] | None:
+        """The order of axes in which the model's answer is the reference's; None: another shape."""
+        return layout_of_output(array, self.expected[""][0])
+
+    def agrees(self, point: Point, array: np.ndarray) -> bool:
+        """Whether an array in the place of a point's value is the reference's, in float64."""
+        module = None if point.event is None else point.event.module
+        row = self.row(point.stage, array, "float64", module)
+        return row is not None and row.verdict == "noise"
 
     def run(self, precision: str) -> list[Point]:
         """Runs the model, compiled, and compares all it comes to, in its order.
@@ -183,19 +197,24 @@ class Forward:
         return points
 
     def _point(self, event: Event, array: np.ndarray, precision: str) -> Point:
-        row = None
-        if self._drops or not is_dropout(event.module):
-            row = self.row(event.stage, array.astype(np.float64), precision, event.module)
-        return Point(event.stage, array, event, row)
+        is_compared = self._drops or not is_dropout(event.module)
+        return self._compared(event.stage, array, precision, event, is_compared)
+
+    def _compared(
+        self, stage: str, array: np.ndarray, precision: str, event: Event | None, is_compared=True
+    ) -> Point:
+        wide = array.astype(np.float64)
+        module = None if event is None else event.module
+        row = self.row(stage, wide, precision, module) if is_compared else None
+        order = self.answer_order(wide) if stage == "" and "" in self.expected else None
+        return Point(stage, array, event, row, array.shape, order)
 
     def _run_function(self, side: FunctionSide, images: jax.Array, precision: str) -> list[Point]:
         stages = side.stages(images)
         known = [stage for stage in self.expected if stage in stages]
         points = []
         for stage in (*known, *(stage for stage in stages if stage not in self.expected)):
-            value = np.asarray(stages[stage])
-            row = self.row(stage, value.astype(np.float64), precision)
-            points.append(Point(stage, value, None, row))
+            points.append(self._compared(stage, np.asarray(stages[stage]), precision, None))
         return points
 
     def skipped(self, points: list[Point], good: int, bad: int) -> list[str]:
@@ -211,6 +230,12 @@ class Forward:
             for stage in order[low + 1 : high]
             if stage in holders and stage not in ran and not stage.startswith(BEFORE)
         ]
+
+
+def is_output(stage: str) -> bool:
+    """Whether it is an output of the model itself."""
+    parts = split_stage(stage)
+    return not parts.path and not parts.before
 
 
 def typical_noise(values: Iterable[Expected]) -> float:
@@ -236,7 +261,7 @@ def in_words(stage: str) -> str:
     """A stage as a reader knows it."""
     if stage.startswith(BEFORE):
         return f"the input of {stage.removeprefix(BEFORE) or 'the model'}"
-    return stage or "the output"
+    return f"the output {stage}".strip() if is_output(stage) else stage
 
 
 def place_of(points: list[Point], bad: int) -> tuple[str, str]:
@@ -245,12 +270,13 @@ def place_of(points: list[Point], bad: int) -> tuple[str, str]:
     after = f"after {in_words(points[good].stage)}" if good >= 0 else "from the start"
     event = point.event
     if event is None:
-        return point.stage, f"{after}, at {point.stage or 'the output'}"
+        return split_stage(point.stage).path, f"{after}, at {in_words(point.stage)}"
     here = event.frame.path
     if event.entered is not None:
         return here, f"{after}, in what {here or 'the model'} hands to {event.path}"
     inner = [p.event for p in points[good + 1 : bad] if p.event is not None]
-    own = "its output" if here else "the output of the model"
+    own = f"its output {event.part}".strip() if here else f"the output {event.part} of the model"
+    own = own.replace("  ", " ")
     if any(between.frame.path != here for between in inner):
         return here, f"{after}, inside {here or 'the model'}: {own} is the next value to compare"
     return here, f"{after}, at {own}"

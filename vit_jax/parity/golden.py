@@ -4,8 +4,8 @@
 names (`golden_weights`). `golden_writer` writes them.
 """
 
+import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 from vit_jax.parity.golden_weights import digest, make_input, rebuild
 from vit_jax.parity.sampled import Sampled, corner
 from vit_jax.parity.values import Expected, OptimizerSpec, Reference, Whole
+from vit_jax.storage import read_json
 from vit_jax.weights.npz import read_npz
 
 # Of the JSON, with the types of their values.
@@ -103,8 +104,24 @@ def golden_model(path: str | os.PathLike) -> tuple[str | None, dict[str, Any]]:
 def golden_paths(path: str | os.PathLike) -> tuple[Path, Path]:
     """The JSON and the npz file of NAME.json, NAME.npz or NAME (which may hold dots)."""
     path = Path(path)
+    if not path.name:
+        raise ValueError(f"a golden file is a .json and an .npz, got {str(path)!r}")
     stem = path.stem if path.suffix in (".json", ".npz") else path.name
     return path.with_name(f"{stem}.json"), path.with_name(f"{stem}.npz")
+
+
+def check_no_other_file(json_path: Path, npz_path: Path) -> None:
+    """Refuses to write a golden file over files that are none.
+
+    Raises:
+      ValueError: one of the two is there, and they are no golden file.
+    """
+    there = [path for path in (json_path, npz_path) if path.exists()]
+    if there:
+        with contextlib.suppress(OSError, TypeError, ValueError):
+            if "npz_arrays" in read_json(json_path):
+                return
+        raise ValueError(f"{str(there[0])!r} is there, and no golden file: give another name")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +156,7 @@ def _read(path: str | os.PathLike) -> _Golden:
         if not part.is_file():
             raise ValueError(f"a golden file is a .json and an .npz: there is no {str(part)!r}")
     try:
-        spec = json.loads(json_path.read_text(encoding="utf-8"))
+        spec = read_json(json_path)
     except ValueError as error:  # also of text that is not UTF-8
         raise ValueError(f"{str(json_path)!r} is not JSON: {error}") from error
     if not isinstance(spec, dict):

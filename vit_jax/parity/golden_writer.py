@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_jax.inspect.recorder import BEFORE
-from vit_jax.parity.golden import DIRECTION_LOSS, OPTIMIZERS, golden_paths
+from vit_jax.inspect.stages import BEFORE, path_of, split_stage
+from vit_jax.parity.golden import DIRECTION_LOSS, OPTIMIZERS, check_no_other_file, golden_paths
 from vit_jax.parity.golden_weights import digest, make_input, make_param
 from vit_jax.parity.sampled import corner, first8, norm
 from vit_jax.parity.torch_run import Arrays, TorchRun, import_torch, run_torch, to_numpy
@@ -60,10 +60,11 @@ def write_golden(
 
     Raises:
       ValueError: of `run_torch`; unknown names in `stages` or `keep`; another number of classes;
-        an output that is not finite.
+        an output that is not finite; files of that name that are no golden file.
     """
     torch = import_torch()
     json_path, npz_path = golden_paths(out)
+    check_no_other_file(json_path, npz_path)
     optimizer = optimizer or OptimizerSpec()
     shape = (_at_least_one("batch", batch), *(_at_least_one("image_shape", n) for n in image_shape))
     module = make_module()
@@ -191,7 +192,8 @@ def _stages(
     """The stages to store, in the order in which the module came to them, batch first."""
     values = {}
     for stage, array in run.stages.items():
-        if stage and not stage.startswith(BEFORE) and array.ndim >= 2:
+        part = split_stage(stage).part
+        if stage and not part and not stage.startswith(BEFORE) and array.ndim >= 2:
             if array.shape[0] != batch and array.ndim == 3 and array.shape[1] == batch:
                 array = array.swapaxes(0, 1)  # of a sequence-first module
             if array.shape[0] == batch:
@@ -200,7 +202,7 @@ def _stages(
         _check_known("stages", wanted, values)
         return {stage: array for stage, array in values.items() if stage in wanted}
     chosen = _chosen_paths(module)
-    return {stage: a for stage, a in values.items() if stage.partition("#")[0] in chosen}
+    return {stage: a for stage, a in values.items() if path_of(stage) in chosen}
 
 
 def _chosen_paths(module: "torch.nn.Module") -> set[str]:

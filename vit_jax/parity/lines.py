@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from vit_jax.inspect.recorder import BEFORE
+from vit_jax.inspect.stages import BEFORE, path_of, split_stage
 from vit_jax.parity.result import Report, Row, Section, Verdict
 
 SECTIONS: tuple[Section, ...] = (
@@ -86,12 +86,9 @@ def lines_of(report: Report, section: Section) -> list[Line]:
 
 def display_name(name: str) -> str:
     """A stage's name, in words where there is none: the path of the model itself is empty."""
-    return {"": "the model's output", BEFORE: "the model's input"}.get(name, name)
-
-
-def path_of(name: str) -> str:
-    """The module's path of a stage: `blocks.0` of `before blocks.0` and of `blocks.0#1`."""
-    return name.removeprefix(BEFORE).partition("#")[0]
+    if split_stage(name).path:
+        return name
+    return "the model's input" if name.startswith(BEFORE) else f"the model's output {name}".strip()
 
 
 def coarse(name: str) -> str:

@@ -25,6 +25,7 @@ from vit_jax.parity.lines import (
     lines_of,
 )
 from vit_jax.parity.result import Report, Row, Section, Verdict
+from vit_jax.storage import check_output
 from vit_jax.weights.atomic import whole
 
 # Colour only repeats what the word says.
@@ -242,8 +243,10 @@ def write_html(report: Report, path: str | os.PathLike) -> None:
       path: takes the file whole; folders are made.
 
     Raises:
+      ValueError: it is no .html, or another file is there.
       OSError: it cannot be written.
     """
+    check_output(Path(path), {".html": b"<!doctype html>", ".htm": b"<!doctype html>"})
     with whole(Path(path)) as partial:
         partial.write_text(_page(report), encoding="utf-8")
 

@@ -3,21 +3,24 @@
 import collections
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import get_args
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vit_jax.inspect.recorder import BEFORE
+from vit_jax.inspect.stages import BEFORE, path_of, split_stage
 from vit_jax.parity.forward import (
     Forward,
     first_bad,
+    is_output,
     make_row,
     place_of,
     typical_noise,
     weights_rows,
 )
+from vit_jax.parity.layouts import error_of
 from vit_jax.parity.optimizers import optax_step
 from vit_jax.parity.result import Row, Section
 from vit_jax.parity.sides import (
@@ -26,7 +29,6 @@ from vit_jax.parity.sides import (
     ModelSide,
     Side,
     as_model_images,
-    error_of,
 )
 from vit_jax.parity.values import Expected, OptimizerSpec, Reference, Whole, rms
 
@@ -54,6 +56,12 @@ def module_of(name: str) -> str:
     return name.rpartition(".")[0] or name
 
 
+def _calls(stages: Iterable[str]) -> collections.Counter[str]:
+    """How often each module was entered and left; the model itself was not entered by a module."""
+    parts = map(split_stage, stages)
+    return collections.Counter(part.path for part in parts if not part.part)
+
+
 class Comparison:
     """One precision of a comparison."""
 
@@ -71,6 +79,8 @@ class Comparison:
         self.optimizer = optimizer if reference.losses is not None else None
         self.transformation = transformation
         self.forward = Forward(reference, side)
+        # What trials compute with, in the place of the model's own arrays.
+        self.scene = {n: jnp.asarray(a, side.dtype) for n, a in reference.weights.items()}
         self.rows: list[Row] = []
         self.notes: list[str] = []
         self._typical = {
@@ -96,11 +106,13 @@ class Comparison:
         if not any(row.name == "" for row in forward):
             raise ValueError("the reference has no output to compare")
         if isinstance(self.side, ModelSide) and not self.side.is_plain:
-            output = self.side.as_it_stands(as_model_images(self.reference, self.side.dtype))
-            row = self.forward.row("", np.asarray(output, np.float64), self.precision)
-            forward += [row] if row is not None else []
+            outputs = self.side.as_it_stands(as_model_images(self.reference, self.side.dtype))
+            for part, output in outputs.items():
+                row = self.forward.row(part, np.asarray(output, np.float64), self.precision)
+                forward += [row] if row is not None else []
         self.rows += forward
         self._note_unmatched()
+        self._see_answer()
         if any(row.verdict != "noise" and not np.isfinite(row.max_abs) for row in forward):
             self.notes.append(
                 f"gradients and training were not compared in {self.precision}: the values have "
@@ -118,9 +130,16 @@ class Comparison:
     def _note_unmatched(self) -> None:
         ran = {point.stage for point in self.points if point.row is not None}
         holders = {name.rpartition(".")[0] for name in self.reference.weights}
-        modules = {s.partition("#")[0] for s in self.forward.expected if s in holders}
-        matched = {s.partition("#")[0] for s in ran if not s.startswith(BEFORE)}
+        modules = {path_of(s) for s in self.forward.expected if s in holders}
+        matched = {path_of(s) for s in ran if not s.startswith(BEFORE)}
         missing = sorted(modules - matched)
+        outputs = {stage for stage in self.forward.expected if is_output(stage)}
+        for whose, names in (
+            ("the reference", outputs - ran),
+            ("the model", {p.stage for p in self.points if is_output(p.stage)} - ran),
+        ):
+            if names and self.precision == "float64":
+                self.notes.append(f"outputs that {whose} alone has: {', '.join(sorted(names))}")
         if missing and self.precision == "float64":
             more = f" and {len(missing) - 6} more" if missing[6:] else ""
             self.notes.append(
@@ -128,18 +147,28 @@ class Comparison:
                 f"{', '.join(missing[:6])}{more}"
             )
 
+    def _see_answer(self) -> None:
+        """Notes another shape; puts the loss's direction in the layout of the model's answer."""
+        answer = next(point for point in self.points if point.stage == "")
+        if answer.order is None:
+            wanted = tuple(self.forward.expected[""][0].shape)
+            self.notes.append(f"the model's output is {answer.shape}, the reference's {wanted}")
+        elif self.reference.direction is not None:
+            direction = self.reference.direction.transpose(np.argsort(answer.order))
+            self.reference = dataclasses.replace(self.reference, direction=direction)
+
     def _differentiate(self) -> Gradients:
         if isinstance(self.side, FunctionSide):
             return self.side.gradients(self.reference)
         # Of a module that one side calls more often, each call has a part of the gradient.
-        ours = collections.Counter(point.stage.partition("#")[0] for point in self.points)
-        theirs = collections.Counter(stage.partition("#")[0] for stage in self.forward.expected)
+        ours = _calls(point.stage for point in self.points)
+        theirs = _calls(self.forward.expected)
         stages = [
             point.stage
             for point in self.points
             if point.row is not None
             and point.stage in self.reference.stage_gradients
-            and ours[path := point.stage.partition("#")[0]] == theirs[path]
+            and ours[path := path_of(point.stage)] == theirs[path]
         ]
         found = self.side.gradients(self.reference, stages=stages)
         if self.side.is_plain:
@@ -153,7 +182,7 @@ class Comparison:
         assert reference.loss is not None
         rows.append(self._row("losses", "loss", np.asarray(gradients.loss), reference.loss))
         modules = {point.stage: point.event and point.event.module for point in self.points}
-        if reference.image_gradient is not None:
+        if reference.image_gradient is not None and gradients.image is not None:
             rows.append(self._row("backward", "images", gradients.image, reference.image_gradient))
         for stage, value in gradients.stages.items():
             expected = reference.stage_gradients[stage]

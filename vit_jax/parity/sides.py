@@ -1,7 +1,7 @@
 """The JAX side of a comparison: a model of modules, or a function of arrays."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,13 +10,23 @@ import numpy as np
 import optax
 from flax import nnx
 
-from vit_jax.inspect.recorder import Event, Observe, Recorder, Replace, plain, recast
+from vit_jax.inspect.recorder import (
+    Event,
+    Observe,
+    Recorder,
+    Replace,
+    is_float,
+    is_watched,
+    jax_outputs,
+    plain,
+    recast,
+)
+from vit_jax.inspect.stages import Outputs, arrays_of
 from vit_jax.layers.dropout import Dropout
 from vit_jax.layers.stack import ScannedLayers
-from vit_jax.layers.unfold import SoftSplit
 from vit_jax.models.base import VisionModel
 from vit_jax.parity.optimizers import Step, torch_step
-from vit_jax.parity.values import Expected, OptimizerSpec, Reference
+from vit_jax.parity.values import OptimizerSpec, Reference
 from vit_jax.weights.state_dict import load_state_dict, state_dict, trained_names
 
 Arrays = dict[str, np.ndarray]
@@ -31,7 +41,8 @@ class JaxFunction:
 
     Attributes:
       apply: (parameters, images) to the output, or to the pair of it and a mapping of stages to
-        their values. Parameters are named and laid out as PyTorch's state dict: what turns them
+        their values. An output of several arrays is a tuple or a mapping, a pair not of that kind.
+        Parameters are named and laid out as PyTorch's state dict: what turns them
         into the function's own form belongs to the function, so that gradients come back in
         PyTorch's form.
       params: the parameters, by PyTorch's names.
@@ -47,12 +58,16 @@ class JaxFunction:
 
 @dataclasses.dataclass(frozen=True)
 class Gradients:
-    """Of the loss, in PyTorch's names and layouts (stages: as the model has them)."""
+    """Of the loss, in PyTorch's names and layouts (stages: as the model has them).
+
+    Attributes:
+      image: None where the input is whole numbers.
+    """
 
     loss: float
     parameters: Arrays
     stages: Arrays
-    image: np.ndarray
+    image: np.ndarray | None
 
 
 def as_model_images(reference: Reference, dtype: Any) -> jax.Array:
@@ -60,12 +75,25 @@ def as_model_images(reference: Reference, dtype: Any) -> jax.Array:
     images = reference.images
     if images.ndim == 4:
         images = images.transpose(0, 2, 3, 1)
-    return jnp.asarray(images, dtype)
+    return jnp.asarray(images, dtype if images.dtype.kind == "f" else None)
 
 
-def first_of(output: Any) -> Any:
-    """The first of several outputs: the class head's."""
-    return output[0] if isinstance(output, tuple | list) else output
+def by_part(output: Any, like: Outputs | None) -> dict[str, jax.Array]:
+    """The arrays of a model's output, named as parts of the stage "": "" is the answer.
+
+    Raises:
+      ValueError: no array of floats is in it.
+    """
+    arrays = arrays_of(output, is_watched)
+    outputs = jax_outputs(arrays)
+    parts = {} if outputs is None else outputs.parts(like)
+    found = {part: arrays[name] for name, part in parts.items()}
+    if "" not in found or not is_float(found[""]):
+        raise ValueError(
+            "wanted a model that answers with a floating-point array, alone or in a tuple or "
+            f"mapping, got {type(output).__name__}"
+        )
+    return found
 
 
 def loss_of(reference: Reference, output: jax.Array) -> jax.Array:
@@ -82,22 +110,24 @@ class ModelSide:
     Args:
       model: any; it is not changed.
       dtype: what is computed in.
+      outputs: see `Reference`.
     """
 
-    def __init__(self, model: nnx.Module, dtype: Any):
+    def __init__(self, model: nnx.Module, dtype: Any, outputs: Mapping[str, Outputs] | None = None):
         self.model = recast(model, dtype)
-        self.dtype = dtype
+        self.dtype, self.outputs = dtype, outputs or {}
         self.is_plain = not _has_stacks(model)
         self.torch_stages = dict(getattr(type(model), "torch_stages", {}))
 
     def weights(self) -> Arrays:
         return state_dict(self.model)
 
-    def _call(self, model: Any, images: jax.Array) -> jax.Array:
+    def _call(self, model: Any, images: jax.Array) -> dict[str, jax.Array]:
+        """The arrays of the model's output, see `by_part`."""
         # In train mode with dropout the difference is to be seen, not an error.
         drops = isinstance(model, VisionModel) and model.uses_dropout and not model.deterministic
         output = model(images, rngs=nnx.Rngs(dropout=0)) if drops else model(images)
-        return first_of(output)
+        return by_part(output, self.outputs.get(""))
 
     def forward(
         self,
@@ -106,49 +136,75 @@ class ModelSide:
         replace: Replace | None = None,
         *,
         keyless: bool = False,
-    ) -> jax.Array:
+    ) -> None:
         """Runs the model with its layers one by one, operation by operation."""
-        watched = Recorder(observe, replace, keyless=keyless).watch(plain(self.model))
-        return self._call(watched, images)
+        recorder = Recorder(observe, replace, keyless=keyless, outputs=self.outputs)
+        self._call(recorder.watch(plain(self.model)), images)
 
-    def as_it_stands(self, images: jax.Array) -> jax.Array:
-        """The output of the model itself, with its scans and its rematerialisation."""
+    def as_it_stands(self, images: jax.Array) -> dict[str, jax.Array]:
+        """The outputs of the model itself, with its scans and its rematerialisation."""
         return self._call(self.model, images)
 
     def gradients(
-        self, reference: Reference, replace: Replace | None = None, stages: Iterable[str] = ()
+        self,
+        reference: Reference,
+        replace: Replace | None = None,
+        stages: Iterable[str] = (),
+        *,
+        keyless: bool = False,
+        borrowed: dict[str, jax.Array] | None = None,
     ) -> Gradients:
-        """Gradients of the reference's loss; by `stages` too where asked for."""
+        """Gradients of the reference's loss; by `stages` too where asked for.
+
+        Args:
+          replace, keyless: see `Recorder`.
+          borrowed: arrays of the reference that `replace` reads: what it computes from them counts
+            as computed from the model's own.
+        """
         images = as_model_images(reference, self.dtype)
-        model = plain(self.model) if stages or replace else self.model
+        is_trial = replace is not None or keyless
+        model = plain(self.model) if stages or is_trial else self.model
         wanted = set(stages)
         shapes: dict[str, jax.ShapeDtypeStruct] = {}
         if wanted:
 
             def note(event: Event, value: jax.Array) -> None:
-                if event.stage in wanted:
+                if event.stage in wanted and is_float(value):
                     shapes[event.stage] = jax.ShapeDtypeStruct(value.shape, value.dtype)
 
             jax.eval_shape(lambda: self.forward(images, note))
         perturb = {stage: jnp.zeros(leaf.shape, leaf.dtype) for stage, leaf in shapes.items()}
         graph, params, rest = nnx.split(model, nnx.Param, ...)
 
-        def loss(params, images, perturb):
+        def loss(params, perturb, lent, images):
             model = nnx.merge(graph, params, rest)
-            if perturb or replace:
-                model = Recorder(lambda *_: None, replace, perturb).watch(model)
-            return loss_of(reference, self._call(model, images))
+            if borrowed is not None:
+                borrowed.update(lent)
+            if perturb or is_trial:
+                model = Recorder(
+                    lambda *_: None, replace, perturb, keyless=keyless, outputs=self.outputs
+                ).watch(model)
+            return loss_of(reference, self._call(model, images)[""])
 
-        differentiate = jax.value_and_grad(loss, argnums=(0, 1, 2))
-        if replace is None:  # a trial is one of many: not worth the compilation
+        by = (0, 1, 2, 3) if is_float(images) else (0, 1, 2)
+        differentiate = jax.value_and_grad(loss, argnums=by)
+        if not is_trial:  # a trial is one of many: not worth the compilation
             differentiate = jax.jit(differentiate)
-        value, (by_params, by_images, by_stages) = differentiate(params, images, perturb)
+        lent = dict(borrowed or {})
+        value, (by_params, by_stages, by_lent, *by_images) = differentiate(
+            params, perturb, lent, images
+        )
+        if borrowed is not None:
+            borrowed.update(lent)
         named = state_dict(nnx.merge(graph, by_params, rest))
+        named = {name: named[name] for name in trained_names(model)}
+        for name, gradient in by_lent.items():
+            named[name] = named.get(name, 0.0) + np.asarray(gradient)
         return Gradients(
             float(value),
-            {name: named[name] for name in trained_names(model)},
+            named,
             {name: np.asarray(by_stages[name]) for name in perturb},  # in the model's order
-            _torch_images(np.asarray(by_images)),
+            _torch_images(by_images),
         )
 
     def train(self, reference: Reference, step: Step | None = None) -> tuple[np.ndarray, Arrays]:
@@ -167,11 +223,12 @@ class ModelSide:
             tree, [jnp.full(leaf.shape, i) for i, leaf in enumerate(leaves)]
         )
         numbers = state_dict(nnx.merge(graph, marked, rest))
-        frozen = {int(numbers[name].flat[0]) for name in reference.untrained if name in numbers}
+        untrained = reference.untrained.intersection(trained_names(model))
+        frozen = {int(numbers[name].flat[0]) for name in untrained}
 
         def loss(leaves: list[jax.Array]) -> jax.Array:
             model = nnx.merge(graph, jax.tree.unflatten(tree, leaves), rest)
-            return loss_of(reference, self._call(model, images))
+            return loss_of(reference, self._call(model, images)[""])
 
         losses, leaves = _descend(loss, leaves, frozen, reference.optimizer, step)
         named = state_dict(nnx.merge(graph, jax.tree.unflatten(tree, leaves), rest))
@@ -179,7 +236,7 @@ class ModelSide:
 
     def with_weights(self, weights: Mapping[str, np.ndarray]) -> "ModelSide":
         """The same model with the reference's arrays where it has them."""
-        copy = ModelSide(self.model, self.dtype)
+        copy = ModelSide(self.model, self.dtype, self.outputs)
         own = copy.weights()
         same = {n: a for n, a in weights.items() if n in own and a.shape == own[n].shape}
         load_state_dict(copy.model, {**own, **same})
@@ -225,8 +282,8 @@ def _descend(
 class FunctionSide:
     """A `JaxFunction` in one precision, with the methods of `ModelSide` that it can have."""
 
-    def __init__(self, function: JaxFunction, dtype: Any):
-        self.function, self.dtype = function, dtype
+    def __init__(self, function: JaxFunction, dtype: Any, outputs: Mapping[str, Outputs]):
+        self.function, self.dtype, self.outputs = function, dtype, outputs
         self.params = {name: jnp.asarray(a, dtype) for name, a in function.params.items()}
         self.is_plain = True
         self.torch_stages: dict[str, str] = {}
@@ -234,15 +291,19 @@ class FunctionSide:
     def weights(self) -> Arrays:
         return {name: np.asarray(array) for name, array in self.params.items()}
 
-    def _call(self, params: Mapping[str, jax.Array], images: jax.Array):
-        output = self.function.apply(params, images)
-        is_pair = isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Mapping)
-        return output if is_pair else (first_of(output), {})
+    def _call(
+        self, params: Mapping[str, jax.Array], images: jax.Array
+    ) -> tuple[dict[str, jax.Array], Mapping[str, jax.Array]]:
+        """The arrays of its output, see `by_part`, and its stages."""
+        output, stages = self.function.apply(params, images), {}
+        if isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Mapping):
+            output, stages = output
+        return by_part(output, self.outputs.get("")), stages
 
     def stages(self, images: jax.Array) -> dict[str, jax.Array]:
-        """The values of its stages, and under "" its output."""
+        """The values of its stages, and after them the arrays of its output."""
         output, stages = self._call(self.params, images)
-        return {**stages, "": output}
+        return {**stages, **output}
 
     def _split(self) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         frozen = self.function.frozen
@@ -255,13 +316,13 @@ class FunctionSide:
         trained, frozen = self._split()
 
         def loss(params, images):
-            return loss_of(reference, self._call({**params, **frozen}, images)[0])
+            return loss_of(reference, self._call({**params, **frozen}, images)[0][""])
 
-        value, (by_params, by_images) = jax.value_and_grad(loss, argnums=(0, 1))(
-            trained, as_model_images(reference, self.dtype)
-        )
+        images = as_model_images(reference, self.dtype)
+        differentiate = jax.value_and_grad(loss, argnums=(0, 1) if is_float(images) else (0,))
+        value, (by_params, *by_images) = differentiate(trained, images)
         named = {name: np.asarray(array) for name, array in by_params.items()}
-        return Gradients(float(value), named, {}, _torch_images(np.asarray(by_images)))
+        return Gradients(float(value), named, {}, _torch_images(by_images))
 
     def train(self, reference: Reference, step: Step | None = None) -> tuple[np.ndarray, Arrays]:
         assert reference.optimizer is not None
@@ -271,7 +332,7 @@ class FunctionSide:
 
         def loss(leaves: list[jax.Array]) -> jax.Array:
             params = {**dict(zip(trained, leaves, strict=True)), **frozen}
-            return loss_of(reference, self._call(params, images)[0])
+            return loss_of(reference, self._call(params, images)[0][""])
 
         leaves = list(trained.values())
         losses, leaves = _descend(loss, leaves, untouched, reference.optimizer, step)
@@ -282,39 +343,13 @@ class FunctionSide:
 Side = ModelSide | FunctionSide
 
 
-def _torch_images(array: np.ndarray) -> np.ndarray:
-    return array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
+def _torch_images(gradients: Sequence[jax.Array]) -> np.ndarray | None:
+    """The images' gradient, where there is one, in PyTorch's layout."""
+    for array in map(np.asarray, gradients):
+        return array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
+    return None
 
 
 def is_dropout(module: Any) -> bool:
     """Whether it hands its input on in eval mode."""
     return isinstance(module, Dropout | nnx.Dropout)
-
-
-def in_shape(array: np.ndarray, shape: tuple[int, ...], module: Any = None) -> Iterator[np.ndarray]:
-    """The array in each layout in which PyTorch may have it, that is of this shape.
-
-    Images and convolutions have their channels last here and first there; `nn.Unfold` gives
-    features before patches; a module may run with the sequence before the batch. Where axes are
-    of one size there are several.
-    """
-    orders: list[tuple[int, ...]] = []
-    if array.ndim == 4:
-        orders = [(0, 1, 2, 3), (0, 3, 1, 2)]
-    elif array.ndim == 3:
-        orders = [(0, 2, 1)] if isinstance(module, SoftSplit) else [(0, 1, 2), (0, 2, 1), (1, 0, 2)]
-    elif array.shape == shape:
-        yield array
-    for order in orders:
-        turned = array.transpose(order)
-        if turned.shape == shape:
-            yield turned
-
-
-def error_of(array: np.ndarray, expected: Expected, module: Any = None) -> float | None:
-    """The difference from a value in the layout that is nearest; None where none is of its shape.
-
-    A fault that is nothing but one layout for another shows in the values after it.
-    """
-    errors = [expected.error(turned) for turned in in_shape(array, expected.shape, module)]
-    return min(errors, default=None)

@@ -38,7 +38,7 @@ def make_module(spec: str, seed: int = 0) -> "torch.nn.Module":
     torch.manual_seed(seed)
     try:
         module = importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is not None and f"{name}.".startswith(f"{missing}."):
             raise ValueError(
@@ -57,7 +57,7 @@ def make_module(spec: str, seed: int = 0) -> "torch.nn.Module":
         )
     try:
         made: Any = make()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _told(f"calling {spec!r}", error) from error
     if not isinstance(made, torch.nn.Module):
         raise ValueError(
@@ -76,14 +76,14 @@ def blaming_the_module(spec: str) -> Iterator[None]:
     running = Path(import_torch().nn.modules.module.__file__)
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
         if running not in files or _PACKAGE in files[-1].resolve().parents:
             raise
         raise _told(f"running {spec!r}", error) from error
 
 
-def _told(what: str, error: Exception) -> ValueError:
+def _told(what: str, error: BaseException) -> ValueError:
     """One line for an error in the user's own code, and where it was raised."""
     others = (_PACKAGE, Path(import_torch().__file__).parent, Path(importlib.__file__).parent)
     frames = [

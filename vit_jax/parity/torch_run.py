@@ -5,12 +5,12 @@ import contextlib
 import copy
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_jax.inspect.recorder import BEFORE
+from vit_jax.inspect.stages import BEFORE, Outputs, arrays_of, map_arrays, outputs_of
 from vit_jax.parity.golden_weights import make_labels
 from vit_jax.parity.values import OptimizerSpec, rms
 
@@ -46,11 +46,13 @@ class TorchRun:
     Attributes:
       stages: see `values.Reference`; so are the others.
       output: the value of the stage "".
+      outputs: the names of the arrays of each stage that has several, or one inside of something.
       untrained: the parameters that are trainable and have no gradient, by name.
     """
 
     stages: Arrays
     output: np.ndarray
+    outputs: dict[str, Outputs]
     labels: np.ndarray | None
     direction: np.ndarray | None
     loss: np.ndarray | None = None
@@ -63,32 +65,30 @@ class TorchRun:
 
 
 def to_numpy(tensor: "torch.Tensor") -> np.ndarray:
-    """A copy in float64 or, of anything narrower, float32 (exact: half precision is)."""
+    """A copy in float64 or, of narrower floats, float32 (exact: half precision is)."""
     torch = import_torch()
     tensor = tensor.detach().cpu()
-    wide = tensor if tensor.dtype == torch.float64 else tensor.float()
-    return np.array(wide.numpy())
+    narrow = tensor.is_floating_point() and tensor.dtype != torch.float64
+    return np.array((tensor.float() if narrow else tensor.double()).numpy())
 
 
-def _first_float(value: Any) -> "torch.Tensor | None":
-    """The first floating-point tensor in a tensor, sequence or mapping."""
+def _tensors_of(value: Any) -> "tuple[dict[str, torch.Tensor], Outputs | None]":
+    """The tensors of floats and of whole numbers in a value by name, and which is the answer."""
     torch = import_torch()
-    if isinstance(value, torch.Tensor):
-        return value if value.is_floating_point() else None
-    if isinstance(value, Mapping):
-        value = tuple(value.values())
-    if isinstance(value, (tuple, list)):
-        return next((found for part in value if (found := _first_float(part)) is not None), None)
-    return None
+    arrays = arrays_of(value, lambda part: isinstance(part, torch.Tensor))
+    numbers = {
+        name: tensor
+        for name, tensor in arrays.items()
+        if tensor.dtype != torch.bool and not tensor.is_complex()
+    }
+    return numbers, outputs_of(numbers, lambda name: numbers[name].is_floating_point())
 
 
 def _answer(output: Any) -> "torch.Tensor | None":
     """Of what a whole model returns, the tensor that is its answer."""
-    for key in ("logits", "last_hidden_state"):
-        named = output.get(key) if isinstance(output, Mapping) else getattr(output, key, None)
-        if _first_float(named) is not None:
-            return _first_float(named)
-    return _first_float(output)
+    tensors, outputs = _tensors_of(output)
+    answer = None if outputs is None else tensors[outputs.answer]
+    return answer if answer is not None and answer.is_floating_point() else None
 
 
 class _Recorder:
@@ -96,6 +96,7 @@ class _Recorder:
 
     def __init__(self, module: "torch.nn.Module"):
         self.stages: Arrays = {}
+        self.outputs: dict[str, Outputs] = {}
         self.gradients: Arrays = {}
         self._calls: collections.Counter[str] = collections.Counter()
         self._running: dict[str, list[str]] = collections.defaultdict(list)
@@ -118,30 +119,58 @@ class _Recorder:
         self._calls[path] += 1
         stage = f"{path}#{call}" if call else path
         self._running[path].append(stage)
-        value = _first_float((*args, *kwargs.values()))
-        if value is not None:
-            self.stages[BEFORE + stage] = to_numpy(value)
+        tensors, inputs = _tensors_of((*args, *kwargs.values()))
+        if inputs is not None:
+            self.stages[BEFORE + stage] = to_numpy(tensors[inputs.answer])
 
-    def _leave(self, path: str, module: Any, args: Any, output: Any) -> "torch.Tensor | None":
+    def _leave(self, path: str, module: Any, args: Any, output: Any) -> Any:
         del module, args
         stage = self._running[path].pop()
-        value = _first_float(output) if path else _answer(output)
-        if value is None:
+        tensors, outputs = _tensors_of(output)
+        if outputs is None:
             return None
+        value = tensors[outputs.answer]
         self.stages[stage] = to_numpy(value)
+        if value is not output:
+            self.outputs[stage] = outputs
+        for name, part in outputs.parts().items():
+            if part:
+                self.stages[stage + part] = to_numpy(tensors[name])
         if not value.requires_grad:
             return None
-        # An operation in place later takes a view (a Linear's output is one) out of the graph, and
-        # its hooks with it: the module's caller is handed a copy.
-        replaced = value is output and value._is_view()
-        if replaced:
-            value = value.clone()
-        # Not retain_grad: after an operation in place it gives the gradient of what that leaves.
-        value.register_hook(functools.partial(self._differentiated, stage))
-        return value if replaced else None
+        # The caller goes on with the same memory as another tensor: only what it makes of this one
+        # counts, where a module returns its input, or what it has used itself.
+        alias = _alias().apply(value, functools.partial(self._differentiated, stage))
+        return map_arrays(
+            output,
+            lambda _, part: alias if part is value else part,
+            lambda part: isinstance(part, import_torch().Tensor),
+        )
 
     def _differentiated(self, stage: str, gradient: "torch.Tensor") -> None:
         self.gradients[stage] = to_numpy(gradient)
+
+
+@functools.cache
+def _alias() -> Any:
+    """The function of autograd that returns its input and calls back with the gradient by it.
+
+    Unlike a hook, it stays in the graph where an operation in place writes into the tensor, and
+    then gives the gradient by what stood there before.
+    """
+
+    class Alias(import_torch().autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, tensor: "torch.Tensor", differentiated: Any) -> "torch.Tensor":
+            ctx.differentiated = differentiated
+            return tensor.detach()
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            ctx.differentiated(gradients[0])
+            return gradients[0], None
+
+    return Alias
 
 
 def copy_module(module: "torch.nn.Module", dtype: "torch.dtype") -> "torch.nn.Module":
@@ -212,7 +241,7 @@ def run_torch(
 
     Args:
       module: left as it is.
-      images: in PyTorch's layout.
+      images: in PyTorch's layout; whole numbers are given as they are.
       dtype: torch.float32 or torch.float64, of weights and images.
       labels: classes (B,) of the loss; see `_Loss`.
       grad: also differentiate.
@@ -224,7 +253,9 @@ def run_torch(
     """
     torch = import_torch()
     copied = copy_module(module, dtype)
-    given = torch.from_numpy(images).to(dtype).requires_grad_(grad)
+    given = torch.from_numpy(images)
+    if images.dtype.kind == "f":
+        given = given.to(dtype).requires_grad_(grad)
     if not grad:
         copied.requires_grad_(False)  # a large model's graph takes gigabytes
 
@@ -242,7 +273,13 @@ def run_torch(
         output = answer()
         recorder.remove()
         loss_of = _Loss(output, len(images), labels)
-        run = TorchRun(recorder.stages, to_numpy(output), loss_of.labels, loss_of.direction)
+        run = TorchRun(
+            recorder.stages,
+            to_numpy(output),
+            recorder.outputs,
+            loss_of.labels,
+            loss_of.direction,
+        )
         if dtype == torch.float64:
             _check_repeats(run.output, to_numpy(answer()))
         if not grad:

@@ -3,11 +3,11 @@
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from vit_jax.inspect.recorder import BEFORE
+from vit_jax.inspect.stages import split_stage
 from vit_jax.parity.torch_run import Arrays, import_torch, run_torch, to_numpy
 from vit_jax.parity.values import Expected, OptimizerSpec, Reference, Whole
 from vit_jax.weights.dialects import dialect_of, module_to_own, translate
@@ -15,6 +15,7 @@ from vit_jax.weights.dialects import dialect_of, module_to_own, translate
 if TYPE_CHECKING:
     import torch
 
+_Value = TypeVar("_Value")
 Names = Callable[[str], str] | Sequence[tuple[str, str]]
 
 
@@ -33,7 +34,8 @@ def trace_torch(
     Args:
       module: copied, never changed.
       images: floats (B, H, W, C), which the module is given as (B, C, H, W). An array of any other
-        number of axes, such as tokens (B, N, D), is handed to it as it is.
+        number of axes, such as tokens (B, N, D), is handed to it as it is, and so are whole
+        numbers, such as ids (B, N).
       name: what the report calls it; by default its class.
       labels: classes (B,), where the module answers (B, classes); by default
         `golden_weights.make_labels`.
@@ -86,6 +88,7 @@ def trace_torch(
         trained=by_parameter(run.trained, narrow.trained),
         untrained=frozenset(rename(run.untrained)),
         optimizer=optimizer,
+        outputs=_first_named(run.outputs, rename_path),
     )
 
 
@@ -97,14 +100,14 @@ def float_state_dict(module: "torch.nn.Module") -> Arrays:
 
 def _as_torch_has_them(images: Any) -> np.ndarray:
     given = np.asarray(images)
-    if given.dtype.kind != "f" or given.ndim < 2 or given.size == 0:
+    if given.dtype.kind not in "fiu" or given.ndim < 2 or given.size == 0:
         raise ValueError(
-            "wanted images (B, H, W, C) or tokens (B, N, D) of a floating-point type, got "
-            f"{given.dtype} {list(given.shape)}"
+            "wanted images (B, H, W, C), tokens (B, N, D) or ids (B, N), floats or whole numbers, "
+            f"got {given.dtype} {list(given.shape)}"
         )
     if given.ndim == 4:
         given = given.transpose(0, 3, 1, 2)
-    return np.array(given, np.float64, order="C")
+    return np.array(given, np.float64 if given.dtype.kind == "f" else np.int64, order="C")
 
 
 def _whole(exact: np.ndarray | None, rounded: np.ndarray | None) -> Whole | None:
@@ -165,15 +168,14 @@ def _substitution(pairs: Sequence[tuple[str, str]]) -> Callable[[str], str]:
 
 
 def _first_named(
-    stages: Mapping[str, Expected], rename_path: Callable[[str], str]
-) -> dict[str, Expected]:
+    stages: Mapping[str, _Value], rename_path: Callable[[str], str]
+) -> dict[str, _Value]:
     """The stages under their new names; of two with one name the first."""
-    renamed: dict[str, Expected] = {}
+    renamed: dict[str, _Value] = {}
     for stage, value in stages.items():
-        bare = stage.removeprefix(BEFORE)
-        path, mark, call = bare.partition("#")
-        new = rename_path(path) if path else ""
-        if path and not new:
+        parts = split_stage(stage)
+        new = rename_path(parts.path) if parts.path else ""
+        if parts.path and not new:
             continue  # a wrapper; the model itself is the root alone
-        renamed.setdefault(f"{stage.removesuffix(bare)}{new}{mark}{call}", value)
+        renamed.setdefault(f"{parts.before}{new}{parts.call}{parts.part}", value)
     return renamed

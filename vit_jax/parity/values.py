@@ -9,6 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
+from vit_jax.inspect.stages import Outputs
+
 
 def rms(array: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(array, dtype=np.float64)))) if array.size else 0.0
@@ -65,21 +67,22 @@ class Reference:
       name: what it is, for the report.
       weights: its state dict under the names of the JAX model, in the order in which the weights
         stand there; empty where they are not known.
-      images: what it was given, (B, C, H, W), or as it is where it is no image.
+      images: what it was given, (B, C, H, W), or as it is where it is no image; whole numbers, such
+        as ids of tokens, have no gradient.
       labels: classes of the loss; None where the output is no (B, classes) and the loss is
         `mean(output * direction)`.
       direction: see `labels`; None where there are labels.
-      stages: value by stage, in the order in which the reference came to them: `BEFORE + path` when
-        a module was entered, `path` when it was left; "" is the path of the model itself, whose
-        value is the logits. The second call of a module is `path#1`.
+      stages: value by stage, in the order in which the reference came to them; see
+        `inspect.stages`. "" is the model's answer: its logits.
       loss: the mean cross entropy of the logits, or see `labels`; None where not asked for.
       gradients: of the loss, by parameter; those that PyTorch gave none stand in `untrained`.
-      stage_gradients: of the loss, by stage left.
+      stage_gradients: of the loss, by stage left; of several arrays by the answer.
       image_gradient: of the loss.
       losses: before each optimizer step and after the last.
       trained: parameters after the steps.
       untrained: names of trainable parameters without a gradient.
       optimizer: settings of the steps.
+      outputs: the names of the arrays that a module gives, where that is no lone array.
     """
 
     name: str
@@ -96,6 +99,7 @@ class Reference:
     trained: Mapping[str, Expected] = dataclasses.field(default_factory=dict)
     untrained: frozenset[str] = frozenset()
     optimizer: "OptimizerSpec | None" = None
+    outputs: Mapping[str, Outputs] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

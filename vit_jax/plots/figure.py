@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vit_jax.storage import write_bytes
+from vit_jax.storage import check_output, write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# The forms of a picture, and how a file of each begins.
+FORMATS = {".png": b"\x89PNG", ".jpg": b"\xff\xd8\xff", ".pdf": b"%PDF", ".svg": b"<?xml"}
 # Told apart by the colour-blind too (Okabe & Ito 2008, "Color universal design").
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
@@ -28,14 +30,16 @@ def new_figure(width: float, height: float, layout: Any = None) -> "Figure":
 
 
 def save_figure(figure: "Figure", out: str | pathlib.Path, dpi: int = 110) -> None:
-    """Writes a PNG file; its folder is made if need be.
+    """Writes a picture, of the form that the suffix names; its folder is made if need be.
 
     Raises:
+      ValueError: another suffix than those of `FORMATS`, or something else lies there.
       OSError: it cannot be written.
     """
     path = pathlib.Path(out) if isinstance(out, str) else out  # a path may be of object storage
+    check_output(path, FORMATS)
     picture = io.BytesIO()
-    figure.savefig(picture, dpi=dpi, format="png")
+    figure.savefig(picture, dpi=dpi, format=path.suffix[1:].lower())
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, picture.getvalue())
 

@@ -27,6 +27,7 @@ from vit_jax.weights.checkpoint_reading import (
     TRAINING,
     CheckpointInfo,
     DamagedCheckpointError,
+    bound_info,
     fingerprint_of,
     named_arrays,
     one_line,
@@ -115,16 +116,16 @@ class Checkpoints:
         if info.step in self._manager.all_steps():
             return
         self.wait()
+        parts = _items(state)
+        fingerprints = {item: fingerprint_of(arrays) for item, arrays in parts.items()}
         items = {
-            item: ocp.args.StandardSave({**arrays, FINGERPRINT: fingerprint_of(arrays)})
-            for item, arrays in _items(state).items()
+            item: ocp.args.StandardSave({**arrays, FINGERPRINT: fingerprints[item]})
+            for item, arrays in parts.items()
         }
+        said = ocp.args.JsonSave(bound_info(info, fingerprints))
         self._writing = info.step
         try:
-            self._manager.save(
-                info.step,
-                args=ocp.args.Composite(**items, info=ocp.args.JsonSave(dataclasses.asdict(info))),
-            )
+            self._manager.save(info.step, args=ocp.args.Composite(**items, info=said))
         except Exception as error:
             raise self._cannot_write(error) from error
 
@@ -162,9 +163,10 @@ class Checkpoints:
             said = os.strerror(code)  # it may stand in the middle, which `one_line` leaves out
             if said in str(error) and said not in reason:
                 reason = f"{said}: {reason}"
+        hint = " (is the disk full?)" if self.directory.is_dir() else " (was it removed?)"
         return ValueError(
             f"the checkpoint of step {step} cannot be written to {self.directory}: "
-            f"{reason} (is the disk full?); {good}"
+            f"{reason}{hint}; {good}"
         )
 
     def restore(
@@ -196,7 +198,7 @@ class Checkpoints:
         for step in steps:
             found = None
             try:
-                found = read_items(self.directory / str(step), wanted)
+                found = read_items(self.directory / str(step), wanted, step)
             except DamagedCheckpointError as error:
                 damaged[step] = str(error)
             if any_of_all(found is None):

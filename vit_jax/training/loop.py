@@ -148,9 +148,10 @@ class _Loop:
         if restored is None:
             self.state, self.step = self._first_state(quiet), 0
             self.best: tuple[float, int] | None = None
+            counts = None
         else:
             self.state, info = restored
-            self.step = info.step
+            self.step, counts = info.step, info.rows
             known = info.best_top1 is not None and info.best_step is not None
             self.best = (info.best_top1, info.best_step) if known else None  # pyright: ignore
             quiet.say(f"resuming {workdir} at step {self.step} of {run.total_steps}")
@@ -158,7 +159,8 @@ class _Loop:
         if teacher is not None:
             quiet.say("taught by " + teacher.weights[1])
         with writing(workdir):
-            records.cut_back(self.step)
+            for remark in records.cut_back(self.step, counts):
+                quiet.warn(remark)
             self.events = (
                 EventWriter(workdir, purge_step=self.step + 1)
                 if config.log.tensorboard and is_first()
@@ -262,7 +264,9 @@ class _Loop:
                     "parameters that are finite: the model's dtype is too narrow for it"
                 )
         with writing(self.records.path):
-            self.records.append(row)
+            if not self.records.append(row):
+                changed = f"{self.records.path} was changed by somebody else"
+                self.progress.warn(f"{changed}: all rows of the run are written anew")
         with writing(self.workdir):
             if self.events is not None:
                 figures = {k: v for k, v in row.items() if k not in ("step", "epoch", "split")}
@@ -338,6 +342,7 @@ class _Loop:
             spec=spec_to_dict(self.run.model.spec),
             best_step=step,
             best_top1=top1,
+            rows=dict(self.records.counts()),
         )
         self.checkpoints.save(self.state, info)
 

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -128,13 +127,13 @@ def _checked(given: dict[str, str | None]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def at_once_if_many(report: Callable[[Exception], int | None]) -> Iterator[None]:
+def at_once_if_many(report: Callable[[Exception], int]) -> Iterator[None]:
     """Ends this process at an error, where there are others, without waiting for them.
 
     JAX's own end of a process waits for all others, which may be gone.
 
     Args:
-      report: prints the error and returns the exit status; None for a bug.
+      report: prints the error and returns the exit status.
     """
     try:
         yield
@@ -142,11 +141,9 @@ def at_once_if_many(report: Callable[[Exception], int | None]) -> Iterator[None]
         if jax.process_count() == 1:
             raise
         status = report(error)
-        if status is None:
-            traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1 if status is None else status)
+        os._exit(status)
 
 
 def is_first() -> bool:

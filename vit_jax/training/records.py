@@ -1,13 +1,16 @@
-"""`metrics.jsonl`: one row a line, and what a killed run leaves of it is repaired."""
+"""`metrics.jsonl`: one row a line. What a kill leaves is repaired, what is lost is said."""
 
+import collections
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
-from vit_jax.storage import is_remote, write_bytes
+from vit_jax.storage import is_remote, read_bytes, write_bytes
 
 Row = dict[str, Any]
+_FIGURES = {"epoch", "loss", "top1", "top5"}  # of each row, beside its step and split
 
 
 def _line(row: Row) -> str:
@@ -22,17 +25,28 @@ def read_rows(path: pathlib.Path) -> list[Row]:
     """
     if not path.exists():
         return []
-    *lines, rest = path.read_bytes().decode(errors="replace").split("\n")
+    *lines, rest = read_bytes(path).decode(errors="replace").split("\n")
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            rows.append({"step": int(row["step"]), "split": str(row["split"]), **row})
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, RecursionError):
+            row = None
+        if _is_row(row):
+            rows.append(row)
+        else:
             if number == len(lines) and not rest:
                 break  # its newline was written, its middle was not: a full disk does that
-            raise ValueError(f"{path}, line {number}, is not a row of metrics: {line!r}") from None
+            raise ValueError(f"{path}, line {number}, is not a row of metrics: {line[:200]!r}")
     return rows
+
+
+def _is_row(row: Any) -> bool:
+    if not isinstance(row, dict) or not row.keys() >= _FIGURES | {"step", "split"}:
+        return False
+    figures = [value for name, value in row.items() if name != "split"]
+    numbers = all(type(value) in (int, float) for value in figures)
+    return numbers and type(row["step"]) is int and isinstance(row["split"], str)
 
 
 class Records:
@@ -51,32 +65,67 @@ class Records:
         self.path = path
         self.rows = rows
         self._write = write
+        self._size = -1  # of the file, as it was left
 
-    def cut_back(self, step: int) -> None:
-        """Forgets the rows after `step`: the run goes on from there and writes them again."""
-        self.rows = [row for row in self.rows if row["step"] <= step]
-        if self._write:
-            self._write_all()
+    def cut_back(self, step: int, counts: Mapping[str, int] | None = None) -> list[str]:
+        """Forgets the rows after `step`: the run goes on from there and writes them again.
 
-    def append(self, row: Row) -> None:
+        Args:
+          step: of a checkpoint.
+          counts: how many rows of each split there were when it was saved; None: not known.
+
+        Returns:
+          What was not as it was left, a line each: rows that are lost, and rows that stood twice.
+        """
+        kept = [row for row in self.rows if row["step"] <= step]
+        unique = {(row["split"], row["step"]): row for row in kept}
+        self.rows = sorted(unique.values(), key=lambda row: row["step"])
+        if not self._write:
+            return []
+        self._write_all()
+        remarks = []
+        if twice := len(kept) - len(unique):
+            remarks.append(f"{self.path} held {twice} rows twice: one of each is kept")
+        found = self.counts()
+        lost = {split: n - found[split] for split, n in (counts or {}).items() if n > found[split]}
+        if lost:
+            each = ", ".join(f"{n} of {(counts or {})[split]} {split}" for split, n in lost.items())
+            remarks.append(f"{self.path} has lost rows up to step {step}: {each}")
+        return remarks
+
+    def counts(self) -> collections.Counter[str]:
+        """How many rows there are of each split."""
+        return collections.Counter(row["split"] for row in self.rows)
+
+    def append(self, row: Row) -> bool:
         """Adds a row. It is in the file when this returns, so before any later checkpoint.
+
+        Returns:
+          Whether the file was as it was left. If not, all rows are written anew.
 
         Raises:
           OSError: it cannot be written.
         """
         self.rows.append(row)
         if not self._write:
-            return
+            return True
         if is_remote(self.path):  # where nothing can be added to a file
             self._write_all()
-            return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(_line(row))
-            file.flush()
-            os.fsync(file.fileno())
+            return True
+        with self.path.open("ab") as file:
+            as_left = file.tell() == self._size
+            if as_left:
+                self._size += file.write(_line(row).encode())
+                file.flush()
+                os.fsync(file.fileno())
+        if not as_left:
+            self._write_all()
+        return as_left
 
     def _write_all(self) -> None:
-        write_bytes(self.path, "".join(map(_line, self.rows)).encode())
+        data = "".join(map(_line, self.rows)).encode()
+        write_bytes(self.path, data)
+        self._size = len(data)
 
     def find(self, split: str, step: int | None = None) -> Row | None:
         """The last row of a split, or that at `step`; None if there is none."""

@@ -85,6 +85,10 @@ class Run:
         self.config, self.mesh, self.splits = config, mesh, splits
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = steps_per_epoch * config.num_epochs
+        if self.total_steps >= 2**31:
+            raise ValueError(
+                f"config.num_epochs: wanted fewer than 2^31 updates, got {self.total_steps:,}"
+            )
         self.platform = mesh.devices.flat[0].platform
 
         self.model = model

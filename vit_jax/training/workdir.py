@@ -66,6 +66,13 @@ def held(workdir: pathlib.Path) -> Iterator[None]:
     Raises:
       ValueError: as `locked`; or a process does not see the directory that process 0 sees.
     """
+    try:
+        str(workdir).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"cannot use {str(workdir)!r} as a work directory: wanted a path in UTF-8, as Orbax "
+            "does for checkpoints"
+        ) from None
     with contextlib.ExitStack() as stack:
         token = uuid.uuid4().hex
         if is_first() and not is_remote(workdir):

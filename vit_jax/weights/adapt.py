@@ -13,10 +13,10 @@ import numpy as np
 
 from vit_jax.layers.checks import check_bool, check_choice, check_int
 from vit_jax.layers.position import sinusoid_table
+from vit_jax.layers.position_resize import METHODS, check_grid, resample_kernel, resize_pos_embed
 from vit_jax.models.adaptable import PositionTable
 from vit_jax.models.base import VisionModel
 from vit_jax.weights.patch_channels import adapt_channels
-from vit_jax.weights.resize import METHODS, check_grid, resample_kernel, resize_pos_embed
 from vit_jax.weights.state_dict import state_dict, torch_shapes
 
 RESIZE = ("source", *METHODS)
@@ -84,7 +84,7 @@ def _resize(
         table = sinusoid_table(positions.rows, dim)[None].astype(array.dtype)
         return table, f"the sinusoid table computed for {positions.rows} rows, of {rows}"
     old_grid = _old_grid(positions, rows, grid)
-    method = "timm" if method == "source" else method
+    method = positions.method if method == "source" else method
     table = resize_pos_embed(
         array, old_grid, positions.grid, num_prefix_tokens=positions.prefix, method=method
     )
@@ -198,13 +198,14 @@ def adapt(
         its arrays stay as they are.
       model: of the wanted sizes; only read. It may be abstract unless a head is dropped.
       resize: how positions of another image size are made: "source", or a method of
-        `resize.METHODS`. "source" is timm's for ViT, DeiT and DeiT III, as timm does it for all of
-        them (DeiT's own finetuning is "bicubic"), and for `vit_classifier`, whose text has none;
-        for T2T-ViT it computes the sinusoid table for the new size (its utils.py would interpolate:
-        "bicubic"). The positions of `vit_encoder` and `vit_modular` are numbered rows without a
-        grid: any method takes the first `max_tokens` of more rows, and fewer are an error. The
-        kernel of ViT's patches of another size is made as timm does it, whatever the method: so
-        that it gives on a resized patch what the old one gave on the patch.
+        `position_resize.METHODS`. "source" is timm's for ViT, DeiT and DeiT III, as timm does it
+        for all of them (DeiT's own finetuning is "bicubic"), and for `vit_classifier`, whose text
+        has none; DINOv2's field `position_resize`; for T2T-ViT it computes the sinusoid table for
+        the new size (its utils.py would interpolate: "bicubic"). The positions of `vit_encoder` and
+        `vit_modular` are numbered rows without a grid: any method takes the first `max_tokens` of
+        more rows, and fewer are an error. The kernel of the patches of `vit` and `dinov2` for
+        another patch size is made as timm does it, whatever the method: so that it gives on a
+        resized patch what the old one gave on the patch.
       old_grid: (rows, columns) of the patches in `state`. None: the model's where the number of
         rows is the model's, else square.
       head: "drop" keeps the model's own last Linear in place of the stored one, and a layer before

@@ -1,10 +1,13 @@
 """Files and folders that appear whole or not at all."""
 
 import contextlib
+import glob
 import os
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
+
+from vit_jax.storage import output_path, system_error
 
 
 def check_new_folder(path: Path, ours: Collection[str]) -> None:
@@ -27,7 +30,13 @@ def check_new_folder(path: Path, ours: Collection[str]) -> None:
 
 @contextlib.contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yields a place beside `path` to write to, which then takes its place; a crash leaves none."""
+    """Yields a place beside `path` to write to, which then takes its place; a crash leaves none.
+
+    Raises:
+      ValueError: see `output_path`.
+      OSError: it cannot be written, whatever a library makes of that.
+    """
+    path = output_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     old = path.with_name(f"{partial.name}.old")
@@ -38,8 +47,16 @@ def whole(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
         if old.is_dir():
             shutil.rmtree(old)
+    except Exception as error:
+        told = system_error(error, path)
+        if told in (None, error):
+            raise
+        raise told from error
     finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        else:
-            partial.unlink(missing_ok=True)
+        for left in path.parent.glob(f"{glob.escape(partial.name)}*"):  # Orbax adds to the name
+            if left == old:
+                continue
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()

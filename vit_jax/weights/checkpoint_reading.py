@@ -1,14 +1,17 @@
 """Reading checkpoints: every bit is verified, and what is damaged is known to be.
 
 Orbax notices most damage when it reads; what it does not (changed bits in an array) the stored
-fingerprint tells. The formats (JSON, zarr arrays in OCDBT) hold data alone: nothing that is read
-can run code.
+fingerprint tells. The info binds the items of a checkpoint to each other and to its step: it holds,
+for each item, a hash of what it says and of the item's fingerprint. The formats (JSON, zarr arrays
+in OCDBT) hold data alone: nothing that is read can run code.
 """
 
 import contextlib
 import dataclasses
 import gc
+import hashlib
 import inspect
+import json
 import logging
 import pathlib
 import sys
@@ -19,11 +22,19 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from vit_jax.storage import absolute
+from vit_jax.storage import absolute, check_regular
 from vit_jax.weights.fingerprint import fingerprint
 
 MODEL, EMA, TRAINING, INFO = "model", "ema", "training", "info"
 FINGERPRINT = "fingerprint"  # stands among the arrays of each item; in the order of their names
+_BONDS = "bonds"  # in the info: {item: hash}
+_KINDS = {
+    "step": (int,),
+    "spec": (dict,),
+    "best_step": (int, type(None)),
+    "best_top1": (float, int, type(None)),
+    "rows": (dict, type(None)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +46,14 @@ class CheckpointInfo:
       spec: the model's description, of `vit_jax.weights.spec_json.spec_to_dict`.
       best_step, best_top1: the best validation so far (of the averaged weights, if there are any),
         None before the first.
+      rows: how many rows of metrics.jsonl are of its steps, by split; None: not known.
     """
 
     step: int
     spec: dict[str, Any]
     best_step: int | None = None
     best_top1: float | None = None
+    rows: dict[str, int] | None = None
 
 
 class DamagedCheckpointError(ValueError):
@@ -58,6 +71,22 @@ def named_arrays(tree: Any) -> dict[str, Any]:
 
 def fingerprint_of(arrays: Mapping[str, jax.Array]) -> jax.Array:
     return fingerprint([arrays[name] for name in sorted(arrays)])
+
+
+def bound_info(info: CheckpointInfo, fingerprints: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file of a checkpoint's info holds: the info, and what binds the items to it.
+
+    Args:
+      info: of the checkpoint.
+      fingerprints: of each item.
+    """
+    said = dataclasses.asdict(info)
+    return {**said, _BONDS: {item: _bond(said, mark) for item, mark in fingerprints.items()}}
+
+
+def _bond(said: Mapping[str, Any], item_fingerprint: Any) -> str:
+    text = json.dumps([said, np.asarray(item_fingerprint).tolist()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def one_line(error: BaseException) -> str:
@@ -116,19 +145,20 @@ def quiet_orbax() -> Iterator[None]:
 
 
 def read_items(
-    path: pathlib.Path, wanted: Mapping[str, Mapping[str, Any]]
+    path: pathlib.Path, wanted: Mapping[str, Mapping[str, Any]], step: int | None
 ) -> tuple[dict[str, Any], CheckpointInfo]:
     """Reads items of the checkpoint at `path` and verifies them.
 
     Args:
       wanted: {item: {name: shape, dtype and sharding}}.
+      step: of which it is to be; None: of any.
 
     Raises:
       DamagedCheckpointError: it is not whole.
     """
     with quiet_orbax():
         try:
-            return _read_and_verify(absolute(path), wanted)
+            return _read_and_verify(absolute(path), wanted, step)
         except Exception as error:
             # Orbax, tensorstore and JSON raise their own kinds, and bare Exception.
             reason = one_line(error)
@@ -137,8 +167,9 @@ def read_items(
 
 
 def _read_and_verify(
-    path: pathlib.Path, wanted: Mapping[str, Mapping[str, Any]]
+    path: pathlib.Path, wanted: Mapping[str, Mapping[str, Any]], step: int | None
 ) -> tuple[dict[str, Any], CheckpointInfo]:
+    check_regular(path)
     items = {}
     for item, arrays in wanted.items():
         sharding = next(iter(arrays.values())).sharding
@@ -148,29 +179,39 @@ def _read_and_verify(
         items[item] = ocp.args.StandardRestore({**arrays, FINGERPRINT: stored})
     with _reader() as reader:
         read = reader.restore(path, ocp.args.Composite(**items, info=ocp.args.JsonRestore()))
-    info = _info(read[INFO])
-    if info.step != int(path.name):
-        raise ValueError(f"it says that it is of step {info.step}")
+    said = read[INFO]
+    if not isinstance(said, dict):
+        raise ValueError("its info is no JSON object")
+    bonds = said.pop(_BONDS, None)  # of versions up to 0.1.0 there are none
+    info = _info(dict(said))
+    if step not in (None, info.step):
+        raise ValueError(f"it lies where that of step {step} should, and is of step {info.step}")
     for item, arrays in wanted.items():
+        stored = np.asarray(read[item][FINGERPRINT])
         now = np.asarray(fingerprint_of({name: read[item][name] for name in arrays}))
-        different = np.flatnonzero(now != np.asarray(read[item][FINGERPRINT]))
+        different = np.flatnonzero(now != stored)
         if different.size:
             raise ValueError(f"{sorted(arrays)[different[0]]} is not what was written")
+        if bonds is not None and _bond(said, stored) != dict(bonds).get(item):
+            raise ValueError(f"its {item} and its info are not of one checkpoint")
     return {item: read[item] for item in wanted}, info
 
 
-def _info(stated: dict[str, Any]) -> CheckpointInfo:
-    """What a checkpoint states, also one of a version up to 0.1.0, which had no `spec`."""
-    if "spec" in stated:
-        return CheckpointInfo(**stated)
-    names, size = stated.pop("class_names", ()), stated.pop("data_size", None)
-    preprocessing = {**stated.pop("preprocessing"), "resized_from": size}
-    spec = {
-        "spec_version": 0,
-        "preprocessing": preprocessing,
-        "class_names": list(names) or None,
-    }
-    return CheckpointInfo(spec=spec, **stated)
+def _info(said: dict[str, Any]) -> CheckpointInfo:
+    """What a checkpoint says, also one of a version up to 0.1.0, which had no `spec`."""
+    if "spec" not in said and isinstance(said.get("preprocessing"), dict):
+        names, size = said.pop("class_names", ()), said.pop("data_size", None)
+        preprocessing = {**said.pop("preprocessing"), "resized_from": size}
+        said["spec"] = {
+            "spec_version": 0,
+            "preprocessing": preprocessing,
+            "class_names": names or None,
+        }
+    wrong = [name for name, kinds in _KINDS.items() if type(said.get(name)) not in kinds]
+    wrong += sorted(set(said) - set(_KINDS))
+    if wrong:
+        raise ValueError(f"its info states {wrong[0]}={str(said.get(wrong[0]))[:80]!r}")
+    return CheckpointInfo(**said)
 
 
 def _reader() -> ocp.Checkpointer:
@@ -185,14 +226,15 @@ def _reader() -> ocp.Checkpointer:
 
 
 def read_model(
-    path: pathlib.Path, arrays: Mapping[str, Any], ema: bool = False
+    path: pathlib.Path, arrays: Mapping[str, Any], ema: bool = False, step: int | None = None
 ) -> tuple[dict[str, jax.Array], CheckpointInfo]:
     """Reads the arrays of the model in a checkpoint.
 
     Args:
-      path: `.../checkpoints/STEP`.
+      path: of the checkpoint.
       arrays: {name: array} of the model they are for.
       ema: the averaged weights; what is not trained, and so not averaged, as it is.
+      step: of which it is to be; None: of any.
 
     Returns:
       {name: array} in the types stored, and what the checkpoint says.
@@ -203,8 +245,11 @@ def read_model(
     """
     path = absolute(path)
     try:
+        check_regular(path)
         with _reader() as reader:
             items = reader.metadata(path).item_metadata
+        if items.get(MODEL) is None:
+            raise ValueError("it holds no model")
         stored = dict(items[MODEL].tree)
         mean = None if items.get(EMA) is None else dict(items[EMA].tree)
         for tree in (stored, mean or {}):
@@ -235,7 +280,7 @@ def read_model(
         for item, tree in chosen.items()
     }
     try:
-        read, info = read_items(path, wanted)
+        read, info = read_items(path, wanted, step)
     except DamagedCheckpointError as error:
         raise ValueError(f"the checkpoint {path} is damaged: {error}") from error
     return read[MODEL] | read.get(EMA, {}), info

@@ -265,8 +265,10 @@ def _check_alike(names: list[str], arrays: Arrays) -> None:
 def _parted(dialect: Dialect, arrays: Mapping[str, np.ndarray]) -> Arrays:
     """Undoes `_join`."""
     parted: Arrays = {}
+    written = {row.own for row in dialect.names if row.theirs}
+    joined = [(whole, parts) for whole, parts in dialect.joined if written.issuperset(parts)]
     for name, array in arrays.items():
-        for whole, parts in dialect.joined:
+        for whole, parts in joined:
             if match := _pattern(whole).fullmatch(name):
                 thirds = np.split(array, len(parts))
                 parted |= {

@@ -3,13 +3,14 @@
 `config.json` and `preprocessor_config.json` of transformers, `config.json` of timm.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vit_jax.layers.checks import to_pair
-from vit_jax.models.registry import list_models, model_fields
+from vit_jax.models.registry import DESIGNS, design_of, list_models, model_fields
 from vit_jax.models.spec import Preprocessing
 from vit_jax.weights.dialects import DIALECTS
 from vit_jax.weights.spec_json import (
@@ -75,9 +76,23 @@ def read_facts(folder: Path, notes: list[str]) -> tuple[StatedSpec, dict[str, An
     if processor.is_file():
         written = read_json(processor)
         if preprocessing is None or written != read_stated(path, lambda: _processor_again(own)):
-            preprocessing = _read_processor(processor, written, notes) or preprocessing
+            found = _read_processor(processor, written, notes)
+            preprocessing = (found and _of_size(found, name, fields, notes)) or preprocessing
     facts = StatedSpec(name, fields, preprocessing, names)
     return facts, known if fields is None else {}
+
+
+def _of_size(
+    found: Preprocessing, name: str | None, fields: Mapping[str, Any] | None, notes: list[str]
+) -> Preprocessing:
+    """The preprocessing, with its size only where the model takes one that is not its own."""
+    size = (fields or {}).get("img_size")
+    if name is None or size is None or found.size in (None, to_pair("img_size", size)):
+        return dataclasses.replace(found, size=None)
+    if not design_of(name).takes_any_size:
+        notes.append(f"preprocessor_config.json: its size {found.size} is not the model's {size}")
+        return dataclasses.replace(found, size=None)
+    return found
 
 
 def labels_of(class_names: tuple[str, ...] | None, num_classes: int) -> list[str]:
@@ -91,7 +106,7 @@ def _processor_again(spec: StatedSpec) -> dict[str, object] | None:
     size = (spec.fields or {}).get("img_size")
     if spec.preprocessing is None or size is None:
         return None
-    return processor_of(spec.preprocessing, to_pair("img_size", size))
+    return processor_of(spec.preprocessing, spec.preprocessing.size or to_pair("img_size", size))
 
 
 def processor_of(preprocessing: Preprocessing, size: tuple[int, int]) -> dict[str, object] | None:
@@ -161,13 +176,16 @@ def _timm_fields(name: str, config: Mapping[str, Any], stated: Mapping[str, Any]
 
 
 def _registered(model_type: str, known: Mapping[str, Any]) -> str:
-    """The registered name of these sizes; the design's where there is none."""
-    for name in list_models(f"{model_type}_*"):
+    """The registered name of the sizes in a design's fields; the design's where there is none."""
+    design = next(d for d in DESIGNS if any(e.model_type == model_type for e in d.dialects))
+    free = {field for field in known if design.config_class.is_free(field)} - {"img_size"}
+    compared = known.keys() - free - {"norm_eps", "global_pool"}
+    for name in design.variants:
         fields = model_fields(name)
-        wanted = {"distilled": False, "reg_tokens": 0, **known}
-        if all(fields.get(k, wanted[k]) == wanted[k] for k in {*_SIZES, "distilled", "reg_tokens"}):
+        is_kin = name.startswith(model_type.partition("_")[0])
+        if is_kin and all(fields[field] == known[field] for field in compared):
             return name
-    return "vit"
+    return design.design
 
 
 def _as_list(labels: Any) -> list[str]:
@@ -213,7 +231,7 @@ def _processor_states(fields: Mapping[str, Any]) -> Preprocessing:
     if size is not None and not (is_squashed and _is_even_offset(shown, resized)):
         crop_mode += "_floor"
     kernel = _INTERPOLATIONS.get(fields["resample"], "unknown")
-    return check_preprocessing(mean, std, fraction, kernel, crop_mode)
+    return check_preprocessing(mean, std, fraction, kernel, crop_mode, size=shown)
 
 
 def _is_even_offset(shown: tuple[int, int] | None, resized: tuple[int, int] | None) -> bool:

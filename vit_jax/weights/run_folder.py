@@ -8,6 +8,7 @@ from flax import nnx
 
 from vit_jax.config.serialize import read_config
 from vit_jax.models.base import VisionModel
+from vit_jax.storage import is_remote
 
 if TYPE_CHECKING:
     from vit_jax.weights.checkpoint_reading import CheckpointInfo
@@ -17,6 +18,8 @@ CHECKPOINTS = "checkpoints"
 HUB_PREFIX = "hf:"
 # What a folder of weights holds: Orbax's of named arrays, or Hugging Face's.
 ORBAX, SHARDS, SINGLE = "_METADATA", "model.safetensors.index.json", "model.safetensors"
+# What a checkpoint of a run holds, of which damage leaves one.
+_MARKS = ("_CHECKPOINT_METADATA", "info/metadata", "model/_METADATA")
 
 
 class RunModel(NamedTuple):
@@ -36,10 +39,51 @@ def is_weights_folder(path: pathlib.Path) -> bool:
 
 
 def run_directory(path: pathlib.Path) -> pathlib.Path | None:
-    """The work directory that a path names, itself or by a checkpoint in it; None: no such."""
-    workdir = path.parent.parent if path.parent.name == CHECKPOINTS else path
-    is_run = (workdir / CHECKPOINTS).is_dir() and (workdir / CONFIG_FILE).is_file()
-    return workdir if is_run else None
+    """The work directory that a path names: itself, or by a checkpoint in it; None: no such.
+
+    What a folder holds decides, not its name: a run may be called 7, 2024 or checkpoints.
+    """
+    if _is_run(path):
+        return path
+    for place in _places(path):
+        if place.name == CHECKPOINTS:
+            workdir = place.parent
+        elif place.parent.name == CHECKPOINTS and (_is_step(place) or _is_checkpoint(place)):
+            workdir = place.parent.parent
+        else:
+            continue
+        if _is_run(workdir):
+            return workdir
+    return None
+
+
+def named_step(path: pathlib.Path) -> int | None:
+    """The step by which a run calls its checkpoint; None of a path that is not in one's own."""
+    if _is_run(path):
+        return None
+    for place in _places(path):
+        own = place.parent.name == CHECKPOINTS and _is_run(place.parent.parent)
+        if own and _is_step(place):
+            return int(place.name)
+    return None
+
+
+def _places(path: pathlib.Path) -> tuple[pathlib.Path, ...]:
+    """The path as it is named, and where links lead."""
+    return (path,) if is_remote(path) else (path.absolute(), path.resolve())
+
+
+def _is_run(path: pathlib.Path) -> bool:
+    return (path / CHECKPOINTS).is_dir() and (path / CONFIG_FILE).is_file()
+
+
+def _is_checkpoint(path: pathlib.Path) -> bool:
+    """Whether a folder is one that Orbax wrote as a checkpoint, damaged or not."""
+    return any((path / mark).is_file() for mark in _MARKS)
+
+
+def _is_step(path: pathlib.Path) -> bool:
+    return path.name.isascii() and path.name.isdecimal()
 
 
 def model_of_run(path: pathlib.Path) -> RunModel | None:
@@ -61,6 +105,8 @@ def model_of_run(path: pathlib.Path) -> RunModel | None:
         config = read_config(workdir / CONFIG_FILE)
         name, fields = str(config["model"]["name"]), dict(config["model"]["kwargs"])
         size = config["data"]["image_size"]
+        if size is not None and (type(size) is not int or not 0 < size < 2**16):
+            raise ValueError(f"data.image_size is {size!r}")
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{str(workdir / CONFIG_FILE)!r} cannot be read: {error!r}") from error
     fields = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
@@ -73,17 +119,19 @@ def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
     Raises:
       ValueError: there is none.
     """
-    if path.name.isdigit() and path.is_dir():
-        return path
-    directory = path if path.name == CHECKPOINTS else path / CHECKPOINTS
+    directory = path / CHECKPOINTS
+    if not directory.is_dir():
+        if named_step(path) is not None or _is_checkpoint(path):
+            return path
+        directory = path  # that of a run, or a copy of it
     found = directory.iterdir() if directory.is_dir() else ()
-    steps = [int(entry.name) for entry in found if entry.name.isdigit()]
-    if not steps:
+    checkpoints = [entry for entry in found if _is_step(entry) and _is_checkpoint(entry)]
+    if not checkpoints:
         raise ValueError(
             f"no checkpoint in {path}: wanted a work directory, its {CHECKPOINTS}/STEP, or a "
             "weights file or folder"
         )
-    return directory / str(max(steps))
+    return max(checkpoints, key=lambda entry: int(entry.name))
 
 
 def load_checkpoint(
@@ -105,7 +153,8 @@ def load_checkpoint(
 
     _, state = nnx.split(model)
     own = named_arrays(state)
-    arrays, info = read_model(find_checkpoint(path), own, bool(ema))
+    found = find_checkpoint(path)
+    arrays, info = read_model(found, own, bool(ema), named_step(found))
     leaves = [arrays[name].astype(own[name].dtype) for name in own]
     nnx.update(model, jax.tree.unflatten(jax.tree.structure(state), leaves))
     return info

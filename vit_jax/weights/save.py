@@ -124,20 +124,22 @@ def _write_huggingface(model: VisionModel[Any], path: Path) -> list[str]:
     """Writes a folder for `from_pretrained` of Hugging Face's ViT or DeiT."""
     check_new_folder(path, _HF_FILES)
     arrays, fields = _said(model, "huggingface"), model.config
-    if model.num_classes == 0:
-        raise ValueError("Hugging Face's ViTForImageClassification has a head, this model has none")
+    dialect = dialect_for(model, "huggingface")
+    if model.num_classes == 0 and "num_classes" not in dialect.fields:
+        raise ValueError(f"Hugging Face's {dialect.architecture} has a head, this model has none")
     labels = labels_of(model.spec.class_names, model.num_classes)
     preprocessing = model.spec.preprocessing
-    processor = preprocessing and processor_of(preprocessing, model.img_size)
-    dialect = dialect_for(model, "huggingface")
+    processor = preprocessing and processor_of(preprocessing, model.input_size)
+    stated = {key: getattr(fields, field) for key, field in dialect.config.items()}
+    if "intermediate_size" in stated:
+        hidden = (a for name, a in arrays.items() if name.endswith("intermediate.dense.bias"))
+        stated["intermediate_size"] = next((a.shape[0] for a in hidden), 0)
+    elif "mlp_ratio" in stated and stated["mlp_ratio"] == int(stated["mlp_ratio"]):
+        stated["mlp_ratio"] = int(stated["mlp_ratio"])  # as transformers has it
     config = {
         "model_type": dialect.model_type,
         "architectures": [dialect.architecture],
-        **{key: getattr(fields, field) for key, field in dialect.config.items()},
-        "intermediate_size": next(
-            (a.shape[0] for name, a in arrays.items() if name.endswith("intermediate.dense.bias")),
-            0,
-        ),
+        **stated,
         **dialect.settled,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
@@ -154,7 +156,7 @@ def _write_huggingface(model: VisionModel[Any], path: Path) -> list[str]:
                 json.dumps(processor, indent=2) + "\n"
             )
     if processor is None and preprocessing is not None:
-        rows, columns = model.img_size
+        rows, columns = model.input_size
         return [
             f"preprocessor_config.json: not written, transformers has no {preprocessing.crop_mode} "
             f"crop of {rows}x{columns} (config.json says it for vit_jax)"
@@ -166,8 +168,10 @@ def _write_orbax(model: VisionModel[Any], path: Path) -> None:
     """Writes an Orbax folder of the arrays under the names of the model's source."""
     import orbax.checkpoint as ocp
 
+    from vit_jax.weights.checkpoint_reading import quiet_orbax
+
     check_new_folder(path, _ORBAX_FILES)
-    with whole(path) as partial, ocp.StandardCheckpointer() as checkpointer:
+    with whole(path) as partial, quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(partial.absolute(), state_dict(model))
         checkpointer.wait_until_finished()
         (partial / SPEC_FILE).write_text(json.dumps(spec_to_dict(model.spec)))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vit_jax import storage
 from vit_jax.layers.checks import to_pair
 from vit_jax.models.spec import CROP_MODES, SPEC_VERSION, ModelSpec, Preprocessing
 
@@ -190,8 +191,8 @@ def read_stated(path: Path, read: Callable[[], _Read]) -> _Read:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file, or raises ValueError."""
     try:
-        content = json.loads(path.read_text())
-    except (ValueError, RecursionError, OSError) as error:
+        content = storage.read_json(path)
+    except (ValueError, OSError) as error:
         raise ValueError(f"{str(path)!r} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{str(path)!r}: wanted an object, got {type(content).__name__}")

@@ -17,6 +17,7 @@ from vit_jax.data.randaugment import OPERATIONS, Drawn, apply
 from vit_jax.data.statistics import Statistics
 from vit_jax.models.spec import Preprocessing
 from vit_jax.plots.augmentations import COLUMNS, Cell, Row, draw_sheet
+from vit_jax.storage import read_bytes
 
 _SIDE = 128  # pixels of a picture of the sheet of operations
 _EXAMPLES = 8  # rows of a recipe's sheet
@@ -214,7 +215,7 @@ def _visible(images: jax.Array, statistics: Statistics | Preprocessing) -> np.nd
 
 
 def _read(path: str) -> np.ndarray:
-    return decode_image(pathlib.Path(path).read_bytes(), 3, path)
+    return decode_image(read_bytes(pathlib.Path(path)), 3, path)
 
 
 def _square(image: np.ndarray, side: int) -> np.ndarray:

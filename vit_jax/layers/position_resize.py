@@ -9,6 +9,8 @@ Every method is separable: a matrix for the rows, a matrix for the columns. The 
 - "bilinear": torch's bilinear without antialias: models/vit.py of T2T-ViT, timm's reader of
   Google's npz files.
 - "bilinear_antialias": torch's bilinear with antialias.
+- "dinov2": as "bicubic", but for (new + 0.1) cells, which moves every place: DINOv2's release
+  (facebookresearch/dinov2, models/vision_transformer.py, `interpolate_offset=0.1`).
 - "google": `scipy.ndimage.zoom(order=1)`, of google-research/vision_transformer (checkpoint.py) and
   big_vision: linear between cells, the corner cells falling on the corner cells.
 
@@ -24,7 +26,7 @@ import numpy as np
 from vit_jax.layers.checks import check_choice, check_int
 
 _FLOAT64 = np.dtype(np.float64)
-METHODS = ("timm", "bicubic", "bilinear", "bilinear_antialias", "google")
+METHODS = ("timm", "bicubic", "bilinear", "bilinear_antialias", "google", "dinov2")
 
 _Elementwise = Callable[[np.ndarray], np.ndarray]
 
@@ -78,7 +80,7 @@ def resize_matrix(old: int, new: int, method: str, dtype: np.dtype = _FLOAT64) -
         # the border goes on.
         step = (old - 1) / (new - 1) if new > 1 else 0.0
         return _taps(old, np.arange(new) * step, range(2), _triangle)
-    step = float(dtype.type(old / new))
+    step = float(dtype.type(1 / ((new + 0.1) / old) if method == "dinov2" else old / new))
     narrowing = float(dtype.type(1 / max(step, 1.0)))  # the kernel is as wide as the larger cell
     middles = (np.arange(new) + 0.5) * step
     if method == "timm":
@@ -86,7 +88,7 @@ def resize_matrix(old: int, new: int, method: str, dtype: np.dtype = _FLOAT64) -
     if method == "bilinear_antialias":
         return _antialiased(old, to(middles), narrowing, lambda x: to(_triangle(x)), to)
     places = to(middles - 0.5)
-    if method == "bicubic":
+    if method in ("bicubic", "dinov2"):
         return _taps(old, places, range(-1, 3), lambda x: _cubic(to(x), -0.75, to))
     return _taps(old, places, range(2), lambda x: to(_triangle(x)))
 

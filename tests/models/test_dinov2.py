@@ -1,0 +1,225 @@
+"""DINOv2 beside transformers: values, gradients, training, sizes, folders there and back."""
+
+import itertools
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from PIL import Image
+
+import vit_jax
+from tests.parity.test_foreign import redrawn
+from tests.tiers import mostly_slow
+from tests.training.runs import rows, tiny
+from tests.weights.designs import assert_close
+from vit_jax import cli
+from vit_jax.inspect.summary import summarize
+from vit_jax.models.registry import abstract_model
+from vit_jax.parity import OptimizerSpec, assert_parity
+from vit_jax.training import train
+from vit_jax.weights.huggingface import read_facts
+from vit_jax.weights.state_dict import torch_shapes
+
+pytestmark = pytest.mark.xdist_group("huggingface")
+
+_SIZES: dict[str, Any] = {"image_size": 28, "patch_size": 7, "hidden_size": 24}
+_SIZES |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_labels": 5}
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "plain": ("Dinov2", {}),
+    "gated": ("Dinov2", {"use_swiglu_ffn": True}),
+    "registers": ("Dinov2WithRegisters", {"num_register_tokens": 3}),
+    "gated registers": (
+        "Dinov2WithRegisters",
+        {"use_swiglu_ffn": True, "num_register_tokens": 2},
+    ),
+}
+FLOAT64 = {"dtype": "float64", "param_dtype": "float64"}
+# Parameters of the release, the mask token among them.
+PARAMETERS = {
+    "dinov2_vits14": 22_056_576,
+    "dinov2_vits14_reg": 22_058_112,
+    "dinov2_vitb14": 86_580_480,
+    "dinov2_vitb14_reg": 86_583_552,
+    "dinov2_vitl14": 304_368_640,
+    "dinov2_vitl14_reg": 304_372_736,
+    "dinov2_vitg14": 1_136_480_768,
+    "dinov2_vitg14_reg": 1_136_486_912,
+}
+
+
+def theirs(kind: str, model: str) -> torch.nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import transformers
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    family, fields = KINDS[kind]
+    config = getattr(transformers, f"{family}Config")(**_SIZES, **fields)
+    return redrawn(getattr(transformers, f"{family}{model}")(config)).double().eval()
+
+
+def ours(module: Any, folder: Path, **fields: Any) -> Any:
+    module.save_pretrained(folder)
+    return vit_jax.from_pretrained(folder, **FLOAT64, **fields)
+
+
+def images(*size: int) -> np.ndarray:
+    return np.random.default_rng(1).normal(size=(2, *size, 3))
+
+
+def answers(module: Any, x: np.ndarray) -> Any:
+    with torch.no_grad():
+        return module(torch.tensor(x.transpose(0, 3, 1, 2)), output_hidden_states=True)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, ["gated registers"]))
+def test_values_gradients_and_training(kind: str, tmp_path: Path) -> None:
+    """Every stage to 1e-12, and ten steps of AdamW."""
+    module = theirs(kind, "ForImageClassification")
+    model = ours(module, tmp_path)
+    assert model.spec.name == "dinov2"
+    report = assert_parity(
+        model, module, optimizer=OptimizerSpec(steps=10), precisions=("float64",)
+    )
+    stages = {row.name for row in report.rows if row.section == "forward"}
+    mlp = "blocks.1.mlp.w3" if "gated" in kind else "blocks.1.mlp.fc2"
+    assert {"patch_embed.proj", "blocks.0.ls1", mlp, "norm", "head", ""} <= stages
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, ["plain", "registers"]))
+def test_a_base_model_and_images_of_other_sizes(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hidden states in their order; positions as they resize them, here without their float32."""
+    module = theirs(kind, "Model")
+    model = ours(module, tmp_path / "theirs")
+    assert (model.num_classes, model.config.global_pool) == (0, "token")
+    interpolate = torch.nn.functional.interpolate
+    monkeypatch.setattr(
+        torch.nn.functional, "interpolate", lambda x, **how: interpolate(TABLE[0], **how)
+    )
+    table = module.embeddings.position_embeddings.detach()[:, 1:]
+    TABLE[:] = [table.reshape(1, 4, 4, -1).permute(0, 3, 1, 2)]
+    forward = jax.jit(lambda m, x: (m.forward_features(x), m(x), m.forward_intermediates(x)))
+    for size in ((28, 28), (35, 21), (14, 42), (56, 56)):
+        x = images(*size)
+        want = answers(module, x)
+        tokens, pooled, blocks = forward(model, jnp.asarray(x))
+        assert_close(tokens, want.last_hidden_state.numpy())
+        assert_close(pooled, want.pooler_output.numpy())
+        prefix = model.num_prefix_tokens
+        for block, hidden in zip(blocks, want.hidden_states[1:], strict=True):
+            assert_close(block, hidden.numpy()[:, prefix:] if block.shape[1] < hidden.shape[1]
+                         else hidden.numpy())  # fmt: skip
+    with pytest.raises(ValueError, match="divisible by patch_size, 7x7, got 28x30"):
+        model(jnp.zeros((1, 28, 30, 3)))
+
+
+TABLE: list[torch.Tensor] = []
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    ("kind", "head"),
+    mostly_slow(
+        itertools.product(KINDS, ("Model", "ForImageClassification")),
+        [("gated", "Model"), ("registers", "ForImageClassification")],
+    ),
+)
+def test_a_folder_there_and_back(kind: str, head: str, tmp_path: Path) -> None:
+    module = theirs(kind, head)
+    model = ours(module, tmp_path / "theirs")
+    vit_jax.save_pretrained(model, tmp_path / "ours", dialect="huggingface")
+    again, info = type(module).from_pretrained(
+        tmp_path / "ours", dtype=torch.float64, output_loading_info=True
+    )
+    assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    for name, array in module.state_dict().items():
+        np.testing.assert_array_equal(again.state_dict()[name], array)
+    torch.save(module.state_dict(), tmp_path / "memory.pth")  # other names than in files
+    in_memory = vit_jax.from_pretrained(
+        tmp_path / "memory.pth", name="dinov2", **FLOAT64, **{
+            field: getattr(model.config, field)
+            for field in ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "swiglu")
+        },
+    )  # fmt: skip
+    for name, array in vit_jax.state_dict(in_memory).items():
+        np.testing.assert_array_equal(array, vit_jax.state_dict(model)[name])
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_sizes_of_the_release(name: str, tmp_path: Path) -> None:
+    model = abstract_model(name)
+    shapes = torch_shapes(model)
+    assert sum(int(np.prod(shape)) for shape in shapes.values()) == PARAMETERS[name]
+    assert {"mask_token", "blocks.0.ls1.gamma", "pos_embed"} <= shapes.keys()
+    assert ("register_tokens" in shapes) == name.endswith("reg")
+    assert model.input_size == (224, 224)
+    config = model.config
+    stated = {
+        "model_type": "dinov2_with_registers" if config.reg_tokens else "dinov2",
+        "architectures": ["Dinov2WithRegistersModel" if config.reg_tokens else "Dinov2Model"],
+        "hidden_size": config.embed_dim,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.num_heads,
+        "image_size": 518,
+        "patch_size": 14,
+        "mlp_ratio": 4,
+        "use_swiglu_ffn": config.swiglu,
+    }
+    stated |= {"num_register_tokens": config.reg_tokens} if config.reg_tokens else {}
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    processor = {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}}
+    processor |= {"do_center_crop": True, "resample": 3}
+    processor |= {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    facts = read_facts(tmp_path, [])[0]
+    assert facts.name == name
+    assert facts.preprocessing is not None
+    assert (facts.preprocessing.size, facts.preprocessing.crop_fraction) == ((224, 224), 224 / 256)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    fields = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 10}
+    fields |= {"embed_dim": 16, "depth": 1, "num_heads": 2}
+    config = tiny(
+        model__name="dinov2_vits14_reg",
+        model__kwargs=fields,
+        optimizer__layer_decay=0.5,
+        num_epochs=1,
+    )
+    train(config, folder := tmp_path_factory.mktemp("dinov2"))
+    return folder
+
+
+@pytest.mark.usefixtures("promoting")
+def test_what_a_name_does(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It trains, predicts, is converted, summarised, scanned, rematerialised and resized."""
+    assert rows(run)[-1]["split"] == "test"
+    model = vit_jax.from_pretrained(run)
+    assert (vit_jax.state_dict(model)["mask_token"] == 0).all()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
+    assert cli.main(["predict", str(run), str(tmp_path / "a.png"), "--json", "--top=1"]) == 0
+    assert json.loads(capsys.readouterr().out)["top"][0]["name"] in "0123456789"
+    assert cli.main(["convert", str(run), str(tmp_path / "w.pth")]) == 0
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 12, 8, 1)).astype(np.float32))
+    logits = nnx.jit(lambda m, x: m(x))
+    want = logits(model, x)
+    for other in ({"scan_layers": True}, {"remat": "blocks"}, {"patchify": "unfold"}):
+        again = vit_jax.from_pretrained(tmp_path / "w.pth", **other)
+        np.testing.assert_allclose(logits(again, x), want, rtol=0, atol=1e-5)
+    half = vit_jax.from_pretrained(tmp_path / "w.pth", dtype="bfloat16")
+    np.testing.assert_allclose(logits(half, x), want, rtol=0, atol=0.05)
+    larger = vit_jax.from_pretrained(tmp_path / "w.pth", img_size=(12, 8))
+    np.testing.assert_allclose(logits(larger, x), want, rtol=0, atol=1e-5)
+    assert summarize(model).parameters == sum(a.size for a in vit_jax.state_dict(model).values())

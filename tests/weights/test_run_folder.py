@@ -1,0 +1,88 @@
+"""What a folder holds decides what it is; only in a run's own `checkpoints/` does a name count."""
+
+import pathlib
+import shutil
+
+import pytest
+
+import vit_jax
+from vit_jax.weights.run_folder import find_checkpoint, named_step, run_directory
+
+
+def fake_run(path: pathlib.Path, *steps: str) -> pathlib.Path:
+    """Folders and files as of a run with checkpoints of these steps, all empty."""
+    for step in steps:
+        (path / "checkpoints" / step / "info").mkdir(parents=True)
+        (path / "checkpoints" / step / "info" / "metadata").touch()
+    (path / "config.json").touch()
+    return path
+
+
+def entry(path: pathlib.Path | None) -> str:
+    """Where a folder lies, links followed."""
+    return str(path and path.resolve())
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["7", "runs/2024", "checkpoints", "checkpoints/mine", "checkpoints/12", "R/checkpoints/3"],
+)
+def test_a_run_is_one_whatever_it_is_called(place, tmp_path, monkeypatch):
+    if place.startswith("R/"):
+        fake_run(tmp_path / "R", "1")
+    run = fake_run(tmp_path / place, "9", "10")
+    (run / "checkpoints" / "99").mkdir()  # empty: no checkpoint
+    (run / "checkpoints" / "11.orbax-checkpoint-tmp").mkdir()
+    (tmp_path / "link").symlink_to(run)
+    (tmp_path / "latest").symlink_to(run / "checkpoints" / "10")
+    for path in (run, tmp_path / "link", run / "checkpoints", run / "checkpoints" / "10"):
+        assert entry(run_directory(path)) == entry(run), path
+        assert entry(find_checkpoint(path)) == entry(run / "checkpoints" / "10"), path
+    assert named_step(run) is None
+    assert named_step(run / "checkpoints" / "9") == 9
+    assert named_step(tmp_path / "latest") == 10
+    for inside, up in ((".", "."), ("checkpoints", "."), ("checkpoints/10", "../10")):
+        monkeypatch.chdir(run / inside)
+        for path in (pathlib.Path(), pathlib.Path(up)):
+            assert entry(run_directory(path)) == entry(run)
+            assert find_checkpoint(path).resolve().name == "10"
+
+
+def test_checkpoints_on_another_disk(tmp_path):
+    run = fake_run(tmp_path / "run", "5")
+    shutil.move(run / "checkpoints", tmp_path / "scratch")
+    (run / "checkpoints").symlink_to(tmp_path / "scratch")
+    assert run_directory(run / "checkpoints" / "5") == run
+    assert named_step(run / "checkpoints" / "5") == 5
+
+
+def test_a_copied_checkpoint_is_of_its_own_step(tmp_path):
+    checkpoints = fake_run(tmp_path / "run", "5") / "checkpoints"
+    for name in ("2024", "best"):
+        copied = shutil.copytree(checkpoints / "5", tmp_path / name)
+        assert find_checkpoint(copied) == copied
+        assert (run_directory(copied), named_step(copied)) == (None, None)
+
+
+@pytest.mark.parametrize("name", ["runs", "7", "checkpoints", "²", "weights/12"])
+def test_what_holds_no_checkpoint(name, tmp_path):
+    """Neither a folder of runs, nor one that is empty."""
+    path = tmp_path / name
+    (path / "8").mkdir(parents=True)
+    fake_run(path / "2024", "5")
+    assert run_directory(path) is None
+    with pytest.raises(ValueError, match="no checkpoint in"):
+        find_checkpoint(path)
+
+
+@pytest.mark.xdist_group("run")
+def test_what_lies_under_a_step_is_of_that_step(run, tmp_path):
+    copied = shutil.copytree(run, tmp_path / "checkpoints" / "2024")
+    assert vit_jax.from_pretrained(copied).spec.class_names == tuple("0123456789")
+    (copied / "checkpoints" / "99").mkdir()
+    with pytest.raises(ValueError, match="checkpoints/99 is damaged: it holds no model"):
+        vit_jax.from_pretrained(copied / "checkpoints" / "99")
+    (copied / "checkpoints" / "99").rmdir()
+    (copied / "checkpoints" / "12").rename(copied / "checkpoints" / "99")
+    with pytest.raises(ValueError, match="damaged: it lies where that of step 99 should"):
+        vit_jax.from_pretrained(copied)
