@@ -111,8 +111,10 @@ for ((quick = 0; quick < 5; )); do # ends in a row, each within half an hour of 
     exit 0
   fi
   if ((SECONDS - started < 1800)); then ((++quick)); else quick=0; fi
-  # Every worker refused the command: a repetition would meet the same error.
-  if $answered && ((quick)) && [[ $ends == "ended 2 " ]]; then remove && exit 2; fi
+  # Every worker refused the command (2), or met a bug of ours (70): so would a repetition.
+  if $answered && ((quick)) && [[ $ends =~ ^ended\ (2|70)\ $ ]]; then
+    remove && exit "${BASH_REMATCH[1]}"
+  fi
 done
 say "five failures in a row: no more; the slice is deleted"
 remove && exit 1

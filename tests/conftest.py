@@ -108,6 +108,17 @@ def x64() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _settings_of_commands() -> Iterator[None]:
+    """What a command sets for its process, and tests that run one in theirs would leave behind."""
+    names = ("jax_enable_x64", "jax_default_matmul_precision")
+    before = {name: getattr(jax.config, name) for name in names}
+    yield
+    for name, value in before.items():
+        if getattr(jax.config, name) != value:
+            jax.config.update(name, value)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):  # the process that starts the workers
         compilation.empty_a_large_cache()

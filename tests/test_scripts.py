@@ -193,6 +193,7 @@ def test_a_training_that_is_taken_back_twice(cloud: Cloud) -> None:
     ("workers", "status", "deleted"),
     [
         (("2", "2"), 2, 1),  # a mistake, which a repetition would meet again
+        (("70", "70"), 70, 1),  # a bug, likewise
         (("143", "143"), 0, 0),  # stopped from outside
         (("1 1 1 1 1", "0 2 1 1 1"), 1, 1),
         (("2 0", "134 0"), 0, 1),  # one ended for the other did

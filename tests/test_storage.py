@@ -6,18 +6,22 @@ import pathlib
 import sys
 import types
 
+import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry
 
 from tests.training.runs import tiny
 from vit_jax import storage
+from vit_jax.config import load_config
+from vit_jax.data.folder import FolderSource
 from vit_jax.plots.curves import plot_curves
 from vit_jax.plots.figure import FORMATS, new_figure, save_figure
 from vit_jax.training.events import EventWriter
 from vit_jax.training.records import Records, read_rows
 from vit_jax.training.workdir import check_config, held, store_config
 from vit_jax.weights import atomic
+from vit_jax.weights.checkpoint_reading import read_items, read_model
 
 ROW = {"step": 1, "epoch": 0.5, "split": "train", "loss": 2.0, "top1": 0.1, "top5": 0.5}
 
@@ -136,6 +140,8 @@ def test_only_regular_files_are_read(odd, name):
 def test_a_folder_with_a_pipe_in_it_is_refused(odd):
     with pytest.raises(OSError, match="not a regular file"):
         storage.check_regular(odd)
+    with pytest.raises(OSError, match="not a regular file"):
+        storage.check_regular(odd / "pipe")
     (odd / "pipe").unlink()
     (odd / "device").unlink()
     storage.check_regular(odd)
@@ -162,6 +168,20 @@ def test_an_output_never_takes_the_place_of_a_device(odd, name):
         storage.write_bytes(odd / name, b"new")
     with pytest.raises(ValueError, match="no regular file"), atomic.whole(odd / name):
         pass
+
+
+@pytest.mark.parametrize("name", ["~", "~/x.png", "~nobody_of_that_name/x.png"])
+def test_an_output_makes_no_folder_that_is_called_home(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    writers = (
+        lambda path: storage.write_bytes(path, b"new"),
+        lambda path: storage.check_output(path, {".png": b"", "": b""}),
+        lambda path: atomic.whole(path).__enter__(),
+    )
+    for write in writers:
+        with pytest.raises(ValueError, match="wanted a whole path; a shell expands ~"):
+            write(pathlib.Path(name))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["file", "folder", "folder/" + "x" * 255])
@@ -238,3 +258,35 @@ def test_the_suffix_decides_the_form_of_a_picture(tmp_path, suffix):
     for _ in range(2):  # the second one over the first
         save_figure(new_figure(1, 1), tmp_path / f"a{suffix}")
     assert (tmp_path / f"a{suffix}").read_bytes().startswith(FORMATS[suffix])
+
+
+def _read_rows(path: pathlib.Path) -> None:
+    read_rows(path)
+
+
+def _read_config(path: pathlib.Path) -> None:
+    load_config(path)
+
+
+def _read_training_image(path: pathlib.Path) -> None:
+    FolderSource([str(path)], np.zeros(1, np.int64), class_names=("a",), name="x")[0]
+
+
+def _read_checkpoint(path: pathlib.Path) -> None:
+    (path.parent / "info").mkdir()
+    path.rename(path.parent / "info" / "metadata")
+    read_items(path.parent, {}, None)
+
+
+def _read_model(path: pathlib.Path) -> None:
+    read_model(path.parent, {})
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "read", [_read_rows, _read_config, _read_training_image, _read_checkpoint, _read_model]
+)
+def test_no_reader_waits_for_a_pipe(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises((OSError, ValueError), match="not a regular file"):
+        read(tmp_path / "pipe")

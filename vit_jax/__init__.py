@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vit_jax import parity
     from vit_jax.inference.preprocess import preprocess
-    from vit_jax.models.registry import create_model, list_models
-    from vit_jax.weights.load import from_pretrained, load_pretrained
+    from vit_jax.models.registry import list_models
+    from vit_jax.weights.load import create_model, from_pretrained, load_pretrained
     from vit_jax.weights.save import save_pretrained
     from vit_jax.weights.state_dict import load_state_dict, state_dict
 
@@ -25,7 +25,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "create_model": "vit_jax.models.registry",
+    "create_model": "vit_jax.weights.load",
     "from_pretrained": "vit_jax.weights.load",
     "list_models": "vit_jax.models.registry",
     "load_pretrained": "vit_jax.weights.load",

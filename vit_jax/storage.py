@@ -71,15 +71,15 @@ def read_bytes(path: pathlib.Path) -> bytes:
         return file.read()
 
 
-def check_regular(folder: pathlib.Path) -> None:
-    """Refuses a folder, for those who read it, that holds anything but files and folders.
+def check_regular(path: pathlib.Path) -> None:
+    """Refuses, for those who read a file or folder, what is or holds anything but these.
 
     Raises:
       OSError: a pipe, a device or a socket, at any depth.
     """
-    if is_remote(folder):
+    if is_remote(path):
         return
-    for entry in folder.rglob("*"):
+    for entry in (path, *path.rglob("*")):
         if entry.exists() and not (entry.is_file() or entry.is_dir()):
             raise OSError(errno.EINVAL, "not a regular file", os.fspath(entry))
 
@@ -101,8 +101,13 @@ def output_path(path: pathlib.Path) -> pathlib.Path:
     """Where an output goes: links are followed, also those that lead to nothing yet.
 
     Raises:
-      ValueError: there is neither nothing, nor a file, nor a folder: a device, a pipe.
+      ValueError: there is neither nothing, nor a file, nor a folder: a device, a pipe; or the path
+        begins with ~, which would make a folder of that name.
     """
+    if os.fspath(path).startswith("~"):
+        raise ValueError(
+            f"{str(path)!r}: wanted a whole path; a shell expands ~, where a word begins with it"
+        )
     target = pathlib.Path(os.path.realpath(path))
     if target.exists() and not (target.is_file() or target.is_dir()):
         raise ValueError(f"{str(path)!r} is no regular file: give another path to write to")

@@ -178,6 +178,16 @@ def test_models_prints_a_table(capsys):
     assert lines[1].split() == ["vit_classifier", "2,618,916", "72", "x", "72"]
 
 
+def test_models_prints_published_weights(capsys):
+    assert cli.main(["models", "dinov?_vitb*", "--pretrained"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert ["dinov2_vitb14", "facebook/dinov2-base", "apache-2.0", "not", "confirmed"] in rows
+    gated = ["facebook/dinov3-vitb16-pretrain-lvd1689m", "dinov3-license", "on", "request"]
+    assert ["dinov3_vitb16", *gated] in rows
+    assert cli.main(["models", "t2t*", "--pretrained"]) == 2
+    assert "no published weights of 't2t*' are known" in capsys.readouterr().err
+
+
 def test_prepare_hands_its_options_on(monkeypatch, capsys):
     calls = []
     module = importlib.import_module("vit_jax.data.prepare")

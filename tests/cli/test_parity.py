@@ -237,7 +237,7 @@ MAKE = ["--make-golden", "mine:make", "out"]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([VIT], "one of the arguments --reference --torch --make-golden is required"),
+        ([VIT], "one of the arguments --image --reference --torch --make-golden is required"),
         ([VIT, "--torch=mine:make", f"--reference={GOLDEN}"], "not allowed with argument"),
         ([VIT, "--torch=mine:make", "--optimizer=lion"], "invalid choice"),
         (["--torch=mine:make"], "wanted the NAME of a registered model"),

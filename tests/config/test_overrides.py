@@ -4,7 +4,7 @@ import pytest
 
 from tests.config.conftest import RECIPE, model_fields
 from vit_jax.config import load_recipe
-from vit_jax.config.overrides import fields_help, read_recipe
+from vit_jax.config.overrides import fields_help, literal, read_recipe
 from vit_jax.config.validate import fields_of
 
 
@@ -58,6 +58,11 @@ def test_fields_of_every_type(recipe):
 def test_tuples_of_strings(recipe, text, value):
     config = parse(f"--config={recipe}", f"--config.optimizer.frozen={text}").config
     assert config.optimizer.frozen == value
+
+
+@pytest.mark.parametrize("dashes", [3_000, 9_000])  # RecursionError and MemoryError of Python 3.11
+def test_what_python_cannot_read_is_text(dashes):
+    assert literal("-" * dashes + "1") == "-" * dashes + "1"
 
 
 def test_optionals_go_back_to_none_and_the_last_one_counts(recipe):

@@ -17,7 +17,10 @@ PAGES = ["README.md", "CONTRIBUTING.md", *_DOCS]
 # What they show, the others show too, or it is tests/inference and tests/plots that run it small.
 SLOW = {
     f"docs/{name}.md"
-    for name in ("checkpoints", "concepts", "export", "features", "models", "parity", "pictures")
+    for name in (
+        *("checkpoints", "concepts", "export", "features", "models", "pictures"),
+        *("parity", "parity_linen", "parity_equinox"),
+    )
 }
 
 

@@ -86,11 +86,6 @@ class Fault:
     name: str
     fields: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    @property
-    def complete(self) -> bool:
-        """Whether the search takes it out and the model agrees everywhere then."""
-        return self.name != "fixed_type"
-
 
 FAULTS: dict[str, Fault] = {}
 
@@ -429,14 +424,6 @@ def skip_from_the_normalised(pair: Pair, patch: Patch) -> None:
 @fault("t2t performer", "tokens_to_token.attention1.drop", "dropout", token_drop_rate=0.1)
 def dropout_left_on(pair: Pair, patch: Patch) -> None:
     pair.model.train()
-
-
-@fault("vit", "blocks.0.norm1", "fixed_type")
-def norm_in_float32(pair: Pair, patch: Patch) -> None:
-    call = nnx.LayerNorm.__call__
-    patch.setattr(
-        nnx.LayerNorm, "__call__", lambda self, x: call(self, x.astype("float32")).astype("float32")
-    )
 
 
 # ---------------------------------------------------------------------------- derivatives

@@ -42,7 +42,7 @@ def redrawn(module: torch.nn.Module) -> torch.nn.Module:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
-            scale = 1 / max(parameter[0].numel(), 2) ** 0.5
+            scale = 1 / max(parameter[:1].numel() if parameter.ndim else 1, 2) ** 0.5
             parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
     return module
 

@@ -215,6 +215,33 @@ def test_written_and_read(tmp_path: Path) -> None:
     assert_agree(reference, live)
 
 
+def test_an_optimizer_with_all_its_settings(tmp_path: Path) -> None:
+    """Written where they are used, and nothing of them where not."""
+    spec = OptimizerSpec(
+        "sgd",
+        steps=2,
+        learning_rate=lambda step: 0.1 / (step + 1),
+        nesterov=True,
+        clip_norm=0.5,
+        groups=(("bias$", {"weight_decay": 0.0, "learning_rate_factor": 2.0}),),
+    )
+    settings = {**MIXED, "optimizer": spec}
+    path = written(tmp_path, Mixed, batch=3, seed=5, **settings)
+    stated = json.loads(path.read_text())["trajectory"]
+    assert stated["lr"] == [pytest.approx(0.1), pytest.approx(0.05)]
+    assert stated.keys() & {"nesterov", "dampening", "clip_norm", "clip_value", "groups"} == {
+        "nesterov",
+        "clip_norm",
+        "groups",
+    }
+    reference = read_golden(path)
+    assert reference.optimizer == spec
+    live = traced(Mixed(), reference, optimizer=spec)
+    for alias in ("blocks.1.weight", "blocks.1.bias"):
+        del live.weights[alias]  # type: ignore[attr-defined]
+    assert_agree(reference, live)
+
+
 def test_tokens_without_classes(tmp_path: Path) -> None:
     """Sequence first: stages are stored batch first."""
     encoder = nn.TransformerEncoderLayer(8, 2, 16)
@@ -332,7 +359,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "another loss": (spec_edit(lambda s: s.update(loss="hinge")), "wanted the loss 'cross ent"),
     "another optimizer": (
         spec_edit(lambda s: s["trajectory"].update(optimizer="Lion")),
-        "wanted the optimizer AdamW or SGD, got 'Lion'",
+        "wanted the optimizer AdamW, Adam, SGD or RMSprop, got 'Lion'",
     ),
     "no steps": (spec_edit(lambda s: s["trajectory"].update(steps=0)), "at least one optimizer"),
     "a short entry": (

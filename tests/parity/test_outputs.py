@@ -68,6 +68,8 @@ PORTS = {
         lambda self, x: Pair(*both(self, x)),
         lambda self, x: Pair(self.fc(x), 2 * x.sum(-1)),
         first=("forward", "[total]"),
+        fault="factor",
+        says="the output of sum times 2",
     ),
     "mapping in another order": Port(
         lambda self, x: {"z": self.fc(x), "b": x * 2},
@@ -78,17 +80,24 @@ PORTS = {
         lambda self, x: {"z": self.fc(x), "b": x.sum(-1)},
         lambda self, x: (self.fc(x), 2 * x.sum(-1)),
         first=("forward", "[b]"),
+        fault="factor",
+        says="the output of sum times 2",
     ),
     "one of a list in a dataclass shifted": Port(
         lambda self, x: Output(self.fc(x), [x, x * 2]),
         lambda self, x: Output(self.fc(x), [x, x * 2 + 1]),
         first=("forward", "[rest.1]"),
+        fault="offset",
+        says="the output of mul plus 1",
     ),
     "second of a part doubled": Port(
         lambda self, x: self.pair(self.fc(x))[0],
         lambda self, x: self.pair(self.fc(x))[0],
         {"fc": linear(), "pair": part(lambda _, x: (x, 2 * x), lambda _, x: (x, x))},
         first=("forward", "pair[1]"),
+        fault="factor",
+        says="it is 2 times the reference's",
+        complete=False,
     ),
     "classes that are not the largest": Port(
         lambda self, x: (y := self.fc(x), y.argmax(-1)),

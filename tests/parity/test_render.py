@@ -194,7 +194,10 @@ def test_the_first_departing_stage_and_why(colour: bool) -> None:
     assert ">blocks.11.mlp.act 5.0e-01 2.5e-01 1.0e-06 5.0e+05 DEPARTS" in words
     assert "blocks.10 2.0e-14 1.0e-14 1.0e-06 0.20 noise" in words
     assert f"Diagnosis: {diagnosis.text} [gelu] It does not explain all" in words
-    assert words.endswith("note: no pos_embed")
+    # The verdict, the reason and the notes before every row.
+    head, _, _ = words.partition("forward: ")
+    assert head.startswith("VisionTransformer against mine:make: departs first at ")
+    assert head.endswith("note: no pos_embed ")
     # Below the forward section all else departs too: ten lines of it.
     assert "not shown, 63 of them not noise (--all shows them)" in words
 
@@ -329,6 +332,16 @@ def test_a_page_replaces_the_old_one_or_leaves_it(
     assert path.read_text() == "<!DOCTYPE html>old"
     write_html(report(), path)
     assert "equal to noise" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("report.png", "wanted a file .html"), ("a.html", "is there, and no .html")]
+)
+def test_a_page_replaces_no_other_file(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=re.escape(words)):
+        write_html(report(), tmp_path / name)
+    assert (tmp_path / name).read_text() == "mine"
 
 
 # -------------------------------------------------------------------------------- the picture

@@ -348,6 +348,40 @@ def test_what_the_module_raises_is_let_through() -> None:
         trace_torch(nn.Linear(4, 2), X)
 
 
+class Float32(nn.Module):
+    """Runs in float32 alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(5, 5)
+
+    def forward(self, x):
+        if x.dtype != torch.float32:
+            raise RuntimeError("expected scalar type Float but found Double")
+        return self.linear(nn.functional.layer_norm(x, (5,)))
+
+
+def test_a_module_of_float32_alone() -> None:
+    x = np.random.default_rng(1).normal(size=(4, 5))
+    with pytest.raises(
+        ValueError, match=r"not in float64 .*found Double.*precisions=\(\"float32\",\)"
+    ):
+        trace_torch(Float32(), x)
+    torch.manual_seed(0)
+    reference = trace_torch(Float32(), x, float32_alone=True)
+    assert reference.is_float32
+    # Its noise is estimated to be about what it is.
+    plain = Float32()
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.LayerNorm(5, elementwise_affine=False), Float32().linear)
+    floor = trace_torch(plain, x)
+    for name in ("", "gradients"):
+        one = reference.stages[""] if not name else reference.gradients["linear.weight"]
+        other = floor.stages[""] if not name else floor.gradients["1.weight"]
+        assert 0.3 < one.noise / other.noise < 10
+    assert not trace_torch(plain, x, float32_alone=True).is_float32
+
+
 def test_overflow_in_float32_is_no_excuse() -> None:
     class Large(nn.Module):
         def forward(self, x):

@@ -261,7 +261,7 @@ def test_the_picture_of_filters(figures, tmp_path):
         (["soft-splits", "a.png", "--model", "vit_encoder"], "that have them: t2t_vit_10, "),
         (["patches", "a.png", "--model", "vit_tini"], "unknown model 'vit_tini'; near: "),
         (["patches", "none.png", "--model", "vit_encoder"], "none.png"),
-        (["positions", "W"], "sinusoids, not learned; models that learn them: vit_*"),
+        (["positions", "W"], "computed, not learned; models that learn them: vit_*"),
     ],
 )
 def test_mistakes(figures, arguments, message, tmp_path, capsys, monkeypatch):

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import json
+import logging
 import shutil
 import sys
 import types
@@ -22,10 +23,12 @@ from vit_jax.training.mesh import make_mesh, state_shardings
 from vit_jax.training.state import TrainState, initial_state
 from vit_jax.weights.checkpoint_reading import (
     CheckpointInfo,
+    DamagedCheckpointError,
+    _AllOther,
     named_arrays,
     quiet_orbax,
+    read_info,
     read_model,
-    silence_closed_loops,
 )
 
 
@@ -204,7 +207,9 @@ def test_items_of_two_checkpoints_are_no_checkpoint(tmp_path, item, other):
     [
         ({"best_top1": 0.5}, "its model and its info are not of one checkpoint"),
         ({"bonds": {}}, "its model and its info are not of one checkpoint"),
-        ({"bonds": [3]}, "damaged"),
+        ({"bonds": [3]}, "its info states bonds='[3]', wanted a hash of each item"),
+        ({"bonds": None}, "its info states bonds='None'"),
+        ({"rows": {"train": "3"}}, "its info states rows="),
         ({"step": "2"}, "its info states step='2'"),
         ({"step": None}, "its info states step='None'"),
         ({"spec": 3}, "its info states spec='3'"),
@@ -223,9 +228,18 @@ def test_an_info_that_was_edited(written, change, words):
 def test_a_checkpoint_of_an_earlier_version_binds_nothing(written):
     path = written / "2" / "info" / "metadata"
     values = json.loads(path.read_text())
-    del values["bonds"]
-    path.write_text(json.dumps(values))
-    assert restore(written)[1] == info(2)
+    for name in ("bonds", "spec", "rows"):
+        del values[name]
+    path.write_text(json.dumps(values | {"preprocessing": {"mean": [0.5]}}))
+    assert restore(written)[1].step == 2
+
+
+def test_an_info_alone(written):
+    assert read_info(written / "2", 2) == info(2)
+    with pytest.raises(DamagedCheckpointError, match="it is of step 2"):
+        read_info(written / "2", 1)
+    with pytest.raises(DamagedCheckpointError, match="No such file"):
+        read_info(written / "3", 3)
 
 
 def test_a_run_goes_on_after_damage(written):
@@ -257,8 +271,19 @@ def test_closed_loops_are_silent_and_all_else_is_not(monkeypatch):
     heard = []
     monkeypatch.setattr(sys, "excepthook", lambda kind, error, trace: heard.append(error))
     monkeypatch.setattr(sys, "unraisablehook", lambda error: heard.append(error.exc_value))
-    with quiet_orbax():  # where a write fails: the hooks outlive it
-        silence_closed_loops()
+    for _ in range(2):
+        with quiet_orbax():  # the hooks outlive it: tensorstore's threads may be late
+            pass
+    assert isinstance(sys.unraisablehook, _AllOther)
+    assert not isinstance(sys.unraisablehook._hook, _AllOther)
+    log, sent = logging.getLogger("asyncio"), []
+    handler = logging.Handler()
+    handler.emit = lambda record: sent.append(record.getMessage())
+    log.addHandler(handler)
+    for text in ("a task of orbax/checkpoint", "ValueError('[tensorstore_spec=...]')", "another"):
+        log.error(text)
+    log.removeHandler(handler)
+    assert sent == ["another"]
     closed, other = RuntimeError("Event loop is closed"), ValueError("another")
     for error in (closed, other):
         sys.excepthook(type(error), error, None)

@@ -71,7 +71,9 @@ def test_finished_run_returns_at_once(finished, monkeypatch, capsys):
     monkeypatch.setattr(loop_module, "open_run", lambda config: pytest.fail("it was built again"))
     metrics = train(tiny(log__progress="plain"), finished)
     assert metrics["test_top1"] == rows(finished)[-1]["top1"]
-    assert "is finished" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "is finished" in captured.out
+    assert captured.err == ""
 
 
 @pytest.mark.parametrize(
@@ -138,6 +140,32 @@ def test_rows_that_are_lost_before_a_resume_are_said(finished, tmp_path, capfd):
     assert said == [f"warning: {run}/metrics.jsonl has lost rows up to step 12: 1 of 3 train"], (
         first
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("row", "metrics.jsonl has lost rows up to step 12: 1 of 3 train"),
+        ("twice", "metrics.jsonl holds 1 rows twice"),
+        ("info", "the checkpoint of step 12 is damaged: its info states bonds='None'"),
+        ("gone", "the checkpoint of step 12 is damaged: [Errno 2] No such file"),
+    ],
+)
+def test_a_finished_run_says_what_it_has_lost(finished, tmp_path, capfd, change, words):
+    run = shutil.copytree(finished, tmp_path / "run")
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    info = run / "checkpoints" / "12" / "info" / "metadata"
+    if change == "info":
+        info.write_text(json.dumps(json.loads(info.read_text()) | {"bonds": None}))
+    elif change == "gone":
+        shutil.rmtree(run / "checkpoints" / "12")
+    else:
+        lines = lines[1:] if change == "row" else [*lines, lines[0]]
+        (run / "metrics.jsonl").write_text("".join(lines))
+    assert train(tiny(), run)["test_top1"] == rows(finished)[-1]["top1"]
+    (said,) = capfd.readouterr().err.splitlines()
+    assert said.startswith("warning: ")
+    assert words in said
 
 
 def test_resume_with_other_resumable_fields(finished, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +33,7 @@ from tests.weights.designs import (
     reference,
 )
 from tests.weights.mutate import attack, mutations
-from vit_jax.weights.formats import read_weights
+from vit_jax.weights.formats import read_description, read_weights
 
 COUNT = int(os.environ.get("VIT_JAX_FUZZ", "0"))
 FORMS = {"safetensors": "w.safetensors", "pth": "w.pth", "orbax": "folder"}
@@ -359,9 +360,21 @@ def test_what_is_no_weights_file(tmp_path: Path) -> None:
 
 def test_an_orbax_folder_that_is_damaged_or_of_something_else(tmp_path: Path) -> None:
     vit_jax.save_pretrained(build("vit"), tmp_path / "f", dialect="orbax")
+    os.mkfifo(tmp_path / "f" / "pipe")  # among the arrays it would be waited for
+    with pytest.raises(ValueError, match=r"'.*f' cannot be read: .*not a regular file: .*pipe"):
+        read_weights(tmp_path / "f")
+    (tmp_path / "f" / "pipe").unlink()
     (tmp_path / "f" / "_METADATA").write_bytes(b"{")
     with pytest.raises(ValueError, match=r"the Orbax folder '.*f' cannot be read"):
         read_weights(tmp_path / "f")
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth", "w.npz"])
+@pytest.mark.parametrize("read", [read_weights, read_description])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str, read: Callable[[Path], Any]) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match="cannot be read: not a regular file"):
+        read(tmp_path / name)
 
 
 def test_averaged_weights_are_of_pytorch_files_alone(tmp_path: Path) -> None:

@@ -2,17 +2,20 @@
 
 import functools
 import json
+import re
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import save_file
 
 import vit_jax
 from tests.models.families import build
 from tests.weights.designs import assert_same_weights, redraw
+from vit_jax.models.pretrained import PUBLISHED
 from vit_jax.weights import hub
 
 HASH = "0123456789abcdef0123456789abcdef01234567"
@@ -140,3 +143,49 @@ def test_a_model_that_timm_wrote(cache: Path) -> None:
     assert other.spec.preprocessing is not None
     np.testing.assert_allclose(other.spec.preprocessing.mean, (0.1, 0.2, 0.3))
     assert other.spec.preprocessing.crop_fraction == 0.875
+
+
+def test_published_weights_by_name(cache: Path) -> None:
+    """A name's repository, and a repository's name: one table."""
+    fields = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    fields |= {"position_resize": "bicubic"}
+    tiny = redraw(vit_jax.create_model("dinov2", rngs=nnx.Rngs(0), **fields), seed=1)
+    vit_jax.save_pretrained(tiny, cache.parent / "f", dialect="huggingface")
+    folder = fill(cache, "facebook/dinov2-small")
+    for file in (cache.parent / "f").iterdir():
+        file.rename(folder / file.name)
+    found = vit_jax.from_pretrained("hf:facebook/dinov2-small")
+    assert found.spec.name == "dinov2_vits14"
+    assert found.deterministic
+    assert_same_weights(found, tiny)
+    by_name = vit_jax.create_model(
+        "dinov2_vits14", pretrained=True, num_classes=3, rngs=nnx.Rngs(0)
+    )
+    assert (by_name.num_classes, by_name.deterministic) == (3, False)
+    with pytest.raises(ValueError, match="no published weights of 't2t_vit_7' are known"):
+        vit_jax.create_model("t2t_vit_7", pretrained=True)
+    with pytest.raises(ValueError, match="rngs must be"):
+        vit_jax.create_model("t2t_vit_7")
+
+
+def test_gated_weights_say_so(cache: Path) -> None:
+    with pytest.raises(ValueError, match="is not in the cache") as error:
+        vit_jax.create_model("dinov3_vitb16", pretrained=True)
+    message, repository = str(error.value), "facebook/dinov3-vitb16-pretrain-lvd1689m"
+    assert f"It is looked for at {cache}/models--{repository.replace('/', '--')}." in message
+    assert (
+        f"It is gated (dinov3-license): ask for access at https://huggingface.co/{repository}"
+        in (message)
+    )
+    with pytest.raises(ValueError, match="is not in the cache") as error:
+        vit_jax.from_pretrained("hf:google/siglip-base-patch16-224")
+    assert "It is gated" not in str(error.value)
+
+
+def test_the_table_of_published_weights() -> None:
+    """Every name is registered, every repository stands once; names with weights can be listed."""
+    assert {entry.name for entry in PUBLISHED} <= {*vit_jax.list_models()}
+    assert len({entry.repository for entry in PUBLISHED}) == len(PUBLISHED)
+    assert all(re.fullmatch(r"[\w.-]+/[\w.-]+", entry.repository) for entry in PUBLISHED)
+    assert vit_jax.list_models("dinov3*", pretrained=True) == vit_jax.list_models("dinov3*")
+    assert vit_jax.list_models("t2t*", pretrained=True) == []

@@ -86,3 +86,22 @@ def test_what_lies_under_a_step_is_of_that_step(run, tmp_path):
     (copied / "checkpoints" / "12").rename(copied / "checkpoints" / "99")
     with pytest.raises(ValueError, match="damaged: it lies where that of step 99 should"):
         vit_jax.from_pretrained(copied)
+
+
+@pytest.mark.xdist_group("run")
+def test_a_damaged_checkpoint_names_the_one_before_that_is_whole(run, tmp_path):
+    """The latest is damaged and of the two before it the later, too: the whole one can be used."""
+    copied = shutil.copytree(run, tmp_path / "run")
+    checkpoints = copied / "checkpoints"
+    for step in ("14", "13"):
+        shutil.copytree(checkpoints / "12", checkpoints / step)  # and is of step 12
+    with pytest.raises(ValueError, match="checkpoints/14 is damaged: it lies where") as error:
+        vit_jax.from_pretrained(copied)
+    words = str(error.value)
+    assert f"the one before is whole: give its path, {checkpoints}/12" in words
+    assert vit_jax.from_pretrained(words.rsplit(", ", 1)[1]).spec.class_names is not None
+    for step in ("8", "12"):
+        shutil.rmtree(checkpoints / step)
+    with pytest.raises(ValueError, match="checkpoints/14 is damaged") as error:
+        vit_jax.from_pretrained(copied)
+    assert "is whole" not in str(error.value)

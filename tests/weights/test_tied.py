@@ -94,11 +94,15 @@ def test_an_alias_that_differs_is_named_and_nothing_changes(change) -> None:
         np.testing.assert_array_equal(array, before[name])
 
 
-def test_an_alias_does_not_stand_for_the_first_name() -> None:
-    weights = pytorch_weights()
-    del weights[FIRST + BIAS]
+def test_any_name_is_enough() -> None:
+    """Files that hold a tied array once hold it under whichever name they please."""
+    weights, model = pytorch_weights(), create()
+    fewer = {name: array for name, array in weights.items() if name != FIRST + BIAS}
+    vit_jax.load_state_dict(model, fewer)
+    assert_holds(model, weights)
+    there = {name: array for name, array in weights.items() if BIAS not in name}
     with pytest.raises(ValueError, match=rf"missing: {FIRST}{BIAS}$"):
-        vit_jax.load_state_dict(create(), weights)
+        vit_jax.load_state_dict(model, there)
 
 
 def test_there_are_as_many_aliases_as_layers() -> None:

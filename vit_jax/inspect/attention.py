@@ -73,18 +73,18 @@ def _weights(
                 "this model attends across the batch (batch_first=False): none of its attention is "
                 "over the tokens of an image"
             )
-    calls: list[tuple[str, Any, jax.Array]] = []
+    calls: list[tuple[str, Any, tuple[jax.Array, ...]]] = []
 
     def observe(event: Event, value: jax.Array) -> None:
         del value
         is_left = event.entered is None and not event.part
         if is_left and hasattr(event.module, "attention_weights") and wanted(event.module):
-            calls.append((event.path, event.module, event.frame.input))
+            calls.append((event.path, event.module, event.frame.inputs))
 
     watched = plain(model)
     watched.eval()
     Recorder(observe).watch(watched).forward_features(images)
-    return {path: module.attention_weights(tokens) for path, module, tokens in calls}
+    return {path: module.attention_weights(*inputs) for path, module, inputs in calls}
 
 
 def attention_rollout(

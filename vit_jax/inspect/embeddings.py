@@ -21,8 +21,8 @@ def position_similarity(model: VisionModel) -> np.ndarray:
     positions = model.patch_positions()
     if positions is None:
         raise ValueError(
-            f"the positions of a {type(model).__name__} are a fixed table of sinusoids, not "
-            "learned; models that learn them: vit_*, deit_*, deit3_*, vit_classifier, "
+            f"the positions of a {type(model).__name__} are computed, not learned; models that "
+            "learn them: vit_*, deit_*, deit3_*, dinov2_*, clip_*, siglip*, vit_classifier, "
             "vit_encoder, vit_modular"
         )
     table = np.asarray(positions.astype(jnp.promote_types(positions.dtype, jnp.float32)))

@@ -15,7 +15,7 @@ from flax import nnx
 from vit_jax.inspect.stages import BEFORE, Outputs, arrays_of, map_arrays, outputs_of
 from vit_jax.layers.stack import PlainLayers, ScannedLayers
 from vit_jax.models.base import VisionModel
-from vit_jax.weights.state_dict import torch_path
+from vit_jax.weights.entries import torch_path
 
 _Model = TypeVar("_Model", bound=nnx.Module)
 
@@ -87,7 +87,7 @@ def _set_fields(model: nnx.Module, **fields: Any) -> None:
 
 def plain(model: _Model) -> _Model:
     """A copy that shares the model's arrays, its layers in lists and run one by one."""
-    copy = nnx.merge(*nnx.split(model))
+    copy = nnx.merge(*nnx.split(model), copy=True)  # of variables: a run may write into them
     for _, module in list(nnx.iter_modules(copy)):
         for name, child in list(vars(module).items()):
             if isinstance(child, ScannedLayers):
@@ -142,7 +142,13 @@ class Recorder:
         self.keyless, self.outputs = keyless, outputs or {}
         self._paths: dict[int, str] = {}
         self._calls: dict[int, int] = {}
+        self._adopted: list[nnx.Module] = []
         self._frame: Frame | None = None
+
+    @property
+    def path(self) -> str:
+        """Of the module that is running."""
+        return "" if self._frame is None else self._frame.path.partition("#")[0]
 
     def watch(self, model: _Model) -> _Model:
         """Turns the modules of the model, a copy by `plain`, into watched ones, in place."""
@@ -159,6 +165,18 @@ class Recorder:
                 object.__setattr__(module, "_recorder", self)
         self._paths = paths
         return model
+
+    def watches(self, module: nnx.Module) -> bool:
+        return vars(module).get("_recorder") is self
+
+    def adopt(
+        self, module: nnx.Module, kind: type, model: nnx.Module, path: tuple[str, ...]
+    ) -> None:
+        """Watches, as one of a class, a module that the model made after `watch`."""
+        object.__setattr__(module, "__class__", _watched(kind))
+        object.__setattr__(module, "_recorder", self)
+        self._paths[id(module)] = torch_path(model, path)
+        self._adopted.append(module)  # so that its id stays its own
 
     def _pass(self, event: Event, value: jax.Array) -> jax.Array:
         """The value that takes an event's place; whole numbers are watched alone."""

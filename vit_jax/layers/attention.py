@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from vit_jax.layers.checks import check_number
 from vit_jax.layers.dropout import Dropout, split_key
@@ -45,10 +45,13 @@ def softmax_weights(
     k: Float[Array, "batch heads keys head_dim"],
     *,
     scale: float,
+    mask: Bool[Array, "batch keys"] | None = None,
 ) -> Float[Array, "batch heads queries keys"]:
-    """softmax(q k^T * scale) over the keys, in float32 or wider."""
+    """softmax(q k^T * scale) over the keys that the mask has, in float32 or wider."""
     wide = jnp.promote_types(q.dtype, jnp.float32)
     scores = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=wide) * scale
+    if mask is not None:
+        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(wide).min)
     return jax.nn.softmax(scores, axis=-1)
 
 
@@ -60,13 +63,14 @@ def attend(
     scale: float,
     dropout: Dropout,
     key: Key[Array, ""] | None = None,
+    mask: Bool[Array, "batch keys"] | None = None,
 ) -> Float[Array, "batch heads queries value_dim"]:
     """softmax(q k^T * scale) v, with the scores and the softmax in float32 or wider.
 
     Batched matmuls over (B, H, N, D): on a CPU `jax.nn.dot_product_attention`, which takes
     (B, N, H, D), ran at half the speed.
     """
-    weights = softmax_weights(q, k, scale=scale).astype(v.dtype)
+    weights = softmax_weights(q, k, scale=scale, mask=mask).astype(v.dtype)
     return jnp.matmul(dropout(weights, key), v)
 
 
@@ -77,6 +81,8 @@ class Attention(nnx.Module):
       dim: width of a token, divisible by `num_heads`.
       num_heads: heads.
       qkv_bias: whether the q/k/v Linear has a bias.
+      k_bias: whether the keys have theirs too. Without it the Linear has none, and `q_bias` and
+        `v_bias` are parameters, as in timm's BEiT.
       qk_scale: factor of the scores; None means head_dim ** -0.5.
       qk_norm: LayerNorm on the heads of q and of k.
       norm_eps: epsilon of these norms.
@@ -98,6 +104,7 @@ class Attention(nnx.Module):
         norm_eps: float,
         attn_drop_rate: float,
         proj_drop_rate: float,
+        k_bias: bool = True,
         kernel_init: Initializer,
         bias_init: Initializer,
         dtype: Dtype,
@@ -110,7 +117,13 @@ class Attention(nnx.Module):
         self.num_heads = num_heads
         # Not `or`: a scale of 0 would be replaced in silence.
         self.scale = head_dim**-0.5 if qk_scale is None else check_number("qk_scale", qk_scale)
-        self.qkv = Linear(dim, 3 * dim, use_bias=qkv_bias, **init, **types, rngs=rngs)
+        self.qkv = Linear(dim, 3 * dim, use_bias=qkv_bias and k_bias, **init, **types, rngs=rngs)
+
+        def bias() -> nnx.Param | None:
+            is_wanted = qkv_bias and not k_bias
+            return nnx.Param(bias_init(rngs.params(), (dim,), param_dtype)) if is_wanted else None
+
+        self.q_bias, self.v_bias = bias(), bias()
         self.q_norm = layer_norm(head_dim, norm_eps, **types, rngs=rngs) if qk_norm else None
         self.k_norm = layer_norm(head_dim, norm_eps, **types, rngs=rngs) if qk_norm else None
         self.attn_drop = Dropout(attn_drop_rate)
@@ -118,28 +131,44 @@ class Attention(nnx.Module):
         self.proj_drop = Dropout(proj_drop_rate)
 
     def __call__(
-        self, x: Float[Array, "batch tokens dim"], *, key: Key[Array, ""] | None = None
+        self,
+        x: Float[Array, "batch tokens dim"],
+        context: jax.Array | None = None,
+        *,
+        key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch tokens dim"]:
+        """Tokens to tokens; `context` is what all blocks are given: here the mask of the keys."""
         attn_key, proj_key = split_key(key, 2)
-        q, k, v = self.queries_keys_values(x)
-        x = attend(q, k, v, scale=self.scale, dropout=self.attn_drop, key=attn_key)
+        q, k, v = self.queries_keys_values(x, context)
+        mask = self.key_mask(context)
+        x = attend(q, k, v, scale=self.scale, dropout=self.attn_drop, key=attn_key, mask=mask)
         return self.proj_drop(self.project(merge_heads(x)), proj_key)
 
+    def key_mask(self, context: jax.Array | None) -> Bool[Array, "batch tokens"] | None:
+        """Which tokens may be attended to; None: all."""
+        return context
+
     def queries_keys_values(
-        self, x: Float[Array, "batch tokens dim"]
+        self, x: Float[Array, "batch tokens dim"], context: jax.Array | None = None
     ) -> tuple[Float[Array, "batch heads tokens head_dim"], ...]:
         """Tokens to the heads that attend."""
-        q, k, v = split_heads(self.qkv(x), self.num_heads)
+        del context
+        qkv = self.qkv(x)
+        if self.q_bias is not None and self.v_bias is not None:
+            q_bias, v_bias = (bias[...].astype(qkv.dtype) for bias in (self.q_bias, self.v_bias))
+            bias = jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias])
+            qkv = qkv + bias.reshape(1, 1, -1)
+        q, k, v = split_heads(qkv, self.num_heads)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v
 
     def attention_weights(
-        self, x: Float[Array, "batch tokens dim"]
+        self, x: Float[Array, "batch tokens dim"], context: jax.Array | None = None
     ) -> Float[Array, "batch heads tokens tokens"]:
         """The weights that a call with these tokens gives the values, before dropout."""
-        q, k, _ = self.queries_keys_values(x)
-        return softmax_weights(q, k, scale=self.scale)
+        q, k, _ = self.queries_keys_values(x, context)
+        return softmax_weights(q, k, scale=self.scale, mask=self.key_mask(context))
 
     def project(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
         """The merged heads to the output."""

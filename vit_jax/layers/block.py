@@ -92,7 +92,7 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "batch tokens dim"],
-        *,
+        *context: jax.Array,
         drop_path_rate: float | Float[Array, ""] = 0.0,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch tokens dim"]:
@@ -101,7 +101,7 @@ class Block(nnx.Module):
         def scaled(layer_scale: LayerScale | None, branch: jax.Array) -> jax.Array:
             return branch if layer_scale is None else layer_scale(branch)
 
-        attn = scaled(self.ls1, self.attn(self.norm1(x), key=attn_key))
+        attn = scaled(self.ls1, self.attn(self.norm1(x), *context, key=attn_key))
         x = x + drop_path(attn, drop_path_rate, path1_key)
         mlp = scaled(self.ls2, self.mlp(self.norm2(x), key=mlp_key))
         return x + drop_path(mlp, drop_path_rate, path2_key)

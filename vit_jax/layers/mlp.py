@@ -1,5 +1,6 @@
 """The feed-forward half of a transformer block."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +18,19 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jax.nn.gelu(x, approximate=False)
 
 
+def gelu_tanh(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The tanh approximation: big_vision's, and `gelu_pytorch_tanh` of transformers."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """x * sigmoid(1.702 x): OpenAI's CLIP."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"gelu": gelu, "gelu_tanh": gelu_tanh, "quick_gelu": quick_gelu}
+
+
 class Mlp(nnx.Module):
     """Linear, GELU, Dropout, Linear, Dropout, as timm's `Mlp`.
 
@@ -24,6 +38,7 @@ class Mlp(nnx.Module):
       dim: width of input and output.
       hidden_dim: width between the two Linears.
       drop_rate: of both dropouts.
+      activation: between them.
     """
 
     def __init__(
@@ -32,6 +47,7 @@ class Mlp(nnx.Module):
         hidden_dim: int,
         *,
         drop_rate: float,
+        activation: Callable[[jax.Array], jax.Array] = gelu,
         kernel_init: Initializer,
         bias_init: Initializer,
         dtype: Dtype,
@@ -40,6 +56,7 @@ class Mlp(nnx.Module):
     ):
         init: dict[str, Any] = {"kernel_init": kernel_init, "bias_init": bias_init}
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+        self.activation = activation
         self.fc1 = Linear(dim, hidden_dim, **init, **types, rngs=rngs)
         self.fc2 = Linear(hidden_dim, dim, **init, **types, rngs=rngs)
         self.drop = Dropout(drop_rate)
@@ -48,7 +65,7 @@ class Mlp(nnx.Module):
         self, x: Float[Array, "batch tokens dim"], *, key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch tokens dim"]:
         hidden_key, out_key = split_key(key, 2)
-        x = self.drop(gelu(self.fc1(x)), hidden_key)
+        x = self.drop(self.activation(self.fc1(x)), hidden_key)
         return self.drop(self.fc2(x), out_key)
 
 
@@ -79,8 +96,7 @@ class SwiGlu(nnx.Module):
         param_dtype: Dtype,
         rngs: nnx.Rngs,
     ):
-        if drop_rate:
-            raise ValueError(f"a gated MLP has no dropout: drop_rate must be 0, got {drop_rate}")
+        _check_no_dropout(drop_rate)
         init: dict[str, Any] = {"kernel_init": kernel_init, "bias_init": bias_init}
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
         width = -(-int(hidden_dim * 2 / 3) // 8) * 8
@@ -93,6 +109,49 @@ class SwiGlu(nnx.Module):
         del key
         gate, value = jnp.split(self.w12(x), 2, axis=-1)
         return self.w3(jax.nn.silu(gate) * value)
+
+
+class GatedMlp(nnx.Module):
+    """silu(w1(x)) * w2(x), and a Linear `w3`: DINOv3's `SwiGLUFFN`. It has no dropout.
+
+    Args:
+      dim: width of input and output.
+      hidden_dim: width of the gate and of the value.
+      drop_rate: 0.
+
+    Raises:
+      ValueError: a rate of dropout.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        *,
+        drop_rate: float,
+        kernel_init: Initializer,
+        bias_init: Initializer,
+        dtype: Dtype,
+        param_dtype: Dtype,
+        rngs: nnx.Rngs,
+    ):
+        _check_no_dropout(drop_rate)
+        init: dict[str, Any] = {"kernel_init": kernel_init, "bias_init": bias_init}
+        types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype}
+        self.w1 = Linear(dim, hidden_dim, **init, **types, rngs=rngs)
+        self.w2 = Linear(dim, hidden_dim, **init, **types, rngs=rngs)
+        self.w3 = Linear(hidden_dim, dim, **init, **types, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch tokens dim"], *, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "batch tokens dim"]:
+        del key
+        return self.w3(jax.nn.silu(self.w1(x)) * self.w2(x))
+
+
+def _check_no_dropout(drop_rate: float) -> None:
+    if drop_rate:
+        raise ValueError(f"a gated MLP has no dropout: drop_rate must be 0, got {drop_rate}")
 
 
 class PreLogits(nnx.Module):

@@ -34,6 +34,7 @@ class PatchEmbed(nnx.Module):
       in_chans: channels of the image.
       embed_dim: width of a token.
       patchify: "conv" or "unfold".
+      use_bias: whether the projection has one.
       kernel_init, bias_init: of the projection; default as `torch.nn.Conv2d`.
 
     Raises:
@@ -48,6 +49,7 @@ class PatchEmbed(nnx.Module):
         embed_dim: int,
         *,
         patchify: str = "conv",
+        use_bias: bool = True,
         kernel_init: Initializer = uniform_fan_in,
         bias_init: Initializer | None = None,
         dtype: Dtype,
@@ -65,6 +67,7 @@ class PatchEmbed(nnx.Module):
             kernel_size=patch_size,
             strides=patch_size,
             padding="VALID",
+            use_bias=use_bias,
             kernel_init=kernel_init,
             bias_init=bias_init or uniform_bias(in_chans * patch_size[0] * patch_size[1]),
             dtype=dtype,
@@ -78,9 +81,10 @@ class PatchEmbed(nnx.Module):
         if self.patchify == "conv":
             x = self.proj(images)  # (B, rows, columns, D)
             return x.reshape(x.shape[0], -1, x.shape[-1])
-        assert self.proj.bias is not None
         kernel = self.proj.kernel[...].astype(self.dtype)  # (height, width, C, D)
         kernel = kernel.transpose(2, 0, 1, 3).reshape(-1, kernel.shape[-1])
-        bias = self.proj.bias[...].astype(self.dtype)
         x = extract_patches(images.astype(self.dtype), self.patch_size)
-        return jnp.matmul(x, kernel) + bias.reshape(1, 1, -1)
+        x = jnp.matmul(x, kernel)
+        if self.proj.bias is None:
+            return x
+        return x + self.proj.bias[...].astype(self.dtype).reshape(1, 1, -1)

@@ -78,8 +78,9 @@ def run_layers(
     drop_path_rates: Sequence[float],
     key: Key[Array, ""] | None,
     remat: str,
+    context: Sequence[jax.Array] = (),
 ) -> Float[Array, "batch tokens out_dim"]:
-    """Applies each layer as `layer(x, drop_path_rate=rate, key=key)`, in order.
+    """Applies each layer as `layer(x, *context, drop_path_rate=rate, key=key)`, in order.
 
     Two static fields of the stack choose the form, see `vit_jax.layers.forms`:
 
@@ -102,8 +103,9 @@ def run_layers(
       key: None means evaluation.
       remat: "none"; "blocks" keeps only the input of each layer for the backward pass; "dots" also
         the results of matmuls with weights.
+      context: arrays that every layer is given, such as a mask of the tokens.
     """
-    return _run(layers, x, drop_path_rates, key, remat, frozenset())[0]
+    return _run(layers, x, drop_path_rates, key, remat, frozenset(), context)[0]
 
 
 def collect_outputs(
@@ -114,6 +116,7 @@ def collect_outputs(
     drop_path_rates: Sequence[float],
     key: Key[Array, ""] | None,
     remat: str,
+    context: Sequence[jax.Array] = (),
 ) -> dict[int, Float[Array, "batch tokens _"]]:
     """Applies the layers as `run_layers` does and returns the outputs of the `wanted` ones.
 
@@ -121,7 +124,7 @@ def collect_outputs(
 
     Args:
       wanted: numbers of layers from 0.
-      layers, x, drop_path_rates, key, remat: of `run_layers`.
+      layers, x, drop_path_rates, key, remat, context: of `run_layers`.
     """
     depth = max(wanted, default=-1) + 1
     if isinstance(layers, PlainLayers):
@@ -132,7 +135,7 @@ def collect_outputs(
         graphdef, state = nnx.split(layers.layer)
         first.layer = nnx.merge(graphdef, jax.tree.map(lambda stacked: stacked[:depth], state))
         first.depth = depth
-    return _run(first, x, drop_path_rates[:depth], key, remat, frozenset(wanted))[1]
+    return _run(first, x, drop_path_rates[:depth], key, remat, frozenset(wanted), context)[1]
 
 
 def _run(
@@ -142,6 +145,7 @@ def _run(
     key: jax.Array | None,
     remat: str,
     wanted: frozenset[int],
+    context: Sequence[jax.Array],
 ) -> tuple[jax.Array, dict[int, jax.Array]]:
     """The last output, and those of the wanted layers."""
 
@@ -162,7 +166,7 @@ def _run(
             # A traced rate of 0 would draw a mask only to keep everything.
             rate = rates[i] if any(drop_path_rates) else 0.0
             layer = nnx.merge(graphdef, constrain(state, whole))
-            x = layer(x, drop_path_rate=rate, key=layer_key(i))
+            x = layer(x, *context, drop_path_rate=rate, key=layer_key(i))
             return x, x if wanted else None
 
         numbered = (state, jnp.arange(layers.depth))
@@ -172,14 +176,15 @@ def _run(
     outputs: dict[int, jax.Array] = {}
     for i, (layer, rate) in enumerate(zip(layers, drop_path_rates, strict=True)):
         if remat == "none" and whole is None:  # the module itself: its output can be captured
-            x = end_fusion(layer(x, drop_path_rate=rate, key=layer_key(i)))
+            x = end_fusion(layer(x, *context, drop_path_rate=rate, key=layer_key(i)))
         else:
             graphdef, state = nnx.split(layer)
 
-            def call(state, x, key, graphdef=graphdef, rate=rate):
-                return nnx.merge(graphdef, constrain(state, whole))(x, drop_path_rate=rate, key=key)
+            def call(state, x, key, *context, graphdef=graphdef, rate=rate):
+                run = nnx.merge(graphdef, constrain(state, whole))
+                return run(x, *context, drop_path_rate=rate, key=key)
 
-            x = end_fusion(_rematerialise(call, remat)(state, x, layer_key(i)))
+            x = end_fusion(_rematerialise(call, remat)(state, x, layer_key(i), *context))
         if i in wanted:
             outputs[i] = x
     return x, outputs

@@ -35,6 +35,7 @@ class PatchWeights:
         ones (C, kh, kw).
       norm: the LayerNorm over all channels of a window before it, if there is one.
       bias: the layer's, after such a norm, if it has one.
+      is_interleaved: whether a window is held pixel by pixel, the channels of each together.
       is_resampled: whether its kernel can be made of one for another size of patches.
     """
 
@@ -43,4 +44,5 @@ class PatchWeights:
     window: int = 1
     norm: str | None = None
     bias: str | None = None
+    is_interleaved: bool = False
     is_resampled: bool = False

@@ -76,7 +76,8 @@ class VisionModel(nnx.Module, Generic[Config]):
       head_tokens: names of one token in the state dict: which of them, a further head decides.
       head_fields: that say which of these a model has.
       layers_name: where its stack of layers stands, as in the state dict.
-      position_name: the position table in the state dict; its last axis is `embed_dim` wide.
+      position_name: the position table in the state dict, or a token where there is none; its last
+        axis is `embed_dim` wide.
       token_names: what the names of tokens and position tables contain in the state dict.
       takes_any_size: whether images of other sizes than `img_size` are taken.
       independent: fields that may let the images of a batch depend on each other, and the value
@@ -225,8 +226,13 @@ class VisionModel(nnx.Module, Generic[Config]):
         return name.rpartition(".")[0] in self.heads
 
     @abc.abstractmethod
-    def embed(self, images: jax.Array, rngs: nnx.Rngs | None) -> tuple[jax.Array, jax.Array | None]:
-        """Images to the tokens of the first block, and the key of the blocks' dropouts."""
+    def embed(
+        self, images: jax.Array, rngs: nnx.Rngs | None
+    ) -> tuple[jax.Array, jax.Array | None, *tuple[jax.Array, ...]]:
+        """Images to the tokens of the first block, the key of the blocks' dropouts, and context.
+
+        Context is what every block is given beside the tokens: none in most designs.
+        """
 
     def last_norm(self, tokens: jax.Array) -> jax.Array:
         """What follows the last block in `forward_features`: nothing, where a model has no norm."""
@@ -244,8 +250,11 @@ class VisionModel(nnx.Module, Generic[Config]):
         """
 
     @abc.abstractmethod
-    def position_table(self) -> PositionTable:
-        """Where its positions stand, and what another image size does to them."""
+    def position_table(self) -> PositionTable | None:
+        """Where its positions stand, and what another image size does to them.
+
+        None where they are computed, in no array of the model.
+        """
 
     @abc.abstractmethod
     def patch_weights(self) -> PatchWeights:
@@ -284,15 +293,20 @@ class VisionModel(nnx.Module, Generic[Config]):
           ValueError: images of another layout, size or type; `rngs` missing; a batch that is not
             `batch_slots` where that is above 1.
         """
-        x, key = self.embed(images, rngs)
-        x = run_layers(
+        return self.last_norm(self.run_blocks(*self.embed(images, rngs)))
+
+    def run_blocks(
+        self, tokens: jax.Array, key: jax.Array | None, *context: jax.Array
+    ) -> jax.Array:
+        """What `embed` returned to the output of the last block."""
+        return run_layers(
             self.layers,
-            x,
+            tokens,
             drop_path_rates=self.drop_path_rates,
             key=key,
             remat=self.config.remat,
+            context=context,
         )
-        return self.last_norm(x)
 
     def forward_intermediates(
         self,
@@ -325,7 +339,7 @@ class VisionModel(nnx.Module, Generic[Config]):
         """
         check_choice("layout", layout, _LAYOUTS)
         chosen = _block_numbers(indices, len(self.drop_path_rates))
-        tokens, key = self.embed(images, rngs)
+        tokens, key, *context = self.embed(images, rngs)
         outputs = collect_outputs(
             self.layers,
             tokens,
@@ -333,6 +347,7 @@ class VisionModel(nnx.Module, Generic[Config]):
             drop_path_rates=self.drop_path_rates,
             key=key,
             remat=self.config.remat,
+            context=context,
         )
         found = [self.last_norm(outputs[i]) if norm else outputs[i] for i in chosen]
         if layout == "NLC":

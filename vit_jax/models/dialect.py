@@ -19,7 +19,8 @@ class Name:
       theirs: as it is written; "" where it is only read.
       also: further spellings that are read.
       layout: of Flax's kernels, in which the heads are an axis: "heads out" for (D, heads,
-        head_dim), "heads in" for (heads, head_dim, D); "" for none.
+        head_dim), "heads in" for (heads, head_dim, D). Elsewhere axes of 1 that only one of the two
+        has: "N,D for 1,N,D", theirs first. "" for none.
     """
 
     own: str
@@ -40,14 +41,22 @@ class Dialect:
       modules: (theirs, own) paths of modules without arrays of their own.
       prefixes: what may stand before the names that are read.
       joined: modules here that are several there: ("qkv.", ("q.", "k.", "v.")).
+      split: modules that are several here, joined there: ("in_proj.", (("q.", 1), ("kv.", 2))) with
+        the share that each has of the rows.
       positions: a pattern of the position table's name; "" where no wrapper has a prefix before it.
       is_flax: whether arrays have Flax's layout and leaves (kernel, scale), and "/" in their name.
       stack: of Flax's scanned layers: `stack/...` holds all of `stack_#/...`; "" for none.
-      beside: first parts of names that belong to no model, such as an optimizer's.
+      beside: first parts of names that belong to no model, such as an optimizer's, or to another
+        part of the library's model, such as its text tower.
+      empty: arrays that the library's model has without elements where the design has none, by
+        their name here: (1, 0, "embed_dim") with the names of fields.
       is_written: whether weights are written in it.
       fields: those of the design that the library's model has once for all.
       model_type, architecture: in a Hugging Face folder's config.json.
+      section: of config.json in which they stand; "" for the top.
       config: its keys and the fields that they are; "intermediate_size" as `mlp_ratio` is a width.
+      values: of a key, what values of theirs are called here.
+      defaults: of the library's configuration class, where the file leaves a key out.
       settled: keys of it that may have but one value here.
     """
 
@@ -58,15 +67,20 @@ class Dialect:
     modules: Sequence[tuple[str, str]] = ()
     prefixes: tuple[str, ...] = ()
     joined: Sequence[tuple[str, tuple[str, ...]]] = ()
+    split: Sequence[tuple[str, tuple[tuple[str, int], ...]]] = ()
     positions: str = ""
     is_flax: bool = False
     stack: str = ""
     beside: tuple[str, ...] = ()
+    empty: Mapping[str, tuple[int | str, ...]] = dataclasses.field(default_factory=dict)
     is_written: bool = True
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     model_type: str = ""
     architecture: str = ""
+    section: str = ""
     config: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    values: Mapping[str, Mapping[Any, Any]] = dataclasses.field(default_factory=dict)
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     settled: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 

@@ -11,22 +11,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
 
-from vit_jax.layers.block import Block
-from vit_jax.layers.checks import check_bool, check_choice, check_int, check_number, to_pair
+from vit_jax.layers.checks import check_bool, check_choice, check_int, check_number
 from vit_jax.layers.dropout import Dropout
-from vit_jax.layers.initializers import normal, trunc_normal, zeros
 from vit_jax.layers.mlp import Mlp, SwiGlu
 from vit_jax.layers.norm import layer_norm
-from vit_jax.layers.patch_embed import PatchEmbed
-from vit_jax.layers.position_resize import METHODS, resize_matrix
-from vit_jax.layers.stack import stack_layers
+from vit_jax.layers.position_resize import METHODS
 from vit_jax.layers.variables import Frozen
-from vit_jax.models.adaptable import PatchWeights, PositionTable
-from vit_jax.models.base import Variant, VisionModel
+from vit_jax.models.any_grid import AnyGridModel
+from vit_jax.models.base import Variant
 from vit_jax.models.config import PatchesConfig, Size, checked, optional
 from vit_jax.models.dialect import QKV, Dialect, Name, layer_names
 from vit_jax.models.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
@@ -211,7 +205,7 @@ _DIALECTS = (
 )
 
 
-class Dinov2(VisionModel[Dinov2Config]):
+class Dinov2(AnyGridModel[Dinov2Config]):
     """A Vision Transformer whose positions are resized to the image at every call."""
 
     design = "dinov2"
@@ -222,110 +216,31 @@ class Dinov2(VisionModel[Dinov2Config]):
     layers_name = "blocks"
     position_name = "pos_embed"
     token_names = ("pos_embed", "cls_token", "register_tokens", "mask_token")
-    takes_any_size = True
     dialects = _DIALECTS
     torch_names = ((r"^reg_token$", "register_tokens"),)
 
     def __init__(self, config: Dinov2Config, *, rngs: nnx.Rngs):
         super().__init__(config)
         embed_dim, types = config.embed_dim, self.types
-        init: dict[str, Any] = {"kernel_init": trunc_normal(0.02), "bias_init": zeros}
-
-        def token(count: int, std: float) -> nnx.Param:
-            return nnx.Param(normal(std)(rngs.params(), (1, count, embed_dim), self.param_dtype))
-
-        self.patch_embed = PatchEmbed(
-            self.img_size,
-            to_pair("patch_size", config.patch_size),
-            config.in_chans,
-            embed_dim,
-            patchify=config.patchify,
-            **types,
-            rngs=rngs,
-        )
-        self.cls_token = token(1, 1e-6)
-        self.reg_token = token(config.reg_tokens, 1e-6) if config.reg_tokens else None
+        self.patch_embed = self.build_patches(rngs)
+        self.cls_token = self.token(1, 1e-6, rngs)
+        self.reg_token = self.token(config.reg_tokens, 1e-6, rngs) if config.reg_tokens else None
         self.mask_token = (
             Frozen(jnp.zeros((1, embed_dim), self.param_dtype)) if config.mask_token else None
         )
         self.prefix_tokens = ("class", *["register"] * config.reg_tokens)
-        self.pos_embed = token(self.patch_embed.num_patches + 1, 0.02)
-        self.blocks = stack_layers(
-            [
-                Block(
-                    embed_dim,
-                    config.num_heads,
-                    mlp=SwiGlu if config.swiglu else Mlp,
-                    mlp_ratio=config.mlp_ratio,
-                    qkv_bias=config.qkv_bias,
-                    qk_scale=None,
-                    qk_norm=False,
-                    init_values=config.init_values,
-                    norm_eps=config.norm_eps,
-                    drop_rate=config.drop_rate,
-                    attn_drop_rate=config.attn_drop_rate,
-                    **init,
-                    **types,
-                    rngs=rngs,
-                )
-                for _ in range(config.depth)
-            ],
-            scan=config.scan_layers,
+        self.pos_embed = self.token(self.patch_embed.num_patches + 1, 0.02, rngs)
+        self.blocks = self.build_blocks(
+            rngs,
+            mlp=SwiGlu if config.swiglu else Mlp,
+            mlp_ratio=config.mlp_ratio,
+            qkv_bias=config.qkv_bias,
+            init_values=config.init_values,
         )
         self.norm = layer_norm(embed_dim, config.norm_eps, **types, rngs=rngs)
         self.num_features = embed_dim * (2 if config.global_pool == "token_avg" else 1)
         self.head_drop = Dropout(config.head_drop_rate)
         self.build_head(rngs)
-
-    def build_head(self, rngs: nnx.Rngs) -> None:
-        """Sets the head; none for 0 classes."""
-        self.head = nnx.data(
-            nnx.Linear(
-                self.num_features,
-                self.num_classes,
-                kernel_init=trunc_normal(0.02),
-                **self.types,
-                rngs=rngs,
-            )
-            if self.num_classes
-            else None
-        )
-
-    def wanted_shape(self) -> str:
-        """The shape of its images, in words."""
-        return f"(batch, height, width, {self.in_chans})"
-
-    def check_size(self, height: int, width: int) -> None:
-        """Raises ValueError unless the image is a whole number of patches."""
-        rows, columns = self.patch_embed.patch_size
-        if height % rows or width % columns or not height or not width:
-            raise ValueError(
-                f"wanted images of a height and width divisible by patch_size, {rows}x{columns}, "
-                f"got {height}x{width} pixels"
-            )
-
-    def token_grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of the patches of images of so many pixels."""
-        self.check_size(height, width)
-        rows, columns = self.patch_embed.patch_size
-        return height // rows, width // columns
-
-    def pixel_filters(self) -> jax.Array:
-        """The projection of the patches: (height, width, C, D)."""
-        return self.patch_embed.proj.kernel[...]
-
-    def patch_positions(self) -> jax.Array:
-        """The learned positions of the patches of `img_size`: (N, D)."""
-        return self.pos_embed[0, 1:]
-
-    def position_table(self) -> PositionTable:
-        """One learned table for the class token and the grid."""
-        return PositionTable(
-            self.position_name,
-            self.pos_embed.shape[1],
-            self.patch_embed.grid_size,
-            method=self.config.position_resize,
-        )
 
     @classmethod
     def fields_told_by(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -339,64 +254,17 @@ class Dinov2(VisionModel[Dinov2Config]):
             told["global_pool"] = "token_avg"
         return told
 
-    def patch_weights(self) -> PatchWeights:
-        """The convolution over the patches."""
-        return PatchWeights("patch_embed.proj.weight", is_resampled=True)
-
     def embed(self, images: jax.Array, rngs: nnx.Rngs | None) -> tuple[jax.Array, jax.Array | None]:
         """Images to the tokens of the first block, and the key of the blocks' dropouts."""
         self.check_images(images)
         patches = self.patch_embed(images.astype(self.dtype))
-        batch, _, dim = patches.shape
-        positions = self._positions(*self.token_grid(*images.shape[1:3]))
-
-        def repeated(token: jax.Array) -> jax.Array:
-            return jnp.broadcast_to(token.astype(self.dtype), (batch, token.shape[1], dim))
-
-        tokens = [repeated(self.cls_token[...]) + positions[:, :1]]
+        positions = self.positions(*self.token_grid(*images.shape[1:3]))
+        tokens = [self.repeated(self.cls_token, images) + positions[:, :1]]
         if self.reg_token is not None:
-            tokens.append(repeated(self.reg_token[...]))
+            tokens.append(self.repeated(self.reg_token, images))
         tokens.append(patches + positions[:, 1:])
         return jnp.concatenate(tokens, axis=1), self.dropout_key(rngs)
-
-    def _positions(self, rows: int, columns: int) -> jax.Array:
-        """The positions of the class token and of a grid of patches: (1, 1 + N, D)."""
-        table, grid = self.pos_embed[...].astype(self.dtype), self.patch_embed.grid_size
-        if (rows, columns) == grid:
-            return table
-        dtype = np.dtype(np.float64 if self.dtype == jnp.float64 else np.float32)
-        down, along = (
-            jnp.asarray(resize_matrix(old, new, self.config.position_resize, dtype), self.dtype)
-            for old, new in zip(grid, (rows, columns), strict=True)
-        )
-        patches = table[0, 1:].reshape(*grid, -1)
-        resized = jnp.einsum("yh,xw,hwd->yxd", down, along, patches, precision="highest")
-        return jnp.concatenate([table[:, :1], resized.reshape(1, rows * columns, -1)], axis=1)
 
     def last_norm(self, tokens: jax.Array) -> jax.Array:
         """The last norm."""
         return self.norm(tokens)
-
-    def forward_head(
-        self,
-        tokens: Float[Array, "batch tokens dim"],
-        pre_logits: bool = False,
-        *,
-        rngs: nnx.Rngs | None = None,
-    ) -> jax.Array:
-        """Tokens of `forward_features` to logits.
-
-        Args:
-          tokens: (B, N, D).
-          pre_logits: stop before the head.
-          rngs: needed in train mode where the head's input is dropped.
-
-        Returns:
-          (B, num_classes); (B, features) with `pre_logits` or without a head.
-        """
-        x = tokens[:, 0]
-        if self.config.global_pool == "token_avg":
-            patches = tokens[:, self.num_prefix_tokens :].mean(axis=1)
-            x = jnp.concatenate([x, patches], axis=-1)
-        x = self.head_drop(x, self.dropout_key(rngs))
-        return x if pre_logits or self.head is None else self.head(x)

@@ -10,15 +10,24 @@ from flax import nnx
 
 from vit_jax.models.base import Variant, VisionModel
 from vit_jax.models.classifier_vit import ViTClassifier
+from vit_jax.models.clip import Clip
 from vit_jax.models.dinov2 import Dinov2
+from vit_jax.models.dinov3 import Dinov3
 from vit_jax.models.encoder_vit import EncoderViT
 from vit_jax.models.modular_vit import ModularViT
+from vit_jax.models.pretrained import PUBLISHED
+from vit_jax.models.siglip import Siglip
+from vit_jax.models.siglip_naflex import SiglipNaflex
 from vit_jax.models.streams import Streams
 from vit_jax.models.t2t_vit import T2TViT, T2TViTGhost, T2TViTSE
 from vit_jax.models.t2t_vit_dense import T2TViTDense
 from vit_jax.models.vit import VisionTransformer
 
 DESIGNS: tuple[type[VisionModel[Any]], ...] = (
+    Clip,  # before `siglip`, whose names are among its own
+    Siglip,
+    SiglipNaflex,
+    Dinov3,
     Dinov2,  # before `vit`, whose names at Hugging Face are among its own
     VisionTransformer,
     T2TViT,
@@ -33,9 +42,15 @@ _NAMES = {name: design for design in DESIGNS for name in design.variants}
 _DESIGNS_BY_NAME = {design.design: design for design in DESIGNS}
 
 
-def list_models(pattern: str = "*") -> list[str]:
-    """Returns the registered names that match a glob, sorted."""
-    return sorted(fnmatch.filter(_NAMES, pattern))
+def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
+    """Returns the registered names that match a glob, sorted.
+
+    Args:
+      pattern: the glob.
+      pretrained: only those of which `vit_jax.models.pretrained` knows published weights.
+    """
+    known = {entry.name for entry in PUBLISHED} if pretrained else _NAMES
+    return sorted(fnmatch.filter(known, pattern))
 
 
 def design_of(name: str) -> type[VisionModel[Any]]:

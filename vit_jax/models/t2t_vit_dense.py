@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
@@ -48,11 +49,11 @@ class DenseBlock(Block):
     def __call__(
         self,
         x: Float[Array, "batch tokens dim"],
-        *,
+        *context: jax.Array,
         drop_path_rate: float | Float[Array, ""] = 0.0,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch tokens grown"]:
-        new = super().__call__(x, drop_path_rate=drop_path_rate, key=key)
+        new = super().__call__(x, *context, drop_path_rate=drop_path_rate, key=key)
         return jnp.concatenate([x, self.dense_linear(new)], axis=-1)
 
 

@@ -6,8 +6,11 @@ written by `write_golden` and read by `read_golden`.
 """
 
 from vit_jax.parity.compare import assert_parity, compare
+from vit_jax.parity.equinox import from_equinox
 from vit_jax.parity.golden import read_golden
 from vit_jax.parity.golden_writer import write_golden
+from vit_jax.parity.inputs import Untouched
+from vit_jax.parity.linen import from_linen
 from vit_jax.parity.result import Diagnosis, Report, Row
 from vit_jax.parity.sides import JaxFunction
 from vit_jax.parity.values import OptimizerSpec, Reference
@@ -19,8 +22,11 @@ __all__ = [
     "Reference",
     "Report",
     "Row",
+    "Untouched",
     "assert_parity",
     "compare",
+    "from_equinox",
+    "from_linen",
     "read_golden",
     "write_golden",
 ]

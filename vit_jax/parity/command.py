@@ -1,5 +1,6 @@
-"""`vit-jax parity`: a registered model beside a PyTorch module, or beside a golden file."""
+"""`vit-jax parity`: a model beside a PyTorch module, or beside a golden file."""
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -9,8 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from rich.console import Console
 
 from vit_jax.models.base import VisionModel
@@ -19,13 +22,20 @@ from vit_jax.parity.compare import compare
 from vit_jax.parity.golden import golden_model, read_golden
 from vit_jax.parity.render import print_report, to_json, write_html
 from vit_jax.parity.result import Report
-from vit_jax.parity.torch_module import blaming_the_module, make_module
+from vit_jax.parity.sides import JaxFunction
+from vit_jax.parity.torch_module import (
+    blaming_the_module,
+    blaming_the_port,
+    make_module,
+    make_object,
+)
 from vit_jax.parity.torch_trace import float_state_dict
 from vit_jax.parity.values import OptimizerSpec, Reference
 from vit_jax.storage import read_bytes
 from vit_jax.weights.dialects import to_own
 from vit_jax.weights.formats import Weights
 from vit_jax.weights.load import load_into, read_source, stated_fields
+from vit_jax.weights.state_dict import MisfitError, load_state_dict
 
 _PRECISIONS = {"both": ("float64", "float32"), "float64": ("float64",), "float32": ("float32",)}
 
@@ -35,7 +45,8 @@ class Request:
     """What the command line asks for.
 
     Attributes:
-      name: a registered model; None: the one that the golden file names.
+      name: a registered model, or MODULE:CALLABLE of a port of one's own; None: the one that the
+        golden file names.
       fields: of its constructor.
       weights: see `load_pretrained`; None: those of the reference.
       reference: a golden file; torch: MODULE:CALLABLE of a module; make_golden: that, and the
@@ -43,6 +54,7 @@ class Request:
       grad: compare gradients; they are also where `steps` or `optimizer` is given.
       steps, optimizer: of training to compare; None: none, or ten steps of AdamW where the other is
         given.
+      inputs: MODULE:CALLABLE of what `compare` takes as inputs.
       images: a .npy file of (B, H, W, C), normalised; None: `batch` images, or two, drawn from a
         standard normal with `seed`.
       precision: "float64", "float32" or "both".
@@ -60,6 +72,7 @@ class Request:
     steps: int | None = None
     optimizer: str | None = None
     images: str | None = None
+    inputs: str | None = None
     batch: int | None = None
     seed: int = 0
     precision: str = "both"
@@ -72,7 +85,7 @@ class Request:
     def __post_init__(self):
         making = self.make_golden is not None
         beside = (
-            ("weights", "images", "grad", "html", "json", "everything")
+            ("weights", "images", "inputs", "grad", "html", "json", "everything")
             if making
             else ("image_shape", "classes")
         )
@@ -84,11 +97,22 @@ class Request:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{_flag(name)}: wanted a number of at least 1, got {value}")
-        given = [name for name in ("images", "batch") if getattr(self, name) is not None]
+        given = [name for name in ("inputs", "images", "batch") if getattr(self, name) is not None]
         if self.reference is not None and given:
             raise ValueError(f"{_flag(given[0])}: a golden file brings its own images")
-        if len(given) == 2:
+        if len(given) >= 2:
+            if given[0] == "inputs":
+                raise ValueError(f"{_flag(given[1])}: --inputs brings its own")
             raise ValueError("--batch: the file of --images says how many there are")
+        if self.is_own and (self.fields or making):
+            raise ValueError(
+                f"{'--make-golden' if making else '--field'}: {self.name} is called as it is"
+            )
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the model is a port of the user's own."""
+        return self.name is not None and ":" in self.name
 
 
 def _flag(name: str) -> str:
@@ -122,6 +146,8 @@ def run(request: Request) -> int:
 
 def _compare(request: Request) -> Report:
     options: dict[str, Any] = {"precisions": _PRECISIONS[request.precision]}
+    if request.is_own:
+        return _compare_own(request, options)
     if request.reference is not None:
         golden = read_golden(request.reference)
         name, model = _model_of_golden(request, request.reference, golden)
@@ -131,7 +157,9 @@ def _compare(request: Request) -> Report:
         return dataclasses.replace(report, model=name, reference=request.reference)
     assert request.torch is not None
     if request.name is None:
-        raise ValueError("--torch: wanted the NAME of a registered model beside it")
+        raise ValueError(
+            "--torch: wanted the NAME of a registered model beside it, or MODULE:CALLABLE"
+        )
     module = make_module(request.torch, request.seed)
     if request.weights is None:
         weights = Weights(to_own(float_state_dict(module))[0])
@@ -144,6 +172,57 @@ def _compare(request: Request) -> Report:
     with blaming_the_module(request.torch):
         report = compare(model, module, _images(request, model), **options)
     return dataclasses.replace(report, model=request.name, reference=request.torch)
+
+
+def _compare_own(request: Request, options: dict[str, Any]) -> Report:
+    """A port of the user's own, with the reference's weights, or those of a file."""
+    assert request.name is not None
+    kinds = (nnx.Module, JaxFunction)
+    wanted = "an nnx.Module, what from_linen or from_equinox gives, or a JaxFunction"
+    model = make_object(request.name, kinds, wanted)
+    reference: Any
+    if request.reference is not None:
+        reference = read_golden(request.reference)
+        weights, source = dict(reference.weights), request.reference
+        options["optimizer"] = _optimizer_of_golden(request, request.reference, reference)
+    else:
+        assert request.torch is not None
+        reference = make_module(request.torch, request.seed)
+        weights, source = dict(reference.state_dict()), request.torch
+        options["optimizer"] = _optimizer(request)
+        options["inputs"] = _own_inputs(request, model)
+    if request.weights is not None:
+        weights, source = dict(read_source(request.weights, None).arrays), request.weights
+    if isinstance(model, JaxFunction):
+        same = {n: weights[n] for n in model.params if n in weights}
+        model = dataclasses.replace(model, params={**model.params, **same})
+    elif weights:
+        try:
+            load_state_dict(model, weights)
+        except MisfitError as error:
+            some = "; ".join(error.problems[:4]) + ("; ..." if error.problems[4:] else "")
+            raise ValueError(f"{source!r} does not fit {request.name!r}: {some}") from error
+        model.eval()
+    options["grad"] = request.grad or options["optimizer"] is not None
+    blamed = contextlib.nullcontext()
+    if request.torch is not None:
+        blamed = blaming_the_module(request.torch)
+    with blaming_the_port(request.name), blamed:
+        report = compare(model, reference, **options)
+    return dataclasses.replace(
+        report, model=request.name, reference=request.reference or request.torch
+    )
+
+
+def _own_inputs(request: Request, model: Any) -> Any:
+    if request.inputs is not None:
+        kinds = (np.ndarray, jax.Array, tuple, Mapping)
+        return make_object(request.inputs, kinds, "an array, a tuple or a mapping of them")
+    if request.images is not None:
+        return _read_array(request.images)
+    if isinstance(model, VisionModel):
+        return None
+    raise ValueError("--inputs: wanted MODULE:CALLABLE of what both models are given, or --images")
 
 
 def _model_of_golden(request: Request, path: str, golden: Reference) -> tuple[str, VisionModel]:
@@ -205,6 +284,9 @@ def _optimizer_of_golden(request: Request, path: str, golden: Reference) -> Opti
 
 def _images(request: Request, model: VisionModel) -> np.ndarray:
     """Images (B, H, W, C) in float64, of values that float32 has too."""
+    if request.inputs is not None:
+        kinds = (np.ndarray, jax.Array)
+        return np.asarray(make_object(request.inputs, kinds, "an array"))
     if request.images is None:
         assert request.name is not None
         fields = {**model_fields(request.name), **request.fields}
@@ -213,10 +295,7 @@ def _images(request: Request, model: VisionModel) -> np.ndarray:
         shape = (batch, *model.img_size, model.in_chans)
         drawn = np.random.default_rng(request.seed).normal(size=shape)
         return drawn.astype(np.float32).astype(np.float64)
-    try:
-        images = np.load(io.BytesIO(read_bytes(Path(request.images))), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"--images: {request.images!r} cannot be read: {error}") from error
+    images = _read_array(request.images)
     if not isinstance(images, np.ndarray) or images.ndim != 4:
         got = list(images.shape) if isinstance(images, np.ndarray) else "an archive"
         raise ValueError(f"--images: wanted a .npy file of (B, H, W, C), got {got}")
@@ -228,6 +307,13 @@ def _images(request: Request, model: VisionModel) -> np.ndarray:
             "channels come last"
         )
     return images.astype(np.float64)
+
+
+def _read_array(file: str) -> Any:
+    try:
+        return np.load(io.BytesIO(read_bytes(Path(file))), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"--images: {file!r} cannot be read: {error}") from error
 
 
 def _make_golden(request: Request, spec: str, out: str) -> None:

@@ -1,7 +1,8 @@
 """Compares a JAX model with a PyTorch one: values, gradients, training."""
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from flax import nnx
 from vit_jax.models.base import VisionModel
 from vit_jax.parity.diagnose import diagnose as find_fault
 from vit_jax.parity.golden import read_golden
-from vit_jax.parity.result import Report, Row
+from vit_jax.parity.modes import by_path, without_dropout
+from vit_jax.parity.optimizer_faults import settle_harmless
+from vit_jax.parity.ported import PortedModel
+from vit_jax.parity.result import Diagnosis, Report, Row
 from vit_jax.parity.run import Comparison, in_order
 from vit_jax.parity.sides import (
     FunctionSide,
@@ -22,17 +26,21 @@ from vit_jax.parity.sides import (
     ModelSide,
     Side,
 )
-from vit_jax.parity.torch_trace import Names, trace_torch
+from vit_jax.parity.torch_trace import Losses, Names, trace_torch
 from vit_jax.parity.values import OptimizerSpec, Reference
+from vit_jax.parity.wide_run import compare_wide
 
 _PRECISIONS = ("float64", "float32")
+_MODES = ("eval", "train")
 
 
 def compare(
     model: nnx.Module | JaxFunction,
     reference: Any,
-    images: np.ndarray | None = None,
+    inputs: Any = None,
     *,
+    images: np.ndarray | None = None,
+    loss: Losses | None = None,
     labels: Sequence[int] | np.ndarray | None = None,
     names: Names | None = None,
     grad: bool = True,
@@ -40,6 +48,7 @@ def compare(
     transformation: optax.GradientTransformation | None = None,
     precisions: Sequence[str] = _PRECISIONS,
     diagnose: bool = True,
+    mode: str = "eval",
 ) -> Report:
     """Compares stage by stage: weights, values, gradients, and steps of training.
 
@@ -47,14 +56,23 @@ def compare(
     what it drops. It is copied to float64, and to float32, and not changed. Nothing of JAX's
     configuration is changed either: matmuls run at the highest precision.
 
+    In float64 casts to narrower types inside of either side are left out, so that nothing is
+    rounded there; notes say where they stand.
+
     Args:
-      model: an NNX module whose arrays are named by the rule of `vit_jax.state_dict`, or a
-        `JaxFunction`.
-      reference: a `torch.nn.Module`, which is copied and run in eval mode; the path of a golden
-        file; or a `Reference`.
-      images: (B, H, W, C), floating point, for a torch module; what is not of rank 4 is given to
-        both as it is, and so are whole numbers, such as ids of tokens (B, N). Default: two normal
-        random images of a registered model's size.
+      model: an NNX module whose arrays are named by the rule of `vit_jax.state_dict`, what
+        `from_linen` or `from_equinox` gives, or a `JaxFunction`.
+      reference: a `torch.nn.Module`, which is copied and run in eval mode, see `mode`; the path of
+        a golden file; or a `Reference`.
+      inputs: images (B, H, W, C), floating point, for a torch module; what is not of rank 4 is
+        given to both as it is, and so are whole numbers, such as ids of tokens (B, N). A tuple of
+        arrays, a mapping of keywords, or a tuple that ends with one: several inputs, by the same
+        rule, booleans and what is no array among them; `Untouched(array)` of rank 4 is no image.
+        Each array of floats has its gradient compared. Default: two normal random images of a
+        registered model's size.
+      images: another name of `inputs`.
+      loss: (ours, theirs), functions of the output that return a scalar: of JAX's and of PyTorch's.
+        Masks and further arguments are theirs to bring.
       labels: (B,) classes for the loss; default as the golden files. Where the output is not
         (B, classes) the loss is its mean weighted by random numbers. Of an output of several arrays
         all are compared, by key, field or position; the loss is that of `logits` or
@@ -66,8 +84,13 @@ def compare(
       optimizer: compare so many steps of this optimizer; a golden file holds its own, and
         `read_golden(path).optimizer` is the only one that it can be compared with.
       transformation: your own optimizer in the place of PyTorch's, to be compared with it.
-      precisions: of the model: "float64", "float32".
-      diagnose: search for the fault where something departs in float64.
+      precisions: of the model: "float64", "float32". With "float32" alone the module need not run
+        in float64.
+      diagnose: search for the fault where something departs, in float64.
+      mode: "eval"; or "train": both sides as they stand in train mode, without dropout, which draws
+        other random numbers on each side. Batch normalisation takes the statistics of the batch,
+        gradients go through them, and the running statistics are compared after one run and, with
+        an optimizer, after the runs of all steps and of the last loss.
 
     Returns:
       The report.
@@ -83,31 +106,110 @@ def compare(
             "model: wanted a flax.nnx.Module or a vit_jax.parity.JaxFunction, got "
             f"{type(model).__name__}"
         )
-    reference = _as_reference(model, reference, images, labels, names, grad, optimizer)
+    if inputs is not None and images is not None:
+        raise ValueError("images: another name of inputs, which were given too")
+    images = images if inputs is None else inputs
+    if mode not in _MODES:
+        raise ValueError(f"mode: wanted one of {', '.join(_MODES)}, got {mode!r}")
+    is_alone = "float64" not in precisions
+    settings: dict[str, Any] = {"train": mode == "train", "float32_alone": is_alone, "loss": loss}
+    reference = _as_reference(model, reference, images, labels, names, grad, optimizer, settings)
     rows: list[Row] = []
     notes: list[str] = []
+    if reference.is_float32:
+        notes.append(
+            f"the reference runs in float32 alone ({reference.refusal}): faults below its float32 "
+            "error, which is estimated by moving weights and images by their last digit, go unseen"
+        )
+    if reference.is_train:
+        model, dropped = _in_train_mode(model, reference)
+        if dropped:
+            notes.append(
+                "without dropout on both sides, which draw other random numbers: "
+                f"{', '.join(dropped[:6])}{', ...' if dropped[6:] else ''}"
+            )
     stage, where, diagnosis = None, "", None
     for precision in sorted(set(precisions), reverse=True):
-        is_wide = precision == "float64"
-        with jax.enable_x64(is_wide), jax.default_matmul_precision("highest"):
-            dtype = jnp.dtype(precision)
-            side: Side = (
-                FunctionSide(model, dtype, reference.outputs)
-                if isinstance(model, JaxFunction)
-                else ModelSide(model, dtype, reference.outputs)
-            )
-            run = Comparison(side, reference, precision, grad, optimizer, transformation)
-            run.compare()
+        with _context(precision):
+            run = _compared(model, reference, precision, grad, optimizer, transformation)
+            if precision == "float64" or (stage is None and "float64" in precisions):
+                settle_harmless(run)
             rows += run.rows
             notes += [note for note in run.notes if note not in notes]
             if stage is None and run.first is not None:
                 stage, where = run.place()
-                found = find_fault(run) if is_wide and diagnose else None
-                if found is not None:
-                    diagnosis, stage, where = found[0], found[1] or stage, found[2] or where
+            is_wide = precision == "float64"
+            if run.first is not None and diagnose and is_wide and diagnosis is None:
+                diagnosis, stage, where = _explained(run)
+    if is_alone and stage is not None and diagnose:
+        # Faults are looked for in float64 whatever the rows are of.
+        with _context("float64"):
+            run = _compared(model, reference, "float64", grad, optimizer, transformation)
+            notes += [note for note in run.notes if note not in notes]
+            if run.first is not None:
+                diagnosis, stage, where = _explained(run)
     first = next((row for row in in_order(rows) if row.verdict != "noise"), None)
-    title = model.name if isinstance(model, JaxFunction) else type(model).__name__
+    title = model.name if isinstance(model, JaxFunction | PortedModel) else type(model).__name__
     return Report(title, reference.name, tuple(rows), first, stage, where, diagnosis, tuple(notes))
+
+
+def _in_train_mode(
+    model: nnx.Module | JaxFunction, reference: Reference
+) -> tuple[nnx.Module | JaxFunction, list[str]]:
+    """The model without its dropout, and the paths of what drops on either side.
+
+    Raises:
+      ValueError: a batch normalisation is in train mode on one side alone.
+    """
+    if isinstance(model, JaxFunction):
+        return model, list(reference.dropped)
+    model, dropped = without_dropout(model)
+    modules = by_path(model)
+    for path, is_train in reference.batch_norms.items():
+        own = getattr(modules.get(path), "use_running_average", None)
+        if own is not None and own == is_train:
+            kinds = ("eval", "train")
+            raise ValueError(
+                f'mode "train" compares both sides as they stand, and {path} is in '
+                f"{kinds[not own]} mode in the model and in {kinds[is_train]} mode in the "
+                "reference: put both in one mode, by .train() or .eval()"
+            )
+    return model, list(dict.fromkeys((*reference.dropped, *dropped)))
+
+
+@contextlib.contextmanager
+def _context(precision: str) -> Iterator[None]:
+    with jax.enable_x64(precision == "float64"), jax.default_matmul_precision("highest"):
+        yield
+
+
+def _compared(
+    model: nnx.Module | JaxFunction, reference: Reference, precision: str, *settings: Any
+) -> Comparison:
+    dtype = jnp.dtype(precision)
+    side: Side = (
+        FunctionSide(model, dtype, reference.outputs)
+        if isinstance(model, JaxFunction)
+        else ModelSide(model, dtype, reference.outputs)
+    )
+
+    def make(reference: Reference) -> Comparison:
+        return Comparison(side, reference, precision, *settings)
+
+    if precision == "float64":
+        return compare_wide(make, reference)
+    run = make(reference)
+    run.compare()
+    return run
+
+
+def _explained(run: Comparison) -> tuple[Diagnosis | None, str, str]:
+    """Why a comparison in float64 departs, in which module and where in it."""
+    stage, where = run.place()
+    found = find_fault(run)
+    if found is None:
+        return None, stage, where
+    return found[0], stage if found[1] is None else found[1], found[2] or where
 
 
 def assert_parity(
@@ -137,15 +239,26 @@ def assert_parity(
 
 
 def _as_reference(
-    model: nnx.Module | JaxFunction, reference: Any, images, labels, names, grad, optimizer
+    model: nnx.Module | JaxFunction,
+    reference: Any,
+    images,
+    labels,
+    names,
+    grad,
+    optimizer,
+    settings,
 ) -> Reference:
     if isinstance(reference, str | os.PathLike):
         reference = read_golden(Path(reference))
     if isinstance(reference, Reference):
-        if images is not None or labels is not None or names is not None:
+        if any(given is not None for given in (images, labels, names, settings["loss"])):
             raise ValueError(
-                "images, labels and names belong to a reference that is run: this one holds its own"
+                "inputs, labels, names and losses belong to a reference that is run: this one "
+                "holds its own"
             )
+        if settings["train"] != reference.is_train:
+            kind = "train" if reference.is_train else "eval"
+            raise ValueError(f"mode: the reference was run in {kind} mode")
         if optimizer is not None and optimizer != reference.optimizer:
             raise ValueError(
                 f"the reference was trained with {reference.optimizer}, not with {optimizer}"
@@ -157,5 +270,11 @@ def _as_reference(
         shape = (max(2, model.batch_slots), *model.img_size, model.in_chans)
         images = np.random.default_rng(0).standard_normal(shape)
     return trace_torch(
-        reference, images, labels=labels, names=names, grad=grad, optimizer=optimizer
+        reference,
+        images,
+        labels=labels,
+        names=names,
+        grad=grad,
+        optimizer=optimizer,
+        **settings,
     )

@@ -9,9 +9,12 @@ import numpy as np
 
 from vit_jax.inspect.recorder import Event, Replace
 from vit_jax.parity.array_faults import array_fault
+from vit_jax.parity.dissect.dissect import dissect
 from vit_jax.parity.forms import Form, Scene, forms_of
 from vit_jax.parity.forward import Forward, Point, first_bad, last_good
-from vit_jax.parity.optimizers import wrong_steps
+from vit_jax.parity.loss_factor import loss_factor
+from vit_jax.parity.mode_faults import DROPOUT_TEXT, statistics_fault, train_mode_fault
+from vit_jax.parity.optimizer_faults import optimizer_fault
 from vit_jax.parity.repair import Found, outcome_of, output_layout, wrong_gradients
 from vit_jax.parity.result import Diagnosis
 from vit_jax.parity.run import Comparison
@@ -34,17 +37,39 @@ _ROUNDS = 6
 def diagnose(run: Comparison) -> Found | None:
     """Searches for the fault behind the first difference of a run in float64."""
     first = run.first
-    if first is None or not isinstance(run.side, ModelSide):
+    if first is None:
+        return None
+    if first.section in ("backward", "gradients", "losses"):
+        found = loss_factor(run)
+        if found is not None:
+            return found
+    if first.section == "trained" or (first.section == "losses" and first.name != "loss"):
+        return optimizer_fault(run)
+    if first.section in ("forward", "backward", "gradients"):
+        known = _known_form(run) if isinstance(run.side, ModelSide) else None
+        if known is not None and known[0].complete and not _is_vague(known):
+            return known
+        found = dissect(run)
+        if run.reference.live is not None and known is not None and _is_vague(known):
+            return found
+        return found if found is not None and (known is None or found[0].complete) else known
+    if not isinstance(run.side, ModelSide):
         return None
     if first.section == "weights":
         return _weights(run)
-    if first.section == "forward":
-        return _values(run)
-    if first.section in ("backward", "gradients"):
-        return _gradients(run)
-    if first.section == "trained" or first.name != "loss":
-        return _optimizer(run)
+    if first.section == "statistics":
+        return statistics_fault(run)
     return None
+
+
+def _is_vague(found: Found) -> bool:
+    """Whether it knows what the reference computes and not what the model does."""
+    return "ours is something else" in found[0].text
+
+
+def _known_form(run: Comparison) -> Found | None:
+    assert run.first is not None
+    return _values(run) if run.first.section == "forward" else _gradients(run)
 
 
 # ---------------------------------------------------------------------------- weights
@@ -52,7 +77,7 @@ def diagnose(run: Comparison) -> Found | None:
 
 def _weights(run: Comparison) -> Found | None:
     assert isinstance(run.side, ModelSide)
-    own = run.side.weights()
+    own = run.side.weights(run.reference.weights)
     bad = [r.name for r in run.rows if r.section == "weights" and r.verdict != "noise"]
     faults = {name: array_fault(name, own, run.reference.weights) for name in bad}
     fault = faults[bad[0]]
@@ -67,7 +92,7 @@ def _weights(run: Comparison) -> Found | None:
         text += f" (and so {', '.join(also[:5])}{', ...' if also[5:] else ''})"
     unlike = [n for n in bad if n not in also and n != bad[0]]
     complete = complete and not unlike
-    return Diagnosis(fault.name, text, complete), "", ""
+    return Diagnosis(fault.name, text, complete), None, ""
 
 
 # ---------------------------------------------------------------------------- values
@@ -157,15 +182,13 @@ def _values(run: Comparison) -> Found | None:
     points = run.forward.trial()
     keyless = run.forward.trial(keyless=True)
     if _reach(keyless) > bad:
-        text = (
-            "dropout is left on: the model drops values that the reference, in eval mode, keeps; "
-            "call model.eval()"
-        )
         complete = first_bad(keyless) is None and not wrong_gradients(run, keyless=True)
-        return Diagnosis("dropout", text, complete), _dropper(points[:bad]), ""
+        return Diagnosis("dropout", DROPOUT_TEXT, complete), _dropper(points[:bad]) or None, ""
+    in_train_mode = train_mode_fault(run, points, bad)
+    if in_train_mode is not None:
+        return in_train_mode
     if points[bad].stage == "" and points[bad].order is None:
         return output_layout(run, points[bad])
-    narrow = _narrow(run.points[: bad + 1])
     accepted: list[_Trial] = []
     for _ in range(_ROUNDS):
         trial, after = _best_trial(run, points, accepted)
@@ -176,7 +199,7 @@ def _values(run: Comparison) -> Found | None:
         if first_bad(points) is None:
             break
     if not accepted:
-        return narrow
+        return None
     complete, outcome = outcome_of(run, points, _chain(accepted))
     first = accepted[0]
     event = first.at.event
@@ -210,19 +233,6 @@ def _dropper(points: list[Point]) -> str:
         elif not np.array_equal(point.value, entered.get(path, point.value)):
             return path
     return ""
-
-
-def _narrow(points: list[Point]) -> Found | None:
-    """A value that is not in float64 where the model is."""
-    for point in points:
-        is_narrow = point.value.dtype.kind == "f" and point.value.dtype != np.float64
-        if is_narrow and point.event is not None:
-            text = (
-                f"{point.stage or 'the output'} is {point.value.dtype} in a model of float64: "
-                "something computes in a fixed type"
-            )
-            return Diagnosis("fixed_type", text, False), point.event.frame.path, ""
-    return None
 
 
 def _reach(points: list[Point]) -> int:
@@ -346,25 +356,4 @@ def _gradients(run: Comparison) -> Found | None:
                     "derivative is not"
                 )
                 return Diagnosis(f"derivative_of_{form.kind}", text, True), event.frame.path, ""
-    return None
-
-
-# ---------------------------------------------------------------------------- training
-
-
-def _optimizer(run: Comparison) -> Found | None:
-    """A known mistake with the optimizer that gives the model's own numbers."""
-    assert isinstance(run.side, ModelSide)
-    spec = run.reference.optimizer
-    if spec is None or run.trained is None:
-        return None
-    losses, trained = run.trained
-    for name, (text, step) in wrong_steps(spec).items():
-        found, params = run.side.train(run.reference, step)
-        if _is_same(found, losses) and all(
-            np.max(np.abs(params[n] - trained[n]), initial=0) <= 1e-8 * rms(trained[n]) + 1e-10
-            for n in trained
-        ):
-            sentence = f"the model is trained with {text}, the reference with {spec}"
-            return Diagnosis(name.split(" ")[0], sentence, True), "optimizer", ""
     return None

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,7 +35,7 @@ _DRIFT = 1000.0
 def limit_of(expected: Expected, precision: str, typical: float = 0.0) -> float:
     """Up to where a difference is noise; `typical` is the noise over the rms of others like it."""
     if precision == "float64":
-        limit = max(_FLOAT64 * expected.rms, _NOISE_TO_FLOAT64 * expected.noise)
+        limit = max(_FLOAT64 * expected.rms, _NOISE_TO_FLOAT64 * expected.noise) + expected.slack
     else:
         typical = max(typical, float(np.finfo(np.float32).eps))
         limit = _FLOAT32 * max(expected.noise, typical * expected.rms)
@@ -144,21 +145,10 @@ class Forward:
         side = self.side
         if isinstance(side, FunctionSide):
             return self._run_function(side, images, precision)
-        events: list[Event] = []
-
-        @jax.jit
-        def values(images):
-            found = []
-
-            def observe(event: Event, value: jax.Array) -> None:
-                frame = Frame(event.frame.path, event.frame.module, (), None)
-                events.append(dataclasses.replace(event, frame=frame))
-                found.append(value)
-
-            side.forward(images, observe)
-            return found
-
-        arrays = values(images)
+        traced, events = traced_values(side, images)
+        if side.islands.see(traced.jaxpr):
+            traced, events = traced_values(side, images)
+        arrays = traced.lower().compile()(images)
         points = []
         for event, array in zip(events, arrays, strict=True):
             point = self._point(event, np.asarray(array), precision)
@@ -196,6 +186,15 @@ class Forward:
             side.forward(images, observe, replace, keyless=keyless)
         return points
 
+    def against(self, points: Iterable[Point]) -> list[Point]:
+        """The values of another run of the model, compared with this reference."""
+        return [
+            self._compared(p.stage, p.value, "float64", None)
+            if p.event is None
+            else self._point(p.event, p.value, "float64")
+            for p in points
+        ]
+
     def _point(self, event: Event, array: np.ndarray, precision: str) -> Point:
         is_compared = self._drops or not is_dropout(event.module)
         return self._compared(event.stage, array, precision, event, is_compared)
@@ -230,6 +229,24 @@ class Forward:
             for stage in order[low + 1 : high]
             if stage in holders and stage not in ran and not stage.startswith(BEFORE)
         ]
+
+
+def traced_values(side: ModelSide, images: jax.Array) -> tuple[Any, list[Event]]:
+    """The model with every value as an output, traced; and the events of these."""
+    events: list[Event] = []
+
+    def values(images):
+        found = []
+
+        def observe(event: Event, value: jax.Array) -> None:
+            frame = Frame(event.frame.path, event.frame.module, (), None)
+            events.append(dataclasses.replace(event, frame=frame))
+            found.append(value)
+
+        side.forward(images, observe)
+        return found
+
+    return jax.jit(values).trace(images), events
 
 
 def is_output(stage: str) -> bool:

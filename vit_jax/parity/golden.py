@@ -35,7 +35,9 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "activations": dict,
     "noise_f32_vs_f64": dict,
 }
-OPTIMIZERS = {"AdamW": "adamw", "SGD": "sgd"}
+OPTIMIZERS = {"AdamW": "adamw", "Adam": "adam", "SGD": "sgd", "RMSprop": "rmsprop"}
+# Of the trajectory, written only where they are used.
+OPTIMIZER_EXTRAS = ("nesterov", "dampening", "clip_norm", "clip_value", "groups")
 # The loss of an output that is no (B, classes): no labels, and this in place of "cross entropy".
 DIRECTION_LOSS = (
     "mean of output times direction, numpy's default_rng(0).standard_normal of its shape, eval mode"
@@ -72,7 +74,7 @@ def read_golden(path: str | os.PathLike, images: np.ndarray | None = None) -> Re
     if images is not None:
         given = np.asarray(images)
         given = given.transpose(0, 3, 1, 2) if given.ndim == 4 else given
-        if not np.array_equal(given, reference.images):
+        if not np.array_equal(given, np.asarray(reference.images)):
             raise ValueError(
                 f"{str(golden.path)!r} answers for images of its own: leave yours out, or pass "
                 "its own (`Reference.images`, channels last)"
@@ -282,15 +284,18 @@ def _by_parameter(
 
 def _optimizer(stated: Mapping[str, Any]) -> OptimizerSpec:
     if stated["optimizer"] not in OPTIMIZERS:
+        *names, last = OPTIMIZERS
         raise ValueError(
-            f"wanted the optimizer {' or '.join(OPTIMIZERS)}, got {stated['optimizer']!r}"
+            f"wanted the optimizer {', '.join(names)} or {last}, got {stated['optimizer']!r}"
         )
     first, second = stated["betas"]
+    rate = stated["lr"]
     return OptimizerSpec(
         name=OPTIMIZERS[stated["optimizer"]],
         steps=int(stated["steps"]),
-        learning_rate=float(stated["lr"]),
+        learning_rate=tuple(map(float, rate)) if isinstance(rate, list) else float(rate),
         weight_decay=float(stated["weight_decay"]),
         betas=(float(first), float(second)),
         eps=float(stated["eps"]),
+        **{name: stated[name] for name in OPTIMIZER_EXTRAS if name in stated},
     )

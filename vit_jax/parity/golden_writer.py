@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vit_jax.inspect.stages import BEFORE, path_of, split_stage
-from vit_jax.parity.golden import DIRECTION_LOSS, OPTIMIZERS, check_no_other_file, golden_paths
+from vit_jax.parity.golden import (
+    DIRECTION_LOSS,
+    OPTIMIZER_EXTRAS,
+    OPTIMIZERS,
+    check_no_other_file,
+    golden_paths,
+)
 from vit_jax.parity.golden_weights import digest, make_input, make_param
 from vit_jax.parity.sampled import corner, first8, norm
 from vit_jax.parity.torch_run import Arrays, TorchRun, import_torch, run_torch, to_numpy
@@ -251,16 +257,25 @@ def _arrays(run: TorchRun, narrow: TorchRun, stored: Arrays, trainable: Sequence
 
 def _trajectory(optimizer: OptimizerSpec) -> dict[str, Any]:
     names = {ours: theirs for theirs, ours in OPTIMIZERS.items()}
+    defaults = OptimizerSpec()
+    extras = {
+        name: value
+        for name in OPTIMIZER_EXTRAS
+        if (value := getattr(optimizer, name)) != getattr(defaults, name)
+    }
+    rate = optimizer.learning_rate
     return {
         "optimizer": names[optimizer.name],
-        "lr": optimizer.learning_rate,
+        "lr": list(rate) if isinstance(rate, tuple) else rate,
         "betas": list(optimizer.betas),
         "eps": optimizer.eps,
         "weight_decay": optimizer.weight_decay,
-        "decay_on": "every trainable parameter with a gradient",
+        "decay_on": "every trainable parameter with a gradient"
+        + (", but as its group says" if optimizer.groups else ""),
         "steps": optimizer.steps,
         "traj_loss": f"{optimizer.steps + 1} values: loss before each of {optimizer.steps} "
         "updates, then after the last",
+        **extras,
     }
 
 

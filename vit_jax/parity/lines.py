@@ -14,6 +14,7 @@ from vit_jax.parity.result import Report, Row, Section, Verdict
 SECTIONS: tuple[Section, ...] = (
     "weights",
     "forward",
+    "statistics",
     "backward",
     "gradients",
     "losses",
@@ -23,6 +24,7 @@ SECTIONS: tuple[Section, ...] = (
 KINDS: dict[Section, tuple[str, str]] = {
     "weights": ("array", "arrays, before anything is run"),
     "forward": ("stage", "values of stages, in order"),
+    "statistics": ("array", "running statistics after one pass in train mode"),
     "backward": ("stage", "gradients of the loss by stages"),
     "gradients": ("parameter", "gradients of the loss by parameters"),
     "losses": ("loss", "of these images, and over the optimizer steps"),

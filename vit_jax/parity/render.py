@@ -1,6 +1,7 @@
 """A report as a user sees it: a table in the terminal, a page for the browser, or JSON."""
 
 import dataclasses
+import io
 import math
 import os
 from collections.abc import Iterable
@@ -47,7 +48,7 @@ LEGEND = (
 
 
 def print_report(report: Report, console: Console, *, everything: bool = False) -> None:
-    """Prints tables of the sections, the verdict, the diagnosis and the notes.
+    """Prints the verdict, the diagnosis and the notes, and then tables of the sections.
 
     Args:
       report: of `vit_jax.parity.compare`.
@@ -56,12 +57,6 @@ def print_report(report: Report, console: Console, *, everything: bool = False) 
       everything: all lines; False folds the stages of a long model to its parts, unfolded around
         the first departing stage, and shows of the other sections the worst and what is not noise.
     """
-    for section in SECTIONS:
-        lines = lines_of(report, section)
-        if lines:
-            _print_section(report, section, lines, console, everything)
-    console.print(Text(LEGEND, "dim"))
-    console.print()
     console.print(Text(verdict_text(report), "green" if report.ok else "bold red"))
     if report.diagnosis is not None:
         console.print(Text(f"Diagnosis: {diagnosis_text(report)}", "bold"))
@@ -69,6 +64,20 @@ def print_report(report: Report, console: Console, *, everything: bool = False) 
         console.print(Text("Diagnosis: no known fault explains the difference."))
     for note in report.notes:
         console.print(Text(f"note: {note}"))
+    console.print()
+    for section in SECTIONS:
+        lines = lines_of(report, section)
+        if lines:
+            _print_section(report, section, lines, console, everything)
+    if report.rows:
+        console.print(Text(LEGEND, "dim"))
+
+
+def report_text(report: Report, *, full: bool = False, width: int = 100) -> str:
+    """What `print_report` prints, as plain text."""
+    file = io.StringIO()
+    print_report(report, Console(file=file, width=width, color_system=None), everything=full)
+    return file.getvalue()
 
 
 def _print_section(

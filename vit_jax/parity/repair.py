@@ -9,8 +9,9 @@ from vit_jax.parity.result import Diagnosis
 from vit_jax.parity.run import Comparison
 from vit_jax.parity.sides import ModelSide
 
-# A diagnosis; the module where the fault stands and the place in words, "" where not known better.
-Found = tuple[Diagnosis, str, str]
+# A diagnosis; the module where the fault stands, None, and the place in words, "", where the rows
+# know it as well.
+Found = tuple[Diagnosis, str | None, str]
 
 
 def wrong_gradients(
@@ -67,5 +68,9 @@ def output_layout(run: Comparison, point: Point) -> Found | None:
         points = run.forward.trial(replace)
         if points[-1].is_good:
             complete, outcome = outcome_of(run, points, replace)
-            return Diagnosis("layout", f"the model's output is {text}; {outcome}", complete), "", ""
+            return (
+                Diagnosis("layout", f"the model's output is {text}; {outcome}", complete),
+                None,
+                "",
+            )
     return None

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 Verdict = Literal["noise", "drift", "departs"]
-Section = Literal["weights", "forward", "backward", "gradients", "losses", "trained"]
+Section = Literal["weights", "forward", "statistics", "backward", "gradients", "losses", "trained"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,7 +12,8 @@ class Row:
     """One comparison.
 
     Attributes:
-      section: "weights" (before anything is run), "forward" (values of stages), "backward"
+      section: "weights" (before anything is run), "forward" (values of stages),
+        "statistics" (running statistics after one run in train mode), "backward"
         (gradients of the loss by values of stages and by the input), "gradients" (by parameters),
         "losses" (over the optimizer steps), "trained" (parameters after them).
       precision: "float64" or "float32", of the model.
@@ -80,6 +81,16 @@ class Report:
     def ok(self) -> bool:
         """Whether every difference is noise."""
         return self.first is None
+
+    def text(self, *, full: bool = False) -> str:
+        """The report as `vit-jax parity` prints it: the verdict, the diagnosis, and the rows.
+
+        Args:
+          full: all rows; False leaves out those of a long model that say nothing.
+        """
+        from vit_jax.parity.render import report_text  # which is made of reports
+
+        return report_text(self, full=full)
 
     def worst(self, section: Section, precision: str = "float64") -> Row | None:
         """The row of a section that is furthest from its limit, or nearest to it."""

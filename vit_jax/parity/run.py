@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping
-from typing import get_args
+from typing import Any, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,13 +15,13 @@ from vit_jax.parity.forward import (
     Forward,
     first_bad,
     is_output,
+    limit_of,
     make_row,
     place_of,
     typical_noise,
     weights_rows,
 )
 from vit_jax.parity.layouts import error_of
-from vit_jax.parity.optimizers import optax_step
 from vit_jax.parity.result import Row, Section
 from vit_jax.parity.sides import (
     FunctionSide,
@@ -56,6 +56,10 @@ def module_of(name: str) -> str:
     return name.rpartition(".")[0] or name
 
 
+def _is_input(name: str) -> bool:
+    return name == "images" or name.startswith("input ")
+
+
 def _calls(stages: Iterable[str]) -> collections.Counter[str]:
     """How often each module was entered and left; the model itself was not entered by a module."""
     parts = map(split_stage, stages)
@@ -88,6 +92,8 @@ class Comparison:
             "gradients": typical_noise(reference.gradients.values()),
         }
         self.trained: tuple[np.ndarray, dict[str, np.ndarray]] | None = None
+        self.statistics: dict[str, np.ndarray] = {}
+        self.solution: Any = None  # see `optimizer_faults`
         if grad and reference.loss is None:
             self.notes.append("the reference holds no gradients")
 
@@ -98,7 +104,7 @@ class Comparison:
     def compare(self) -> None:
         is_wide = self.precision == "float64"
         if is_wide:
-            rows, notes = weights_rows(self.side.weights(), self.reference)
+            rows, notes = weights_rows(self.side.weights(self.reference.weights), self.reference)
             self.rows += rows
             self.notes += notes
         self.points = self.forward.run(self.precision)
@@ -119,16 +125,39 @@ class Comparison:
                 "another shape or are not finite"
             )
             return
+        if self.reference.statistics:
+            self._compare_statistics()
         if self.grad:
             self.gradients = self._differentiate()
             self.rows += self.gradient_rows(self.gradients)
         if self.optimizer is not None:
-            step = None if self.transformation is None else optax_step(self.transformation)
-            self.trained = self.side.train(self.reference, step)
+            self.trained = self.side.train(self.reference, self.transformation)
             self.rows += self.training_rows(*self.trained)
+
+    def _compare_statistics(self) -> None:
+        if isinstance(self.side, ModelSide):
+            images = as_model_images(self.reference, self.side.dtype)
+            self.statistics = self.side.statistics(images)
+        for name, expected in self.reference.statistics.items():
+            if name in self.statistics:
+                self.rows.append(self._row("statistics", name, self.statistics[name], expected))
+        missing = [name for name in self.reference.statistics if name not in self.statistics]
+        if missing and self.precision == "float64":
+            self.notes.append(
+                f"running statistics that the reference alone has: {', '.join(missing[:6])}"
+                + (f" and {len(missing) - 6} more" if missing[6:] else "")
+            )
 
     def _note_unmatched(self) -> None:
         ran = {point.stage for point in self.points if point.row is not None}
+        alone = [s for s in self.reference.later if s not in ran and not s.startswith(BEFORE)]
+        if alone:
+            raise ValueError(
+                "by `names` several modules are one, and the model calls it less often: "
+                + ", ".join(f"{self.reference.later[s]} is {path_of(s)} too" for s in alone)
+            )
+        if self.precision == "float64":
+            self._note_calls(ran)
         holders = {name.rpartition(".")[0] for name in self.reference.weights}
         modules = {path_of(s) for s in self.forward.expected if s in holders}
         matched = {path_of(s) for s in ran if not s.startswith(BEFORE)}
@@ -146,6 +175,18 @@ class Comparison:
                 "modules of the reference without a value of the model to compare: "
                 f"{', '.join(missing[:6])}{more}"
             )
+
+    def _note_calls(self, ran: set[str]) -> None:
+        """Of modules that one side calls more often, the calls that are compared with nothing."""
+        paths = {path_of(stage) for stage in ran if not stage.startswith(BEFORE)}
+        for whose, stages in (
+            ("the reference", set(self.forward.expected)),
+            ("the model", {point.stage for point in self.points}),
+        ):
+            further = (s for s in stages - ran if not s.startswith(BEFORE) and not is_output(s))
+            calls = sorted(s for s in further if split_stage(s).call and path_of(s) in paths)
+            if calls:
+                self.notes.append(f"further calls that {whose} alone has: {', '.join(calls)}")
 
     def _see_answer(self) -> None:
         """Notes another shape; puts the loss's direction in the layout of the model's answer."""
@@ -184,6 +225,10 @@ class Comparison:
         modules = {point.stage: point.event and point.event.module for point in self.points}
         if reference.image_gradient is not None and gradients.image is not None:
             rows.append(self._row("backward", "images", gradients.image, reference.image_gradient))
+        for name, expected in reference.input_gradients.items():
+            if name in gradients.inputs:
+                row = self._row("backward", f"input {name}", gradients.inputs[name], expected)
+                rows.append(row)
         for stage, value in gradients.stages.items():
             expected = reference.stage_gradients[stage]
             error = error_of(value, expected, modules.get(stage))
@@ -205,7 +250,7 @@ class Comparison:
         for name, expected in reference.trained.items():
             if name in trained and name not in reference.untrained:
                 rows.append(
-                    self._row("trained", name, trained[name], expected, self._amplified(name))
+                    self._row("trained", name, trained[name], expected, self.amplified(name))
                 )
         return rows
 
@@ -214,7 +259,12 @@ class Comparison:
         if not isinstance(expected, Whole) or losses.shape != expected.shape:
             return [self._row("losses", "losses over the steps", losses, expected)]
         return [
-            self._row("losses", f"loss after {step} steps", loss, Whole(want, expected.noise))
+            self._row(
+                "losses",
+                f"loss after {step} steps",
+                loss,
+                Whole(want, expected.noise, expected.slack),
+            )
             for step, (loss, want) in enumerate(zip(losses, expected.array, strict=True))
         ]
 
@@ -236,24 +286,26 @@ class Comparison:
             typical=self._typical.get(section, 0.0),
         )
 
-    def _amplified(self, name: str) -> float:
+    def amplified(self, name: str) -> float:
         """How far AdamW may carry a parameter whose exact gradient is zero.
 
-        What arrives there is rounding, about 1e-16 of the gradients' size, and AdamW divides it by
-        its own size plus epsilon: the key biases of a softmax attention move so.
+        What arrives there is rounding, about 1e-16 of the gradients' size or what it is in the
+        reference, and AdamW divides it by its own size plus epsilon: the key biases of a softmax
+        attention move so, and the biases before a batch normalisation.
         """
         optimizer = self.optimizer
-        if optimizer is None or optimizer.name != "adamw" or not self.grad:
+        if optimizer is None or not np.isfinite(optimizer.reach) or not self.grad:
             return 0.0
         every = self.gradients.parameters
+        if name not in every:  # running statistics follow the parameters before them
+            return max(map(self.amplified, every), default=0.0)
         size = np.sqrt(np.mean([rms(array) ** 2 for array in every.values()]))
         ulp = np.finfo(np.float64 if self.precision == "float64" else np.float32).eps
+        rounding = 10 * ulp * size
+        if name in self.reference.gradients:
+            rounding = max(rounding, limit_of(self.reference.gradients[name], self.precision))
         own = np.abs(every[name].astype(np.float64))
-        return float(
-            optimizer.learning_rate
-            * optimizer.steps
-            * np.max(np.minimum(1.0, 10 * ulp * size / (own + optimizer.eps)))
-        )
+        return float(optimizer.reach * np.max(np.minimum(1.0, rounding / (own + optimizer.eps))))
 
     def place(self) -> tuple[str, str]:
         """The module where the fault stands, and the place in words."""
@@ -266,9 +318,12 @@ class Comparison:
             if bad is None:  # as it stands, with scans or rematerialisation
                 return "", "in the model with its scan or rematerialisation, not in its plain form"
             return place_of(self.points, bad)
-        if first.section in ("backward", "gradients"):
+        if first.section == "statistics":
+            return module_of(first.name), "in the update of its running statistics"
+        is_loss_wrong = any(row.name == "loss" and row.verdict != "noise" for row in self.rows)
+        if first.section in ("backward", "gradients") and not is_loss_wrong:
             return self._backward_place(first)
-        if first.section == "trained" or first.name != "loss":
+        if not is_loss_wrong and (first.section == "trained" or first.name != "loss"):
             return "optimizer", "in the update of the parameters: the gradients are right"
         return "loss", "in the loss: the outputs are right"
 
@@ -283,10 +338,10 @@ class Comparison:
                 return module, f"in the derivative by {row.name}"
         if not bad:
             return module_of(first.name), f"in the derivative by {first.name}"
-        order = [row.name for row in backward if row.name != "images"]
-        if first.name == "images":
+        order = [row.name for row in backward if not _is_input(row.name)]
+        if _is_input(first.name):
             until = order[0] if order else "the output"
-            return "", f"in the derivative between the images and {until}"
+            return "", f"in the derivative between the {first.name} and {until}"
         until = next((name for name in order[order.index(first.name) + 1 :] if name in good), "")
         pairs = zip(first.name.split("."), until.split("."), strict=False)
         parent = itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)

@@ -37,6 +37,7 @@ class Sampled:
       l2: norm of the whole array.
       mean: of the whole array; None where it is not known.
       noise: largest difference between the reference's own float32 and float64 run.
+      slack: see `values.Expected`.
     """
 
     shape: tuple[int, ...]
@@ -45,6 +46,7 @@ class Sampled:
     l2: float
     mean: float | None
     noise: float
+    slack: float = 0.0
 
     @property
     def rms(self) -> float:

@@ -1,7 +1,8 @@
 """The JAX side of a comparison: a model of modules, or a function of arrays."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -25,8 +26,11 @@ from vit_jax.inspect.stages import Outputs, arrays_of
 from vit_jax.layers.dropout import Dropout
 from vit_jax.layers.stack import ScannedLayers
 from vit_jax.models.base import VisionModel
-from vit_jax.parity.optimizers import Step, torch_step
+from vit_jax.parity.inputs import Inputs, float_arrays, with_arrays
+from vit_jax.parity.modes import ready_to_run, statistics_of
+from vit_jax.parity.optimizers import Leaves, Step, Trainable, optax_step, torch_step
 from vit_jax.parity.values import OptimizerSpec, Reference
+from vit_jax.parity.widen import Islands
 from vit_jax.weights.state_dict import load_state_dict, state_dict, trained_names
 
 Arrays = dict[str, np.ndarray]
@@ -61,18 +65,24 @@ class Gradients:
     """Of the loss, in PyTorch's names and layouts (stages: as the model has them).
 
     Attributes:
-      image: None where the input is whole numbers.
+      image: None where the input is whole numbers, or several.
+      inputs: of several inputs, by name.
     """
 
     loss: float
     parameters: Arrays
     stages: Arrays
     image: np.ndarray | None
+    inputs: Arrays = dataclasses.field(default_factory=dict)
 
 
-def as_model_images(reference: Reference, dtype: Any) -> jax.Array:
-    """The reference's images in the layout of the models here: channels last."""
+def as_model_images(reference: Reference, dtype: Any) -> Any:
+    """The reference's images, or `Inputs`, in the layout of the models here: channels last."""
     images = reference.images
+    if isinstance(images, Inputs):
+        return images.turned(to_first=False).map(
+            lambda _, array: jnp.asarray(array, dtype if array.dtype.kind == "f" else None)
+        )
     if images.ndim == 4:
         images = images.transpose(0, 2, 3, 1)
     return jnp.asarray(images, dtype if images.dtype.kind == "f" else None)
@@ -98,6 +108,8 @@ def by_part(output: Any, like: Outputs | None) -> dict[str, jax.Array]:
 
 def loss_of(reference: Reference, output: jax.Array) -> jax.Array:
     """The loss that the reference was differentiated by."""
+    if reference.own_loss is not None:
+        return reference.own_loss(output)
     if reference.labels is not None:
         labels = jnp.asarray(reference.labels, jnp.int32)
         return optax.softmax_cross_entropy_with_integer_labels(output, labels).mean()
@@ -111,22 +123,42 @@ class ModelSide:
       model: any; it is not changed.
       dtype: what is computed in.
       outputs: see `Reference`.
+      islands: where it computes in narrower types.
     """
 
-    def __init__(self, model: nnx.Module, dtype: Any, outputs: Mapping[str, Outputs] | None = None):
-        self.model = recast(model, dtype)
+    def __init__(
+        self,
+        model: nnx.Module,
+        dtype: Any,
+        outputs: Mapping[str, Outputs] | None = None,
+        islands: Islands | None = None,
+    ):
+        self.model = ready_to_run(recast(model, dtype))
+        self.islands = islands or Islands()
         self.dtype, self.outputs = dtype, outputs or {}
         self.is_plain = not _has_stacks(model)
         self.torch_stages = dict(getattr(type(model), "torch_stages", {}))
 
-    def weights(self) -> Arrays:
-        return state_dict(self.model)
+    def weights(self, like: Collection[str] | None = None) -> Arrays:
+        """The arrays by PyTorch's names: where they have several, those of `like`."""
+        return state_dict(self.model, like=None if like is None else set(like))
 
-    def _call(self, model: Any, images: jax.Array) -> dict[str, jax.Array]:
-        """The arrays of the model's output, see `by_part`."""
+    def _call(
+        self, model: Any, images: jax.Array, recorder: Recorder | None = None
+    ) -> dict[str, jax.Array]:
+        """The arrays of the model's output, see `by_part`; of one that a recorder watches too."""
+        with self.islands.widened(lambda: "" if recorder is None else recorder.path):
+            return self._parts(model, images)
+
+    def _parts(self, model: Any, images: jax.Array) -> dict[str, jax.Array]:
         # In train mode with dropout the difference is to be seen, not an error.
         drops = isinstance(model, VisionModel) and model.uses_dropout and not model.deterministic
-        output = model(images, rngs=nnx.Rngs(dropout=0)) if drops else model(images)
+        keys: dict[str, Any] = {"rngs": nnx.Rngs(dropout=0)} if drops else {}
+        if getattr(model, "channels_first", False):
+            images = _channels_first(images)
+        if isinstance(images, Inputs):
+            return by_part(images.call(model, **keys), self.outputs.get(""))
+        output = model(images, **keys)
         return by_part(output, self.outputs.get(""))
 
     def forward(
@@ -139,7 +171,7 @@ class ModelSide:
     ) -> None:
         """Runs the model with its layers one by one, operation by operation."""
         recorder = Recorder(observe, replace, keyless=keyless, outputs=self.outputs)
-        self._call(recorder.watch(plain(self.model)), images)
+        self._call(recorder.watch(plain(self.model)), images, recorder)
 
     def as_it_stands(self, images: jax.Array) -> dict[str, jax.Array]:
         """The outputs of the model itself, with its scans and its rematerialisation."""
@@ -176,45 +208,41 @@ class ModelSide:
         perturb = {stage: jnp.zeros(leaf.shape, leaf.dtype) for stage, leaf in shapes.items()}
         graph, params, rest = nnx.split(model, nnx.Param, ...)
 
-        def loss(params, perturb, lent, images):
-            model = nnx.merge(graph, params, rest)
+        def loss(params, perturb, lent, floats):
+            model = nnx.merge(graph, params, rest, copy=True)
             if borrowed is not None:
                 borrowed.update(lent)
+            recorder = None
             if perturb or is_trial:
-                model = Recorder(
+                recorder = Recorder(
                     lambda *_: None, replace, perturb, keyless=keyless, outputs=self.outputs
-                ).watch(model)
-            return loss_of(reference, self._call(model, images)[""])
+                )
+                model = recorder.watch(model)
+            return loss_of(reference, self._call(model, with_arrays(images, floats), recorder)[""])
 
-        by = (0, 1, 2, 3) if is_float(images) else (0, 1, 2)
-        differentiate = jax.value_and_grad(loss, argnums=by)
+        differentiate = jax.value_and_grad(loss, argnums=(0, 1, 2, 3))
         if not is_trial:  # a trial is one of many: not worth the compilation
             differentiate = jax.jit(differentiate)
         lent = dict(borrowed or {})
-        value, (by_params, by_stages, by_lent, *by_images) = differentiate(
-            params, perturb, lent, images
+        value, (by_params, by_stages, by_lent, by_inputs) = differentiate(
+            params, perturb, lent, float_arrays(images)
         )
         if borrowed is not None:
             borrowed.update(lent)
-        named = state_dict(nnx.merge(graph, by_params, rest))
-        named = {name: named[name] for name in trained_names(model)}
+        like = reference.trainable
+        named = state_dict(nnx.merge(graph, by_params, rest), like=like)
+        named = {name: named[name] for name in trained_names(model, like)}
         for name, gradient in by_lent.items():
             named[name] = named.get(name, 0.0) + np.asarray(gradient)
         return Gradients(
             float(value),
             named,
             {name: np.asarray(by_stages[name]) for name in perturb},  # in the model's order
-            _torch_images(by_images),
+            **_of_inputs(images, by_inputs),
         )
 
-    def train(self, reference: Reference, step: Step | None = None) -> tuple[np.ndarray, Arrays]:
-        """Losses before each step of the reference's optimizer and after the last, and parameters.
-
-        Args:
-          step: the optimizer; None means PyTorch's.
-        """
-        assert reference.optimizer is not None
-        images = as_model_images(reference, self.dtype)
+    def trainable(self, reference: Reference) -> Trainable:
+        """Its parameters, given to a transformation as `nnx.Optimizer` gives them."""
         model = plain(self.model)
         graph, params, rest = nnx.split(model, nnx.Param, ...)
         leaves, tree = jax.tree.flatten(params)
@@ -222,21 +250,58 @@ class ModelSide:
         marked = jax.tree.unflatten(
             tree, [jnp.full(leaf.shape, i) for i, leaf in enumerate(leaves)]
         )
-        numbers = state_dict(nnx.merge(graph, marked, rest))
-        untrained = reference.untrained.intersection(trained_names(model))
-        frozen = {int(numbers[name].flat[0]) for name in untrained}
+        like = reference.trainable
+        numbers = state_dict(nnx.merge(graph, marked, rest), like=like)
+        trained = trained_names(model, like)
+        names = {int(i): name for name in trained for i in np.unique(numbers[name])}
+        return Trainable(
+            leaves,
+            [names.get(i, f"array {i}") for i in range(len(leaves))],
+            frozenset(i for i, name in names.items() if name in reference.untrained),
+            functools.partial(jax.tree.unflatten, tree),
+        )
 
-        def loss(leaves: list[jax.Array]) -> jax.Array:
-            model = nnx.merge(graph, jax.tree.unflatten(tree, leaves), rest)
-            return loss_of(reference, self._call(model, images)[""])
+    def train(
+        self, reference: Reference, step: Step | optax.GradientTransformation | None = None
+    ) -> tuple[np.ndarray, Arrays]:
+        """Losses before each step of the reference's optimizer and after the last, and parameters.
 
-        losses, leaves = _descend(loss, leaves, frozen, reference.optimizer, step)
-        named = state_dict(nnx.merge(graph, jax.tree.unflatten(tree, leaves), rest))
-        return losses, {name: named[name] for name in trained_names(model)}
+        Args:
+          step: the optimizer; None means PyTorch's.
+        """
+        images = as_model_images(reference, self.dtype)
+        model = plain(self.model)
+        graph, _, rest = nnx.split(model, nnx.Param, ...)
+        trainable = self.trainable(reference)
+        like = reference.trainable
+
+        def loss(leaves: Leaves, rest: Any) -> tuple[jax.Array, Any]:
+            model = nnx.merge(graph, trainable.unflatten(leaves), rest, copy=True)
+            value = loss_of(reference, self._call(model, images)[""])
+            return value, nnx.split(model, nnx.Param, ...)[2]
+
+        losses, leaves, rest = _descend(loss, trainable, rest, reference.optimizer, step)
+        model = nnx.merge(graph, trainable.unflatten(leaves), rest)
+        named = state_dict(model, like=like)
+        trained = {name: named[name] for name in trained_names(model, like)}
+        return losses, trained | (statistics_of(model) if reference.is_train else {})
+
+    def statistics(self, images: jax.Array) -> Arrays:
+        """The running statistics after one run."""
+        model = plain(self.model)
+        graph, state = nnx.split(model)
+
+        @jax.jit
+        def after(state):
+            model = nnx.merge(graph, state, copy=True)
+            self._call(model, images)
+            return nnx.split(model)[1]
+
+        return statistics_of(nnx.merge(graph, after(state)))
 
     def with_weights(self, weights: Mapping[str, np.ndarray]) -> "ModelSide":
         """The same model with the reference's arrays where it has them."""
-        copy = ModelSide(self.model, self.dtype, self.outputs)
+        copy = ModelSide(self.model, self.dtype, self.outputs, self.islands)
         own = copy.weights()
         same = {n: a for n, a in weights.items() if n in own and a.shape == own[n].shape}
         load_state_dict(copy.model, {**own, **same})
@@ -252,31 +317,40 @@ def _has_stacks(model: nnx.Module) -> bool:
 
 
 def _descend(
-    loss: Callable[[list[jax.Array]], jax.Array],
-    leaves: list[jax.Array],
-    frozen: Collection[int],
-    optimizer: OptimizerSpec,
-    step: Step | None,
-) -> tuple[np.ndarray, list[jax.Array]]:
-    """Losses before each step and after the last, and the leaves; the `frozen` ones stay."""
-    step = step or torch_step(optimizer)
+    loss: Callable[[Leaves, Any], tuple[jax.Array, Any]],
+    trainable: Trainable,
+    rest: Any,
+    optimizer: OptimizerSpec | None,
+    step: Step | optax.GradientTransformation | None,
+) -> tuple[np.ndarray, Leaves, Any]:
+    """Losses before each step and after the last, the leaves, and what the runs made of the rest.
+
+    The frozen leaves stay.
+    """
+    assert optimizer is not None
+    if step is None:
+        step = torch_step(optimizer, trainable.names)
+    elif not isinstance(step, Step):
+        step = optax_step(step, trainable.unflatten)
 
     @jax.jit
-    def update(leaves, state, number):
-        value, grads = jax.value_and_grad(loss)(leaves)
+    def update(leaves, rest, state, number):
+        (value, rest), grads = jax.value_and_grad(loss, has_aux=True)(leaves, rest)
         new, state = step.update(leaves, grads, state, number)
         kept = [
-            old if i in frozen else leaf
+            old if i in trainable.frozen else leaf
             for i, (old, leaf) in enumerate(zip(leaves, new, strict=True))
         ]
-        return kept, state, value
+        return kept, rest, state, value
 
+    leaves = trainable.leaves
     state, losses = step.init(leaves), []
     for number in range(optimizer.steps):
-        leaves, state, value = update(leaves, state, jnp.asarray(number))
+        leaves, rest, state, value = update(leaves, rest, state, jnp.asarray(number))
         losses.append(float(value))
-    _, _, last = update(leaves, state, jnp.asarray(optimizer.steps))  # compiled already
-    return np.array([*losses, float(last)]), leaves
+    # Compiled already.
+    _, rest, _, last = update(leaves, rest, state, jnp.asarray(optimizer.steps))
+    return np.array([*losses, float(last)]), leaves, rest
 
 
 class FunctionSide:
@@ -287,21 +361,29 @@ class FunctionSide:
         self.params = {name: jnp.asarray(a, dtype) for name, a in function.params.items()}
         self.is_plain = True
         self.torch_stages: dict[str, str] = {}
+        self.islands = Islands()
 
-    def weights(self) -> Arrays:
+    def weights(self, like: Collection[str] | None = None) -> Arrays:
+        del like
         return {name: np.asarray(array) for name, array in self.params.items()}
 
     def _call(
         self, params: Mapping[str, jax.Array], images: jax.Array
     ) -> tuple[dict[str, jax.Array], Mapping[str, jax.Array]]:
         """The arrays of its output, see `by_part`, and its stages."""
-        output, stages = self.function.apply(params, images), {}
-        if isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Mapping):
-            output, stages = output
-        return by_part(output, self.outputs.get("")), stages
+        with self.islands.widened(str):
+            if isinstance(images, Inputs):
+                output, stages = images.call(self.function.apply, params), {}
+            else:
+                output, stages = self.function.apply(params, images), {}
+            if isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Mapping):
+                output, stages = output
+            return by_part(output, self.outputs.get("")), stages
 
     def stages(self, images: jax.Array) -> dict[str, jax.Array]:
         """The values of its stages, and after them the arrays of its output."""
+        if self.dtype == jnp.float64:
+            self.islands.see(jax.make_jaxpr(self._call)(self.params, images))
         output, stages = self._call(self.params, images)
         return {**stages, **output}
 
@@ -315,39 +397,61 @@ class FunctionSide:
     def gradients(self, reference: Reference) -> Gradients:
         trained, frozen = self._split()
 
-        def loss(params, images):
-            return loss_of(reference, self._call({**params, **frozen}, images)[0][""])
-
         images = as_model_images(reference, self.dtype)
-        differentiate = jax.value_and_grad(loss, argnums=(0, 1) if is_float(images) else (0,))
-        value, (by_params, *by_images) = differentiate(trained, images)
+
+        def loss(params, floats):
+            given = with_arrays(images, floats)
+            return loss_of(reference, self._call({**params, **frozen}, given)[0][""])
+
+        differentiate = jax.value_and_grad(loss, argnums=(0, 1))
+        value, (by_params, by_inputs) = differentiate(trained, float_arrays(images))
         named = {name: np.asarray(array) for name, array in by_params.items()}
-        return Gradients(float(value), named, {}, _torch_images(by_images))
+        return Gradients(float(value), named, {}, **_of_inputs(images, by_inputs))
 
-    def train(self, reference: Reference, step: Step | None = None) -> tuple[np.ndarray, Arrays]:
-        assert reference.optimizer is not None
-        trained, frozen = self._split()
+    def trainable(self, reference: Reference) -> Trainable:
+        """Its parameters, given to a transformation as a mapping by name."""
+        trained, _ = self._split()
+        leaves, tree = jax.tree.flatten(trained)
+        names = jax.tree.leaves({name: name for name in trained})
+        return Trainable(
+            leaves,
+            names,
+            frozenset(i for i, name in enumerate(names) if name in reference.untrained),
+            functools.partial(jax.tree.unflatten, tree),
+        )
+
+    def train(
+        self, reference: Reference, step: Step | optax.GradientTransformation | None = None
+    ) -> tuple[np.ndarray, Arrays]:
+        _, frozen = self._split()
         images = as_model_images(reference, self.dtype)
-        untouched = {i for i, name in enumerate(trained) if name in reference.untrained}
+        trainable = self.trainable(reference)
 
-        def loss(leaves: list[jax.Array]) -> jax.Array:
-            params = {**dict(zip(trained, leaves, strict=True)), **frozen}
-            return loss_of(reference, self._call(params, images)[0][""])
+        def loss(leaves: Leaves, rest: None) -> tuple[jax.Array, None]:
+            params = {**trainable.unflatten(leaves), **frozen}
+            return loss_of(reference, self._call(params, images)[0][""]), rest
 
-        leaves = list(trained.values())
-        losses, leaves = _descend(loss, leaves, untouched, reference.optimizer, step)
+        losses, leaves, _ = _descend(loss, trainable, None, reference.optimizer, step)
         arrays = map(np.asarray, leaves)
-        return losses, dict(zip(trained, arrays, strict=True))
+        return losses, dict(zip(trainable.names, arrays, strict=True))
 
 
 Side = ModelSide | FunctionSide
 
 
-def _torch_images(gradients: Sequence[jax.Array]) -> np.ndarray | None:
-    """The images' gradient, where there is one, in PyTorch's layout."""
-    for array in map(np.asarray, gradients):
-        return array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
-    return None
+def _channels_first(images: Any) -> Any:
+    if isinstance(images, Inputs):
+        return images.turned(to_first=True)
+    return images.transpose(0, 3, 1, 2) if images.ndim == 4 else images
+
+
+def _of_inputs(images: Any, gradients: Mapping[str, jax.Array]) -> dict[str, Any]:
+    """The fields of `Gradients` for the inputs, in PyTorch's layout."""
+    if isinstance(images, Inputs):
+        turned = images.map(lambda name, value: gradients.get(name, value)).turned(to_first=True)
+        arrays = turned.arrays()
+        return {"image": None, "inputs": {name: np.asarray(arrays[name]) for name in gradients}}
+    return {"image": _channels_first(np.asarray(gradients[""])) if gradients else None}
 
 
 def is_dropout(module: Any) -> bool:

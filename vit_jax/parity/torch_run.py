@@ -5,13 +5,16 @@ import contextlib
 import copy
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vit_jax.inspect.stages import BEFORE, Outputs, arrays_of, map_arrays, outputs_of
 from vit_jax.parity.golden_weights import make_labels
+from vit_jax.parity.held import is_rounded, moved_by_a_digit
+from vit_jax.parity.inputs import Inputs
+from vit_jax.parity.torch_widen import torch_widening
 from vit_jax.parity.values import OptimizerSpec, rms
 
 if TYPE_CHECKING:
@@ -48,6 +51,13 @@ class TorchRun:
       output: the value of the stage "".
       outputs: the names of the arrays of each stage that has several, or one inside of something.
       untrained: the parameters that are trainable and have no gradient, by name.
+      islands: of a run in float64 the modules that would have computed in narrower types, and
+        these types.
+      refusal: why they were not widened; "" where they were.
+      held: the modules with constants of a narrow type, which keep their rounding.
+      statistics: in train mode, the buffers that one run changes, after it. In `trained` they stand
+        as they are after the runs of all steps and of the last loss.
+      dropped: in train mode, the modules whose dropout was left out.
     """
 
     stages: Arrays
@@ -59,9 +69,15 @@ class TorchRun:
     gradients: Arrays = dataclasses.field(default_factory=dict)
     stage_gradients: Arrays = dataclasses.field(default_factory=dict)
     image_gradient: np.ndarray | None = None
+    input_gradients: Arrays = dataclasses.field(default_factory=dict)
     untrained: Arrays = dataclasses.field(default_factory=dict)
     losses: np.ndarray | None = None
     trained: Arrays = dataclasses.field(default_factory=dict)
+    islands: dict[str, set[str]] = dataclasses.field(default_factory=dict)
+    refusal: str = ""
+    held: list[str] = dataclasses.field(default_factory=list)
+    statistics: Arrays = dataclasses.field(default_factory=dict)
+    dropped: list[str] = dataclasses.field(default_factory=list)
 
 
 def to_numpy(tensor: "torch.Tensor") -> np.ndarray:
@@ -100,6 +116,7 @@ class _Recorder:
         self.gradients: Arrays = {}
         self._calls: collections.Counter[str] = collections.Counter()
         self._running: dict[str, list[str]] = collections.defaultdict(list)
+        self._entered: list[str] = []
         self._handles = []
         for path, part in module.named_modules():
             before = functools.partial(self._enter, path)
@@ -113,12 +130,18 @@ class _Recorder:
         for handle in self._handles:
             handle.remove()
 
+    @property
+    def path(self) -> str | None:
+        """Of the module that is running."""
+        return self._entered[-1] if self._entered else None
+
     def _enter(self, path: str, module: Any, args: Any, kwargs: Any) -> None:
         del module
         call = self._calls[path]
         self._calls[path] += 1
         stage = f"{path}#{call}" if call else path
         self._running[path].append(stage)
+        self._entered.append(path)
         tensors, inputs = _tensors_of((*args, *kwargs.values()))
         if inputs is not None:
             self.stages[BEFORE + stage] = to_numpy(tensors[inputs.answer])
@@ -126,6 +149,7 @@ class _Recorder:
     def _leave(self, path: str, module: Any, args: Any, output: Any) -> Any:
         del module, args
         stage = self._running[path].pop()
+        self._entered.pop()
         tensors, outputs = _tensors_of(output)
         if outputs is None:
             return None
@@ -173,8 +197,13 @@ def _alias() -> Any:
     return Alias
 
 
-def copy_module(module: "torch.nn.Module", dtype: "torch.dtype") -> "torch.nn.Module":
+def copy_module(
+    module: "torch.nn.Module", dtype: "torch.dtype", *, train: bool = False
+) -> "torch.nn.Module":
     """A copy on the CPU in eval mode, its floating-point arrays in `dtype`, without gradients.
+
+    Args:
+      train: leave it in the modes that it is in.
 
     Raises:
       ValueError: PyTorch cannot copy it.
@@ -183,7 +212,9 @@ def copy_module(module: "torch.nn.Module", dtype: "torch.dtype") -> "torch.nn.Mo
         copied = copy.deepcopy(module)
     except RuntimeError as error:  # of a tensor that is computed and kept as an attribute
         raise ValueError(f"PyTorch cannot copy this module: {error}") from error
-    copied = copied.to(device="cpu", dtype=dtype).eval()
+    copied = copied.to(device="cpu", dtype=dtype)
+    if not train:
+        copied.eval()
     copied.zero_grad(set_to_none=True)
     return copied
 
@@ -195,10 +226,15 @@ class _Loss:
       ValueError: labels that fit the output in no way.
     """
 
-    def __init__(self, output: "torch.Tensor", batch: int, labels: np.ndarray | None):
+    def __init__(
+        self, output: "torch.Tensor", batch: int, labels: np.ndarray | None, own: Any = None
+    ):
         torch = import_torch()
+        self._own = own
         shape = tuple(output.shape)
         self.labels = self.direction = None
+        if own is not None:
+            return
         if len(shape) == 2 and shape[0] == batch and shape[1] > 1:
             classes = shape[1]
             self.labels = make_labels(batch, classes) if labels is None else np.asarray(labels)
@@ -223,6 +259,8 @@ class _Loss:
             self._target = torch.from_numpy(self.direction).to(output.dtype)
 
     def __call__(self, output: "torch.Tensor") -> "torch.Tensor":
+        if self._own is not None:
+            return self._own(output)
         if self.labels is None:
             return (output * self._target).mean()
         return import_torch().nn.functional.cross_entropy(output, self._target)
@@ -230,67 +268,151 @@ class _Loss:
 
 def run_torch(
     module: "torch.nn.Module",
-    images: np.ndarray,
+    images: np.ndarray | Inputs,
     dtype: "torch.dtype",
     *,
     labels: np.ndarray | None = None,
+    loss: Any = None,
     grad: bool = True,
     optimizer: OptimizerSpec | None = None,
+    train: bool = False,
+    jitter: bool = False,
+    called: Mapping[str, str] | None = None,
 ) -> TorchRun:
-    """Runs a copy of the module in eval mode.
+    """Runs a copy of the module in eval mode, in float64 throughout where that is `dtype`.
+
+    What it casts to narrower types is widened, unless it cannot run so: see `torch_widening`.
 
     Args:
       module: left as it is.
       images: in PyTorch's layout; whole numbers are given as they are.
       dtype: torch.float32 or torch.float64, of weights and images.
+      train: in the modes that it is in, without dropout.
+      jitter: move the narrow constants that are widened.
       labels: classes (B,) of the loss; see `_Loss`.
+      loss: a function of the output in its place.
       grad: also differentiate.
       optimizer: also train, from the module's own weights.
+      called: names for the optimizer's groups, by the module's own where they differ.
 
     Raises:
       ValueError: no floating-point tensor comes out; another one at a second call; nothing of what
         comes out can be differentiated; labels that do not fit.
     """
     torch = import_torch()
-    copied = copy_module(module, dtype)
-    given = torch.from_numpy(images)
-    if images.dtype.kind == "f":
-        given = given.to(dtype).requires_grad_(grad)
+    settings: dict[str, Any] = {"labels": labels, "grad": grad, "optimizer": optimizer}
+    settings |= {"loss": loss, "train": train, "called": called}
+    if dtype != torch.float64:
+        return _run(module, images, dtype, **settings)
+    islands: dict[str, set[str]] = {}
+    running = _Running()
+
+    held: set[str] = set()
+
+    def note(narrow: str) -> None:
+        if running.path is not None:
+            islands.setdefault(running.path, set()).add(narrow)
+
+    def hold(array: np.ndarray, eps: float) -> np.ndarray:
+        if not is_rounded(array):
+            return array
+        if running.path is not None:
+            held.add(running.path)
+        return moved_by_a_digit(array, eps) if jitter else array
+
+    try:
+        wide = torch_widening(module, note, hold)
+        run = _run(module, images, dtype, wide=wide, running=running, **settings)
+    except ValueError:
+        raise
+    except Exception as error:
+        run = _run(module, images, dtype, **settings)
+        run.refusal = f"{type(error).__name__}: {error}".splitlines()[0]
+    run.islands, run.held = islands, sorted(held)
+    return run
+
+
+@dataclasses.dataclass
+class _Running:
+    """Which module is."""
+
+    recorder: _Recorder | None = None
+
+    @property
+    def path(self) -> str | None:
+        return None if self.recorder is None else self.recorder.path
+
+
+def _run(
+    module: "torch.nn.Module",
+    images: Any,
+    dtype: "torch.dtype",
+    *,
+    labels: np.ndarray | None,
+    loss: Any,
+    grad: bool,
+    optimizer: OptimizerSpec | None,
+    train: bool,
+    called: Mapping[str, str] | None,
+    wide: contextlib.AbstractContextManager[None] | None = None,
+    running: _Running | None = None,
+) -> TorchRun:
+    """See `run_torch`; a copy is made outside of `wide`, constants as they are."""
+    torch = import_torch()
+    copied = copy_module(module, dtype, train=train)
+    dropped = without_dropout(copied) if train else []
+    buffers = {n: b.clone() for n, b in copied.named_buffers()}
+    inputs = images if isinstance(images, Inputs) else Inputs({0: images})
+
+    def tensor_of(name: str, array: np.ndarray) -> "torch.Tensor":
+        del name
+        tensor = torch.from_numpy(array)
+        return tensor.to(dtype).requires_grad_(grad) if array.dtype.kind == "f" else tensor
+
+    given = inputs.map(tensor_of)
     if not grad:
         copied.requires_grad_(False)  # a large model's graph takes gigabytes
 
     def answer() -> "torch.Tensor":
         # A copy, so that a module may write into what it is given.
-        output = _answer(copied(given.clone()))
+        output = _answer(given.map(lambda _, tensor: tensor.clone()).call(copied))
         if output is None:
             raise ValueError("wanted a module that answers with a floating-point tensor")
         return output
 
     # Gradients whatever the caller has; and no fast path, on which PyTorch's encoder layers do not
     # call what is inside them.
-    with torch.enable_grad(), _no_fast_path():
+    with torch.enable_grad(), no_fast_path(), wide or contextlib.nullcontext():
         recorder = _Recorder(copied)
+        if running is not None:
+            running.recorder = recorder
         output = answer()
         recorder.remove()
-        loss_of = _Loss(output, len(images), labels)
+        loss_of = _Loss(output, len(inputs), labels, loss)
         run = TorchRun(
             recorder.stages,
             to_numpy(output),
             recorder.outputs,
             loss_of.labels,
             loss_of.direction,
+            statistics=_changed(copied, buffers),
+            dropped=dropped,
         )
         if dtype == torch.float64:
             _check_repeats(run.output, to_numpy(answer()))
+        _put_back(copied, buffers)
         if not grad:
             return run
-        loss = loss_of(output)
-        if not loss.requires_grad:
+        value = loss_of(output)
+        if not value.requires_grad:
             raise ValueError("the module's output cannot be differentiated: pass grad=False")
-        loss.backward()
-        run.loss, run.stage_gradients = to_numpy(loss), recorder.gradients
-        if given.grad is not None:
-            run.image_gradient = to_numpy(given.grad)
+        value.backward()
+        run.loss, run.stage_gradients = to_numpy(value), recorder.gradients
+        by_input = {n: to_numpy(t.grad) for n, t in given.arrays().items() if t.grad is not None}
+        if isinstance(images, Inputs):
+            run.input_gradients = by_input
+        else:
+            run.image_gradient = by_input.get("0")
         trainable = {n: p for n, p in copied.named_parameters() if p.requires_grad}
         for name, parameter in trainable.items():
             if parameter.grad is None:
@@ -298,21 +420,58 @@ def run_torch(
             else:
                 run.gradients[name] = to_numpy(parameter.grad)
         if optimizer is not None:
-            step = _optimizer(optimizer, list(trainable.values()))
+            called = called or {}
+            step = _Optimizer(optimizer, ((called.get(n, n), p) for n, p in trainable.items()))
             losses = []
             for _ in range(optimizer.steps):
                 step.zero_grad()
-                loss = loss_of(answer())
-                loss.backward()
-                losses.append(loss.item())
+                value = loss_of(answer())
+                value.backward()
+                losses.append(value.item())
                 step.step()
             run.losses = np.array([*losses, loss_of(answer()).item()])
             run.trained = {name: to_numpy(parameter) for name, parameter in trainable.items()}
+            run.trained |= _changed(copied, buffers)
     return run
 
 
+def without_dropout(module: "torch.nn.Module") -> list[str]:
+    """Turns off what drops at random, in place, and returns the paths of it.
+
+    By class: what has "drop" in its name; and the rates of PyTorch's attention and recurrence.
+    """
+    paths = []
+    for path, part in module.named_modules():
+        named = "drop" in type(part).__name__.lower() and not list(part.children())
+        rates = (getattr(part, name, None) for name in ("p", "drop_prob", "rate", "dropout"))
+        if not part.training or not any(isinstance(rate, float) and rate > 0 for rate in rates):
+            continue
+        if named:
+            part.eval()
+            paths.append(path)
+        elif isinstance(getattr(part, "dropout", None), float):
+            setattr(part, "dropout", 0.0)  # noqa: B010 - no module nor tensor
+            paths.append(path)
+    return paths
+
+
+def _changed(module: "torch.nn.Module", buffers: "dict[str, torch.Tensor]") -> Arrays:
+    torch = import_torch()
+    return {
+        name: to_numpy(buffer)
+        for name, buffer in module.named_buffers()
+        if buffer.is_floating_point() and name in buffers and not torch.equal(buffer, buffers[name])
+    }
+
+
+def _put_back(module: "torch.nn.Module", buffers: "dict[str, torch.Tensor]") -> None:
+    for name, buffer in module.named_buffers():
+        if name in buffers and buffer.shape == buffers[name].shape:
+            buffer.data.copy_(buffers[name])  # autograd may have kept it
+
+
 @contextlib.contextmanager
-def _no_fast_path() -> Iterator[None]:
+def no_fast_path() -> Iterator[None]:
     torch = import_torch()
     was = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -327,15 +486,49 @@ def _check_repeats(first: np.ndarray, second: np.ndarray) -> None:
     off = float(np.max(np.abs(second - first), initial=0.0))
     if off > _REPEATED * rms(first):
         raise ValueError(
-            "wanted a module that answers the same images in the same way: in eval mode its second "
-            f"answer is {off:.1e} off its first (dropout that is always on, or a state of its own)"
+            "wanted a module that answers the same images in the same way: without dropout its "
+            f"second answer is {off:.1e} off its first (dropout that is always on, or a state of "
+            "its own)"
         )
 
 
-def _optimizer(spec: OptimizerSpec, parameters: list[Any]) -> "torch.optim.Optimizer":
+class _Optimizer:
     """PyTorch's; it leaves alone what has no gradient, decay included."""
-    torch = import_torch()
-    settings: dict[str, Any] = {"lr": spec.learning_rate, "weight_decay": spec.weight_decay}
-    if spec.name == "sgd":
-        return torch.optim.SGD(parameters, momentum=spec.betas[0], **settings)
-    return torch.optim.AdamW(parameters, betas=spec.betas, eps=spec.eps, **settings)
+
+    def __init__(self, spec: OptimizerSpec, named: Iterable[tuple[str, Any]]):
+        torch = import_torch()
+        self.spec, self.number = spec, 0
+        by_settings: dict[tuple[float, float], list[Any]] = {}
+        for name, parameter in named:
+            by_settings.setdefault(spec.settings_of(name), []).append(parameter)
+        groups = [
+            {"params": parameters, "weight_decay": decay, "factor": factor}
+            for (decay, factor), parameters in by_settings.items()
+        ]
+        self.parameters = [p for parameters in by_settings.values() for p in parameters]
+        adam: dict[str, Any] = {"betas": spec.betas, "eps": spec.eps}
+        sgd: dict[str, Any] = {"momentum": spec.betas[0]}
+        make, own = {
+            "adamw": (torch.optim.AdamW, adam),
+            "adam": (torch.optim.Adam, adam),
+            "sgd": (
+                torch.optim.SGD,
+                {**sgd, "nesterov": spec.nesterov, "dampening": spec.dampening},
+            ),
+            "rmsprop": (torch.optim.RMSprop, {**sgd, "alpha": spec.betas[1], "eps": spec.eps}),
+        }[spec.name]
+        self.optimizer = make(groups, lr=spec.rates[0], **own)
+
+    def zero_grad(self) -> None:
+        self.optimizer.zero_grad()
+
+    def step(self) -> None:
+        utils = import_torch().nn.utils
+        if self.spec.clip_norm is not None:
+            utils.clip_grad_norm_(self.parameters, self.spec.clip_norm)
+        if self.spec.clip_value is not None:
+            utils.clip_grad_value_(self.parameters, self.spec.clip_value)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.spec.rates[self.number] * group["factor"]
+        self.optimizer.step()
+        self.number += 1

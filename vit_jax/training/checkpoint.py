@@ -32,7 +32,6 @@ from vit_jax.weights.checkpoint_reading import (
     named_arrays,
     one_line,
     read_items,
-    silence_closed_loops,
 )
 
 _DAMAGED = "checkpoints.damaged"
@@ -154,7 +153,6 @@ class Checkpoints:
         # asyncio would log each with a traceback. What happened is said once, here.
         for late in ("absl", "asyncio"):
             logging.getLogger(late).disabled = True
-        silence_closed_loops()
         good = "there is none before it"
         if self._good is not None:
             good = f"the last good one is that of step {self._good}, from which a new run goes on"

@@ -41,7 +41,12 @@ from vit_jax.training.workdir import (
     store_config,
     writing,
 )
-from vit_jax.weights.checkpoint_reading import CheckpointInfo, quiet_orbax
+from vit_jax.weights.checkpoint_reading import (
+    CheckpointInfo,
+    DamagedCheckpointError,
+    quiet_orbax,
+    read_info,
+)
 from vit_jax.weights.run_folder import CHECKPOINTS
 from vit_jax.weights.spec_json import spec_to_dict
 
@@ -81,6 +86,7 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
         if test := records.find("test"):
             if is_first() and config.log.progress != "none":
                 print(f"the run in {workdir} is finished: {describe(test)}", flush=True)
+            _check_finished(workdir, records, test["step"])
             return _final_metrics(records)
         if stated and is_first() and config.log.progress != "none":
             fields = ", ".join(f"{field}={config.model.kwargs[field]}" for field in stated)
@@ -110,6 +116,18 @@ def _records(config: TrainConfig, workdir: pathlib.Path) -> Records:
         rows = read_rows(path)
     known = tell_all([row for row in rows if row["split"] != "train"])
     return Records(path, rows, write=True) if is_first() else Records(path, known, write=False)
+
+
+def _check_finished(workdir: pathlib.Path, records: Records, step: int) -> None:
+    """Warns of a finished run that has lost rows, or its last checkpoint."""
+    if not is_first():
+        return
+    try:
+        remarks = records.faults(step, read_info(workdir / CHECKPOINTS / str(step), step).rows)
+    except DamagedCheckpointError as error:
+        remarks = [f"the checkpoint of step {step} is damaged: {error}"]
+    for remark in remarks:
+        Progress("none", 0, 0, 0).warn(remark)
 
 
 def _final_metrics(records: Records) -> dict[str, float]:

@@ -75,23 +75,36 @@ class Records:
           counts: how many rows of each split there were when it was saved; None: not known.
 
         Returns:
-          What was not as it was left, a line each: rows that are lost, and rows that stood twice.
+          What `faults` says of the rows; of one that stood twice, one is kept.
         """
-        kept = [row for row in self.rows if row["step"] <= step]
-        unique = {(row["split"], row["step"]): row for row in kept}
+        remarks = self.faults(step, counts)
+        unique = {(row["split"], row["step"]): row for row in self._up_to(step)}
         self.rows = sorted(unique.values(), key=lambda row: row["step"])
-        if not self._write:
+        if self._write:
+            self._write_all()
+        return remarks
+
+    def faults(self, step: int, counts: Mapping[str, int] | None) -> list[str]:
+        """What is not as it was left: rows that are lost, and rows that stand twice, a line each.
+
+        Args:
+          step, counts: see `cut_back`.
+        """
+        if not self._write:  # a process that has not all rows
             return []
-        self._write_all()
         remarks = []
-        if twice := len(kept) - len(unique):
-            remarks.append(f"{self.path} held {twice} rows twice: one of each is kept")
-        found = self.counts()
+        places = collections.Counter((row["split"], row["step"]) for row in self._up_to(step))
+        if twice := places.total() - len(places):
+            remarks.append(f"{self.path} holds {twice} rows twice")
+        found = collections.Counter(split for split, _ in places)
         lost = {split: n - found[split] for split, n in (counts or {}).items() if n > found[split]}
         if lost:
             each = ", ".join(f"{n} of {(counts or {})[split]} {split}" for split, n in lost.items())
             remarks.append(f"{self.path} has lost rows up to step {step}: {each}")
         return remarks
+
+    def _up_to(self, step: int) -> list[Row]:
+        return [row for row in self.rows if row["step"] <= step]
 
     def counts(self) -> collections.Counter[str]:
         """How many rows there are of each split."""

@@ -95,8 +95,13 @@ def _resize(
 
 
 def _adapt_positions(
-    state: dict[str, np.ndarray], positions: PositionTable, method: str, grid: Sequence[int] | None
+    state: dict[str, np.ndarray],
+    positions: PositionTable | None,
+    method: str,
+    grid: Sequence[int] | None,
 ) -> list[str]:
+    if positions is None:
+        return ["positions: computed for every image, nothing to resize"]
     name = positions.name
     if name not in state:
         return [f"{name}: not in the state dict, nothing to resize"]

@@ -8,7 +8,6 @@ in OCDBT) hold data alone: nothing that is read can run code.
 
 import contextlib
 import dataclasses
-import gc
 import hashlib
 import inspect
 import json
@@ -22,7 +21,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from vit_jax.storage import absolute, check_regular
+from vit_jax.storage import absolute, check_regular, read_json
 from vit_jax.weights.fingerprint import fingerprint
 
 MODEL, EMA, TRAINING, INFO = "model", "ema", "training", "info"
@@ -95,53 +94,70 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 300 else f"{text[:120]} ... {text[-150:]}"
 
 
-def _is_of_closed_loop(error: BaseException | None) -> bool:
-    """Whether a thread of tensorstore found the event loop closed to which it would report."""
-    return str(error) == "Event loop is closed"
+def _is_of_late_thread(error: BaseException | None, of: Any = None) -> bool:
+    """Whether an error is what a thread of Orbax or tensorstore finds out after a failed read.
 
-
-def silence_closed_loops() -> None:
-    """Leaves out, from now on, what tensorstore's late threads cannot report.
-
-    They show that the event loop is closed to which they would: through either hook of Python's.
+    tensorstore's find the event loop closed to which they would report; Orbax leaves coroutines to
+    the garbage collector, which shows the error of each. The read itself has raised it.
     """
-    unraisable, unhandled = sys.unraisablehook, sys.excepthook
+    orbax = inspect.iscoroutine(of) and "orbax" in of.cr_code.co_filename
+    return orbax or str(error) == "Event loop is closed"
 
-    def all_other_unraisable(error: Any) -> None:
-        if not _is_of_closed_loop(error.exc_value):
-            unraisable(error)
 
-    def all_other_unhandled(kind: Any, error: BaseException, trace: Any) -> None:
-        if not _is_of_closed_loop(error):
-            unhandled(kind, error, trace)
+class _AllOther:
+    """A hook of Python's, `unraisablehook` or `excepthook`, that leaves those errors out."""
 
-    sys.unraisablehook, sys.excepthook = all_other_unraisable, all_other_unhandled
+    def __init__(self, hook: Any) -> None:
+        self._hook = hook
+
+    def __call__(self, *said: Any) -> None:
+        first, *rest = said
+        error, of = (rest[0], None) if rest else (first.exc_value, first.object)
+        if not _is_of_late_thread(error, of):
+            self._hook(*said)
+
+
+def _is_not_of_orbax(record: logging.LogRecord) -> bool:
+    """A filter of asyncio's log, which tells of Orbax's tasks once they are garbage."""
+    text = record.getMessage()
+    return "orbax" not in text and "tensorstore" not in text
 
 
 @contextlib.contextmanager
 def quiet_orbax() -> Iterator[None]:
     """Leaves out what Orbax and tensorstore print of an error beside raising it.
 
-    Orbax logs each error of its threads as several tracebacks and leaves coroutines to the garbage
-    collector, which shows one more for each; tensorstore's threads show that the event loop, to
-    which they would report, is closed. What matters of it reaches us as an exception.
+    Orbax logs each error of its threads as several tracebacks. What threads find out later is left
+    out from now on. What matters of it reaches us as an exception.
     """
+    for name in ("unraisablehook", "excepthook"):
+        hook = getattr(sys, name)
+        if not isinstance(hook, _AllOther):
+            setattr(sys, name, _AllOther(hook))
+    logging.getLogger("asyncio").addFilter(_is_not_of_orbax)
     logger = logging.getLogger("absl")
-    level, hook = logger.level, sys.unraisablehook
-
-    def all_other(unraisable: Any) -> None:
-        closed = _is_of_closed_loop(unraisable.exc_value)
-        if not closed and not inspect.iscoroutine(unraisable.object):
-            hook(unraisable)
-
+    level = logger.level
     logger.setLevel(logging.CRITICAL)
-    sys.unraisablehook = all_other
     try:
         yield
     finally:
         logger.setLevel(level)
-        if sys.unraisablehook is all_other:  # not that of `silence_closed_loops`, which is to stay
-            sys.unraisablehook = hook
+
+
+def read_info(path: pathlib.Path, step: int) -> CheckpointInfo:
+    """What the checkpoint of a step says, without its arrays, which are not verified.
+
+    Raises:
+      DamagedCheckpointError: it is not there, cannot be read, or is of another step.
+    """
+    try:
+        said = read_json(path / INFO / "metadata")
+        info, _ = _unbound(said)
+    except (OSError, ValueError) as error:
+        raise DamagedCheckpointError(one_line(error)) from error
+    if info.step != step:
+        raise DamagedCheckpointError(f"it is of step {info.step}")
+    return info
 
 
 def read_items(
@@ -162,7 +178,6 @@ def read_items(
         except Exception as error:
             # Orbax, tensorstore and JSON raise their own kinds, and bare Exception.
             reason = one_line(error)
-        gc.collect()  # the coroutines, while they are quiet
     raise DamagedCheckpointError(reason)
 
 
@@ -180,10 +195,7 @@ def _read_and_verify(
     with _reader() as reader:
         read = reader.restore(path, ocp.args.Composite(**items, info=ocp.args.JsonRestore()))
     said = read[INFO]
-    if not isinstance(said, dict):
-        raise ValueError("its info is no JSON object")
-    bonds = said.pop(_BONDS, None)  # of versions up to 0.1.0 there are none
-    info = _info(dict(said))
+    info, bonds = _unbound(said)
     if step not in (None, info.step):
         raise ValueError(f"it lies where that of step {step} should, and is of step {info.step}")
     for item, arrays in wanted.items():
@@ -192,9 +204,27 @@ def _read_and_verify(
         different = np.flatnonzero(now != stored)
         if different.size:
             raise ValueError(f"{sorted(arrays)[different[0]]} is not what was written")
-        if bonds is not None and _bond(said, stored) != dict(bonds).get(item):
+        if bonds is not None and _bond(said, stored) != bonds.get(item):
             raise ValueError(f"its {item} and its info are not of one checkpoint")
     return {item: read[item] for item in wanted}, info
+
+
+def _unbound(said: Any) -> tuple[CheckpointInfo, dict[str, Any] | None]:
+    """The info in `said`, and what binds the items to it, which is taken out of `said`.
+
+    None binds those of 0.1.0, which stated no `spec`.
+
+    Raises:
+      ValueError: it is no info, or one that has lost what binds.
+    """
+    if not isinstance(said, dict):
+        raise ValueError("its info is no JSON object")
+    bonds = said.pop(_BONDS, None)
+    if not isinstance(bonds, dict) and (bonds is not None or "spec" in said):
+        raise ValueError(
+            f"its info states {_BONDS}={str(bonds)[:80]!r}, wanted a hash of each item"
+        )
+    return _info(dict(said)), bonds
 
 
 def _info(said: dict[str, Any]) -> CheckpointInfo:
@@ -209,6 +239,9 @@ def _info(said: dict[str, Any]) -> CheckpointInfo:
         }
     wrong = [name for name, kinds in _KINDS.items() if type(said.get(name)) not in kinds]
     wrong += sorted(set(said) - set(_KINDS))
+    rows = said.get("rows")
+    if isinstance(rows, dict) and any(type(count) is not int for count in rows.values()):
+        wrong.append("rows")
     if wrong:
         raise ValueError(f"its info states {wrong[0]}={str(said.get(wrong[0]))[:80]!r}")
     return CheckpointInfo(**said)
@@ -240,8 +273,9 @@ def read_model(
       {name: array} in the types stored, and what the checkpoint says.
 
     Raises:
-      ValueError: it is damaged, holds no averaged weights, or is of another model; entries that
-        differ are named.
+      DamagedCheckpointError: it is damaged.
+      ValueError: it holds no averaged weights, or is of another model; entries that differ are
+        named.
     """
     path = absolute(path)
     try:
@@ -255,7 +289,8 @@ def read_model(
         for tree in (stored, mean or {}):
             tree.pop(FINGERPRINT, None)
     except Exception as error:
-        raise ValueError(f"the checkpoint {path} is damaged: {one_line(error)}") from error
+        reason = f"the checkpoint {path} is damaged: {one_line(error)}"
+        raise DamagedCheckpointError(reason) from error
     chosen = {MODEL: stored}
     if ema:
         if mean is None:
@@ -282,5 +317,5 @@ def read_model(
     try:
         read, info = read_items(path, wanted, step)
     except DamagedCheckpointError as error:
-        raise ValueError(f"the checkpoint {path} is damaged: {error}") from error
+        raise DamagedCheckpointError(f"the checkpoint {path} is damaged: {error}") from error
     return read[MODEL] | read.get(EMA, {}), info

@@ -31,15 +31,26 @@ def dialect_of(keys: Iterable[str]) -> Dialect | None:
     return next((d for d in DIALECTS if any(re.search(d.told_by, name) for name in names)), None)
 
 
-def to_own(arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, str | None]:
+def to_own(
+    arrays: Mapping[str, np.ndarray], notes: list[str] | None = None
+) -> tuple[Arrays, str | None]:
     """The arrays under the design's own names, in PyTorch's layout, and the dialect they spoke.
 
     Arrays of no dialect are left as they are, and None is said.
+
+    Args:
+      arrays: by the names in a file.
+      notes: takes what belongs to another part of the library's model, a line each.
 
     Raises:
       DialectError: see `translate`.
     """
     dialect = dialect_of(arrays)
+    if dialect is not None and notes is not None:
+        firsts = [_first_part(name) for name in arrays]
+        for part in dialect.beside:
+            if count := firsts.count(part):
+                notes.append(f"{part}: {count} array{'s' * (count > 1)} of another part, left out")
     return (dict(arrays), None) if dialect is None else (translate(dialect, arrays), dialect.name)
 
 
@@ -54,13 +65,19 @@ def translate(dialect: Dialect, arrays: Mapping[str, np.ndarray]) -> Arrays:
     """
     own: Arrays = {}
     for name, array in _unstacked(dialect, arrays):
-        if name.split("/")[0] in dialect.beside:
+        if _first_part(name) in dialect.beside:
             continue
         said, array = _to_own_entry(dialect, _without_prefix(dialect, name), array)
+        if said in dialect.empty and array.size == 0:
+            continue
         if said in own:
             raise DialectError(f"two of the arrays are {said}")
         own[said] = array
-    return _join(dialect, own)
+    return _join(dialect, _split(dialect, own))
+
+
+def _first_part(name: str) -> str:
+    return re.split(r"[/.]", name, maxsplit=1)[0]
 
 
 def from_own(model: VisionModel[Any], arrays: Mapping[str, np.ndarray], name: str) -> Arrays:
@@ -71,7 +88,7 @@ def from_own(model: VisionModel[Any], arrays: Mapping[str, np.ndarray], name: st
     """
     dialect = dialect_for(model, name)
     said: Arrays = {}
-    for own, array in _parted(dialect, arrays).items():
+    for own, array in _parted(dialect, {**arrays, **_empty(dialect, model, arrays)}).items():
         rows = (row for row in dialect.names if row.theirs)
         found = ((row, _pattern(row.own).fullmatch(own)) for row in rows)
         row, match = next(((row, match) for row, match in found if match), (None, None))
@@ -81,8 +98,21 @@ def from_own(model: VisionModel[Any], arrays: Mapping[str, np.ndarray], name: st
         if dialect.is_flax and row.own.endswith("."):
             leaf, array = _to_flax(parts[-1], array, row.layout, model.config.num_heads)
             parts = (*parts[:-1], leaf)
+        elif row.layout:
+            array = _with_shape(own, array, row.layout.split(" for ")[::-1])
         said[_filled(row.theirs, parts)] = np.ascontiguousarray(array)
     return said
+
+
+def _empty(dialect: Dialect, model: VisionModel[Any], arrays: Mapping[str, np.ndarray]) -> Arrays:
+    """The arrays without elements that the library's model has where this one has none."""
+    kind = next((array.dtype for array in arrays.values()), np.float32)
+    shapes = {
+        name: [getattr(model.config, side) if isinstance(side, str) else side for side in shape]
+        for name, shape in dialect.empty.items()
+        if name not in arrays
+    }
+    return {name: np.zeros(shape, kind) for name, shape in shapes.items()}
 
 
 def dialect_for(model: VisionModel[Any], name: str) -> Dialect:
@@ -162,12 +192,23 @@ def _to_own_entry(dialect: Dialect, name: str, array: np.ndarray) -> tuple[str, 
         return name, array
     row, parts = found
     if not dialect.is_flax:
+        if row.layout:
+            array = _with_shape(name, array, row.layout.split(" for "))
         return _filled(row.own, parts), array
     leaf = parts[-1] if row.own.endswith(".") else ""
     if leaf and leaf not in _FLAX_LEAVES:
         return name, array
     said = _filled(row.own, (*parts[:-1], _FLAX_LEAVES[leaf]) if leaf else parts)
     return said, _from_flax(name, leaf, array, row.layout)
+
+
+def _with_shape(name: str, array: np.ndarray, layout: Sequence[str]) -> np.ndarray:
+    """An array of the first of two layouts, such as "N,D" and "1,N,D", in the second."""
+    old, new = (axes.split(",") for axes in layout)
+    sizes = dict(zip(old, _with_axes(name, array, len(old)).shape, strict=True))
+    if sizes.get("1", 1) != 1:
+        raise DialectError(f"{name}: wanted the axes {layout[0]}, got the shape {array.shape}")
+    return array.reshape([1 if axis == "1" else sizes[axis] for axis in new])
 
 
 def _row(dialect: Dialect, name: str) -> tuple[Name, tuple[str, ...]] | None:
@@ -231,6 +272,37 @@ def _with_axes(name: str, array: np.ndarray, axes: int) -> np.ndarray:
     return array
 
 
+def _split(dialect: Dialect, arrays: Arrays) -> Arrays:
+    """Splits modules that are several here, such as the query of a pooling from its keys."""
+    found: Arrays = {}
+    for name, array in arrays.items():
+        matches = [(_pattern(whole).fullmatch(name), parts) for whole, parts in dialect.split]
+        match, parts = next(((m, parts) for m, parts in matches if m), (None, ()))
+        if match is None:
+            found[name] = array
+            continue
+        total = sum(share for _, share in parts)
+        if array.ndim == 0 or len(array) % total:
+            raise DialectError(f"{name}: wanted rows that {total} divides, got {array.shape}")
+        ends = np.cumsum([share * len(array) // total for _, share in parts])[:-1]
+        for (part, _), piece in zip(parts, np.split(array, ends), strict=True):
+            found[_filled(part, match.groups())] = piece
+    return found
+
+
+def _rejoined(dialect: Dialect, arrays: Mapping[str, np.ndarray]) -> Arrays:
+    """Undoes `_split`."""
+    said = dict(arrays)
+    for whole, parts in dialect.split:
+        first, others = parts[0][0], [part for part, _ in parts[1:]]
+        for name in list(said):
+            if match := _pattern(first).fullmatch(name):
+                rest = [said.pop(_filled(other, match.groups())) for other in others]
+                joined = np.concatenate([said.pop(name), *rest])
+                said[_filled(whole, match.groups())] = joined
+    return said
+
+
 def _join(dialect: Dialect, arrays: Arrays) -> Arrays:
     """Joins modules that are one here, such as query, key and value."""
     for whole, parts in dialect.joined:
@@ -265,6 +337,7 @@ def _check_alike(names: list[str], arrays: Arrays) -> None:
 def _parted(dialect: Dialect, arrays: Mapping[str, np.ndarray]) -> Arrays:
     """Undoes `_join`."""
     parted: Arrays = {}
+    arrays = _rejoined(dialect, arrays)
     written = {row.own for row in dialect.names if row.theirs}
     joined = [(whole, parts) for whole, parts in dialect.joined if written.issuperset(parts)]
     for name, array in arrays.items():

@@ -147,7 +147,8 @@ def _remedies(model: VisionModel[Any], wanted: _Shapes, shapes: _Shapes) -> list
     if any(model.is_of_head(name) for name in differ | own):
         said.append("head='drop' (--head drop, init_head=fresh) keeps the model's own head")
     kernel, theirs = wanted.get(patches.name, ()), shapes.get(patches.name, ())
-    rows, own_rows = (of.get(positions.name, ())[-2:-1] for of in (shapes, wanted))
+    name = positions.name if positions is not None else ""
+    rows, own_rows = (of.get(name, ())[-2:-1] for of in (shapes, wanted))
     # A row or two more or less are tokens, not patches.
     is_resized = rows and own_rows and abs(rows[0] - own_rows[0]) > 2
     if is_resized or (patches.name in differ and kernel[2:] != theirs[2:]):

@@ -1,7 +1,6 @@
 """Weight files and folders: whatever the form, arrays by name. What is read cannot run code."""
 
 import dataclasses
-import gc
 import json
 import os
 import re
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from vit_jax.storage import check_regular
 from vit_jax.weights.huggingface import read_facts
 from vit_jax.weights.npz import read_npz
 from vit_jax.weights.run_folder import ORBAX, SHARDS, SINGLE
@@ -72,6 +72,7 @@ def read_weights(
       ValueError: there is no such file, it is damaged, or it holds more than weights.
     """
     path = Path(path)
+    _check_no_pipe(path)
     if ema and path.exists() and path.suffix not in TORCH_SUFFIXES:
         raise ValueError(
             f"{str(path)!r} does not tell averaged weights from others (ema=True): training "
@@ -99,6 +100,7 @@ def read_description(path: Path) -> StatedSpec:
     Raises:
       ValueError: see `read_weights`.
     """
+    _check_no_pipe(path)
     if path.is_dir():
         return _spec_in_orbax(path) if (path / ORBAX).is_file() else read_facts(path, [])[0]
     if path.suffix == SAFETENSORS:
@@ -108,6 +110,15 @@ def read_description(path: Path) -> StatedSpec:
     if path.suffix not in TORCH_SUFFIXES:
         raise ValueError(f"wanted {_WANTED}, got {str(path)!r}")
     return _spec_in_torch_file(path)
+
+
+def _check_no_pipe(path: Path) -> None:
+    """Raises ValueError where each reader would wait: in a folder they look for files by name."""
+    if not path.is_dir():
+        try:
+            check_regular(path)
+        except OSError as error:
+            raise ValueError(f"{str(path)!r} cannot be read: {error.strerror}") from error
 
 
 def _unwrapped(path: Path, weights: Weights, ema: bool | None, rename: Rules) -> Weights:
@@ -200,12 +211,11 @@ def _read_orbax(path: Path) -> dict[str, np.ndarray]:
     tree, reason = None, ""
     with quiet_orbax():
         try:
+            check_regular(path)
             with ocp.StandardCheckpointer() as checkpointer:
                 tree = checkpointer.restore(path.absolute())
         except Exception as error:  # Orbax and tensorstore raise their own kinds
             reason = one_line(error)
-        if reason:
-            gc.collect()  # the coroutines, while they are quiet
     if reason:
         raise ValueError(f"the Orbax folder {str(path)!r} cannot be read: {reason}")
     if not isinstance(tree, dict) or not all(hasattr(leaf, "shape") for leaf in tree.values()):

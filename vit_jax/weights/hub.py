@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from vit_jax.models.pretrained import published_at
+
 _FILES = ("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json")
 
 
@@ -22,11 +24,18 @@ def fetch(name: str) -> Path:
         raise ValueError(f"wanted hf:OWNER/NAME or hf:OWNER/NAME@REVISION, got 'hf:{name}'")
     try:
         from huggingface_hub import snapshot_download
+        from huggingface_hub.constants import HF_HUB_CACHE
     except ImportError as error:
         raise ValueError(
             "names hf:OWNER/NAME need huggingface_hub: pip install 'vit-jax[hub]'"
         ) from error
     repository, revision = match.groups()
+    place = Path(HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    known, gate = published_at(repository), ""
+    if known is not None and known.is_gated:
+        gate = (
+            f"It is gated ({known.licence}): ask for access at {known.page}, then `hf auth login`. "
+        )
     for local_files_only in (True, False):
         try:
             folder = Path(
@@ -46,7 +55,7 @@ def fetch(name: str) -> Path:
             return folder
         reason = "it holds no .safetensors file"
     raise ValueError(
-        f"hf:{name} is not in the cache and cannot be had: {reason}. Where there is a network, "
-        f"`hf download {repository}` fills the cache (HF_HOME tells where it lies); copy it here, "
-        "or give the path of a folder with config.json and model.safetensors"
+        f"hf:{name} is not in the cache and cannot be had: {reason}. It is looked for at {place}. "
+        f"{gate}Where there is a network, `hf download {repository}` fills the cache; copy that "
+        "folder here, or give the path of a folder with config.json and model.safetensors"
     )

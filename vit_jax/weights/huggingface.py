@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from vit_jax.layers.checks import to_pair
+from vit_jax.models.base import VisionModel
+from vit_jax.models.dialect import Dialect
 from vit_jax.models.registry import DESIGNS, design_of, list_models, model_fields
 from vit_jax.models.spec import Preprocessing
 from vit_jax.weights.dialects import DIALECTS
@@ -47,8 +49,9 @@ def read_facts(folder: Path, notes: list[str]) -> tuple[StatedSpec, dict[str, An
     own = read_stated(path, lambda: read_spec(config[SPEC])) if SPEC in config else StatedSpec()
     known = _known_fields(folder, config)
     name, fields = own.name, None if own.fields is None else {**own.fields, **known}
-    if fields is None and known.keys() >= _SIZES:
-        name, fields = _registered(config["model_type"], known), known
+    dialect = _stated_by_class(config)[0]
+    if fields is None and dialect and known.keys() >= _SIZES & {*dialect.config.values()}:
+        name, fields = _registered(dialect, known), known
     elif fields is None and config.get("architecture") in list_models():
         name = str(config["architecture"])
         fields = read_stated(path, lambda: _timm_fields(name, config, stated))
@@ -73,8 +76,11 @@ def read_facts(folder: Path, notes: list[str]) -> tuple[StatedSpec, dict[str, An
         for key in ("test_crop_pct", "test_input_size")
         if stated.get(key) is not None
     ]
+    if not processor.is_file() and (folder / "processor_config.json").is_file():
+        processor = folder / "processor_config.json"  # of a whole model
     if processor.is_file():
         written = read_json(processor)
+        written = written.get("image_processor", written)
         if preprocessing is None or written != read_stated(path, lambda: _processor_again(own)):
             found = _read_processor(processor, written, notes)
             preprocessing = (found and _of_size(found, name, fields, notes)) or preprocessing
@@ -139,23 +145,83 @@ def processor_of(preprocessing: Preprocessing, size: tuple[int, int]) -> dict[st
 
 def _known_fields(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a design that transformers' config.json states, and those of its class."""
-    dialects = [d for d in DIALECTS if d.model_type and d.model_type == config.get("model_type")]
-    if not dialects:
+    dialect, stated = _stated_by_class(config)
+    if dialect is None:
         return {}
-    for key, value in dialects[0].settled.items():
-        if config.get(key, value) != value:
+    for key, value in dialect.settled.items():
+        if stated.get(key, value) != value:
             raise ValueError(
-                f"{str(folder)!r}: wanted {key} {value!r}, its config.json says {config[key]!r}"
+                f"{str(folder)!r}: wanted {key} {value!r}, its config.json says {stated[key]!r}"
             )
-    stated = {key: config[key] for key in dialects[0].config if key in config}
-    width, hidden = stated.get("hidden_size"), stated.pop("intermediate_size", None)
-    if isinstance(width, int) and isinstance(hidden, int) and width > 0:
-        stated["intermediate_size"] = hidden / width
-    known = {dialects[0].config[key]: value for key, value in stated.items()}
-    known = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
-    if classes := config.get("architectures"):
-        known |= next((d for d in dialects if d.architecture in classes), dialects[-1]).fields
+    known = _fields_of(dialect, stated)
+    for key, field in dialect.config.items():
+        if key in stated and field != "mlp_ratio" and known[field] != _value(dialect, key, stated):
+            twins = [other for other, same in dialect.config.items() if same == field]
+            raise ValueError(
+                f"{str(folder)!r}: wanted {' and '.join(twins)} alike, its config.json says "
+                f"{[stated[twin] for twin in twins]}"
+            )
+    return known | dict(dialect.fields) if config.get("architectures") else known
+
+
+def _stated_by_class(config: Mapping[str, Any]) -> tuple[Dialect | None, dict[str, Any]]:
+    """The dialect of transformers' class in a config.json, and what that says of its image model.
+
+    Of several dialects of the class the first that the stated fields are those of.
+    """
+    kin = [d for d in DIALECTS if d.model_type and d.model_type == config.get("model_type")]
+    classes = config.get("architectures") or ()
+    named = [d for d in kin if d.architecture in classes] or (kin[-1:] if classes else kin)
+    found: list[tuple[Dialect, dict[str, Any]]] = []
+    for dialect in named:
+        inside = config.get(dialect.section, {}) if dialect.section else config
+        stated = {**dialect.defaults, **(inside if isinstance(inside, Mapping) else {})}
+        known = _fields_of(dialect, stated)
+        found.append((dialect, stated))
+        if all(known.get(field, value) == value for field, value in dialect.fields.items()):
+            return dialect, stated
+    return found[0] if found else (None, {})
+
+
+def _value(dialect: Dialect, key: str, stated: Mapping[str, Any]) -> Any:
+    value = stated[key]
+    value = tuple(value) if isinstance(value, list) else value
+    names = dialect.values.get(key, {})
+    return names.get(value, value) if isinstance(value, str) else value
+
+
+def _fields_of(dialect: Dialect, stated: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that keys of a config.json are."""
+    known = {f: _value(dialect, key, stated) for key, f in dialect.config.items() if key in stated}
+    width, hidden = stated.get("hidden_size"), stated.get("intermediate_size")
+    if "intermediate_size" in dialect.config:
+        known.pop("mlp_ratio", None)
+        if isinstance(width, int) and isinstance(hidden, int) and width > 0:
+            ratio = hidden / width
+            # Rounded down, it would come to one unit less.
+            known["mlp_ratio"] = (
+                math.nextafter(ratio, math.inf) if width * ratio < hidden else ratio
+            )
     return known
+
+
+def config_of(model: VisionModel[Any], dialect: Dialect) -> dict[str, Any]:
+    """The config.json of a model in a dialect of transformers, but for the names of its classes."""
+    fields = model.config
+    stated = {key: getattr(fields, field) for key, field in dialect.config.items()}
+    for key, names in dialect.values.items():
+        theirs = {own: value for value, own in names.items()}
+        stated[key] = theirs.get(stated[key], stated[key])
+    if "intermediate_size" in stated:
+        stated["intermediate_size"] = int(fields.embed_dim * stated["intermediate_size"])
+    elif "mlp_ratio" in stated and stated["mlp_ratio"] == int(stated["mlp_ratio"]):
+        stated["mlp_ratio"] = int(stated["mlp_ratio"])  # as transformers has it
+    stated |= dialect.settled
+    return {
+        "model_type": dialect.model_type,
+        "architectures": [dialect.architecture],
+        **({dialect.section: stated} if dialect.section else stated),
+    }
 
 
 def _timm_fields(name: str, config: Mapping[str, Any], stated: Mapping[str, Any]) -> dict[str, Any]:
@@ -175,14 +241,14 @@ def _timm_fields(name: str, config: Mapping[str, Any], stated: Mapping[str, Any]
     return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
 
 
-def _registered(model_type: str, known: Mapping[str, Any]) -> str:
+def _registered(dialect: Dialect, known: Mapping[str, Any]) -> str:
     """The registered name of the sizes in a design's fields; the design's where there is none."""
-    design = next(d for d in DESIGNS if any(e.model_type == model_type for e in d.dialects))
+    design = next(d for d in DESIGNS if dialect in d.dialects)
     free = {field for field in known if design.config_class.is_free(field)} - {"img_size"}
-    compared = known.keys() - free - {"norm_eps", "global_pool"}
+    compared = known.keys() - free - {"norm_eps", "global_pool", "projection_dim"}
     for name in design.variants:
         fields = model_fields(name)
-        is_kin = name.startswith(model_type.partition("_")[0])
+        is_kin = name.startswith(dialect.model_type.partition("_")[0])
         if is_kin and all(fields[field] == known[field] for field in compared):
             return name
     return design.design
@@ -207,7 +273,14 @@ def _read_processor(
         # Their processors have different defaults: what is not stated is not known.
         notes.append(f"{path.name}: it states no {', '.join(missing)}")
         return None
-    return read_stated(path, lambda: _processor_states(fields))
+    found = read_stated(path, lambda: _processor_states(fields))
+    if "max_num_patches" not in fields or fields.get("size") is not None:
+        return found
+    notes.append(
+        f"{path.name}: images keep their aspect there, as up to {fields['max_num_patches']} "
+        "patches; here they are brought to one size"
+    )
+    return dataclasses.replace(found, crop_mode="squash")
 
 
 def _processor_states(fields: Mapping[str, Any]) -> Preprocessing:

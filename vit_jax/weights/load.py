@@ -8,8 +8,11 @@ from typing import Any, Literal
 
 from flax import nnx
 
+from vit_jax.layers.checks import check_bool
 from vit_jax.models.base import VisionModel
+from vit_jax.models.pretrained import published_at, published_of
 from vit_jax.models.registry import abstract_model, design_of, list_models, model_fields
+from vit_jax.models.registry import create_model as build_model
 from vit_jax.models.spec import ModelSpec
 from vit_jax.weights.adapt import adapt
 from vit_jax.weights.dialects import DialectError, heads_told_by, to_own
@@ -81,6 +84,38 @@ def from_pretrained(
     return load_with_notes(source, name=name, fields=overrides, ema=ema, rngs=rngs)[0]
 
 
+def create_model(
+    name: str, /, *, rngs: nnx.Rngs | None = None, pretrained: Any = False, **overrides: Any
+) -> VisionModel[Any]:
+    """Builds a registered model, in train mode.
+
+    Args:
+      name: one of `list_models()`, or the name of a design, which has no preprocessing.
+      rngs: stream "params" draws the initial weights.
+      pretrained: takes published weights instead, which `list_models(pretrained=True)` has; `rngs`
+        then draws a fresh head alone.
+      **overrides: fields of the design, in place of the name's own.
+
+    Raises:
+      ValueError: an unknown name or field (near or valid ones are named), or a field that does not
+        fit; no published weights, or none to be had: see `from_pretrained`.
+    """
+    if not check_bool("pretrained", pretrained):
+        if rngs is None:
+            raise ValueError("rngs must be flax.nnx.Rngs, such as nnx.Rngs(0), or pretrained=True")
+        return build_model(name, rngs=rngs, **overrides)
+    entry = published_of(name)
+    if entry is None:
+        design_of(name)  # an unknown name
+        raise ValueError(
+            f"no published weights of {name!r} are known; vit_jax.list_models(pretrained=True) "
+            f"gives the {len(list_models(pretrained=True))} names that have some"
+        )
+    model = from_pretrained(f"{HUB_PREFIX}{entry.repository}", name=name, rngs=rngs, **overrides)
+    model.train()
+    return model
+
+
 def load_with_notes(
     source: str | os.PathLike[str],
     *,
@@ -92,6 +127,9 @@ def load_with_notes(
     """As `from_pretrained`, and what was unwrapped, adapted or left on the way, a line each."""
     fields = dict(fields or {})
     weights = read_source(source, ema)
+    known = published_at(str(source).removeprefix(HUB_PREFIX).partition("@")[0])
+    if name is None and known is not None and str(source).startswith(HUB_PREFIX):
+        name = known.name  # several names may have its sizes
     name = model_name(weights, name, str(source))
     stated = stated_fields(weights, name)
     num_classes = fields.pop("num_classes", None)
@@ -259,7 +297,7 @@ def read_source(source: str | os.PathLike, ema: bool | None, rename: Rules = ())
     weights = read_weights(source, ema=ema, rename=rename)
     check_description(weights.spec, name)
     try:
-        arrays, dialect = to_own(weights.arrays)
+        arrays, dialect = to_own(weights.arrays, weights.notes)
     except DialectError as error:
         raise ValueError(f"{name!r}: {error}") from error
     heads = heads_told_by(weights.arrays, dialect)

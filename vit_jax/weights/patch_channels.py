@@ -88,6 +88,9 @@ def adapt_channels(state: dict[str, np.ndarray], patches: PatchWeights, new: int
         return [f"{name}: not in the state dict, no channels to convert"]
     array = np.asarray(state[name])
     channels = _channels(array, patches)
+    if patches.is_interleaved:
+        count = channels.shape[axis]
+        channels = channels.reshape(len(array), patches.window, count).swapaxes(1, 2)
     old = channels.shape[axis]
     if old == new:
         return [f"{name}: {new} channels already, kept"]
@@ -104,5 +107,7 @@ def adapt_channels(state: dict[str, np.ndarray], patches: PatchWeights, new: int
             "converted from 3 channels to any number and from any number to 1"
         )
     shape = (*array.shape[:axis], new * patches.window, *array.shape[axis + 1 :])
+    if patches.is_interleaved:
+        channels = channels.reshape(len(array), new, patches.window).swapaxes(1, 2)
     state[name] = channels.reshape(shape).astype(array.dtype)
     return [f"{name}: {old} channels to {new}, {how}"]

@@ -119,10 +119,19 @@ def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
     Raises:
       ValueError: there is none.
     """
+    return _find_checkpoints(path)[0]
+
+
+def _find_checkpoints(path: pathlib.Path) -> list[pathlib.Path]:
+    """That which a path names; of a work directory all, the latest first.
+
+    Raises:
+      ValueError: there is none.
+    """
     directory = path / CHECKPOINTS
     if not directory.is_dir():
         if named_step(path) is not None or _is_checkpoint(path):
-            return path
+            return [path]
         directory = path  # that of a run, or a copy of it
     found = directory.iterdir() if directory.is_dir() else ()
     checkpoints = [entry for entry in found if _is_step(entry) and _is_checkpoint(entry)]
@@ -131,7 +140,7 @@ def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
             f"no checkpoint in {path}: wanted a work directory, its {CHECKPOINTS}/STEP, or a "
             "weights file or folder"
         )
-    return max(checkpoints, key=lambda entry: int(entry.name))
+    return sorted(checkpoints, key=lambda entry: int(entry.name), reverse=True)
 
 
 def load_checkpoint(
@@ -145,16 +154,33 @@ def load_checkpoint(
       ema: True for the averaged weights; else the raw ones.
 
     Raises:
-      ValueError: there is none, or none with averaged weights, it is damaged, or it is of another
-        model (entries are named).
+      ValueError: there is none, or none with averaged weights, it is damaged (an earlier one that
+        is whole is named), or it is of another model (entries are named).
     """
     # Here and not above: Orbax takes a second to import.
-    from vit_jax.weights.checkpoint_reading import named_arrays, read_model
+    from vit_jax.weights.checkpoint_reading import (
+        DamagedCheckpointError,
+        named_arrays,
+        read_model,
+    )
 
     _, state = nnx.split(model)
     own = named_arrays(state)
-    found = find_checkpoint(path)
-    arrays, info = read_model(found, own, bool(ema), named_step(found))
+
+    def read(found: pathlib.Path) -> "tuple[dict[str, jax.Array], CheckpointInfo]":
+        return read_model(found, own, bool(ema), named_step(found))
+
+    latest, *earlier = _find_checkpoints(path)
+    try:
+        arrays, info = read(latest)
+    except DamagedCheckpointError as error:
+        for other in earlier:
+            try:
+                read(other)
+            except ValueError:
+                continue
+            raise ValueError(f"{error}; the one before is whole: give its path, {other}") from None
+        raise
     leaves = [arrays[name].astype(own[name].dtype) for name in own]
     nnx.update(model, jax.tree.unflatten(jax.tree.structure(state), leaves))
     return info

@@ -14,7 +14,7 @@ from vit_jax.models.spec import ModelSpec
 from vit_jax.weights.atomic import check_new_folder, whole
 from vit_jax.weights.dialects import DialectError, dialect_for, from_own
 from vit_jax.weights.formats import SAFETENSORS, TORCH_SUFFIXES
-from vit_jax.weights.huggingface import labels_of, processor_of
+from vit_jax.weights.huggingface import config_of, labels_of, processor_of
 from vit_jax.weights.spec_json import SPEC, SPEC_FILE, spec_beside, spec_to_dict, text_beside
 from vit_jax.weights.state_dict import state_dict
 from vit_jax.weights.torch_writer import write_torch_file
@@ -47,9 +47,9 @@ def save_pretrained(
       model: any.
       path: the form follows from it: a .safetensors or a .pth / .pt file under the names and in the
         layouts of the model's PyTorch source, whose module loads it with `strict=True`.
-      dialect: for a `vit_*` or `deit_*` model "huggingface" (path: a folder, which
-        `ViTForImageClassification.from_pretrained` takes, or DeiT's), "google" (path: a .npz file),
-        or "orbax" (path: a folder; any model); None for the source's own.
+      dialect: "huggingface" (path: a folder, which transformers' class of the design takes), for a
+        `vit_*` model "google" (path: a .npz file), or "orbax" (path: a folder; any model); None for
+        the source's own.
 
     Returns:
       What of the description only vit_jax will read there, a line each: mostly nothing.
@@ -121,30 +121,20 @@ def _write_google(model: VisionModel[Any], path: Path) -> None:
 
 
 def _write_huggingface(model: VisionModel[Any], path: Path) -> list[str]:
-    """Writes a folder for `from_pretrained` of Hugging Face's ViT or DeiT."""
+    """Writes a folder for `from_pretrained` of transformers' class of the design."""
     check_new_folder(path, _HF_FILES)
-    arrays, fields = _said(model, "huggingface"), model.config
+    arrays = _said(model, "huggingface")
     dialect = dialect_for(model, "huggingface")
     if model.num_classes == 0 and "num_classes" not in dialect.fields:
         raise ValueError(f"Hugging Face's {dialect.architecture} has a head, this model has none")
     labels = labels_of(model.spec.class_names, model.num_classes)
     preprocessing = model.spec.preprocessing
     processor = preprocessing and processor_of(preprocessing, model.input_size)
-    stated = {key: getattr(fields, field) for key, field in dialect.config.items()}
-    if "intermediate_size" in stated:
-        hidden = (a for name, a in arrays.items() if name.endswith("intermediate.dense.bias"))
-        stated["intermediate_size"] = next((a.shape[0] for a in hidden), 0)
-    elif "mlp_ratio" in stated and stated["mlp_ratio"] == int(stated["mlp_ratio"]):
-        stated["mlp_ratio"] = int(stated["mlp_ratio"])  # as transformers has it
     config = {
-        "model_type": dialect.model_type,
-        "architectures": [dialect.architecture],
-        **stated,
-        **dialect.settled,
+        **config_of(model, dialect),
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
-        "id2label": {str(label): name for label, name in enumerate(labels)},
-        "label2id": {name: label for label, name in enumerate(labels)},
+        **_labels(labels),
         SPEC: spec_to_dict(model.spec),
     }
     with whole(path) as partial:
@@ -162,6 +152,15 @@ def _write_huggingface(model: VisionModel[Any], path: Path) -> list[str]:
             f"crop of {rows}x{columns} (config.json says it for vit_jax)"
         ]
     return []
+
+
+def _labels(names: list[str]) -> dict[str, Any]:
+    if not names:
+        return {}
+    return {
+        "id2label": {str(label): name for label, name in enumerate(names)},
+        "label2id": {name: label for label, name in enumerate(names)},
+    }
 
 
 def _write_orbax(model: VisionModel[Any], path: Path) -> None:

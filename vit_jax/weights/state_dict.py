@@ -1,17 +1,19 @@
 """The map between a model's arrays and the state dict of its PyTorch source.
 
 One rule: the attribute path is the key, joined by dots. A `kernel` is a `weight` whose axes go from
-(*spatial, in, out) to (out, in, *spatial); `scale` and `embedding` are a `weight` as they are. What
-does not follow from it stands in the model class's `torch_names`, a short table of substitutions.
-The layers of a `ScannedLayers` are named as if they stood in a list. An array that stands in
-several places (tied layers) has the name of the first; the names of the others are its aliases.
+(*spatial, in, out) to (out, in, *spatial); `scale` and `embedding` are a `weight` as they are; the
+running statistics `mean` and `var` are `running_mean` and `running_var`. The layers of a
+`nnx.Sequential` and of a `ScannedLayers` are named as if they stood in a list. The query, key and
+value of a `nnx.MultiHeadAttention` are joined, as in `torch.nn.MultiheadAttention`, or stand alone
+as three Linears. What does not follow from it stands in the model's `torch_names`, a short table of
+substitutions. An array that stands in several places (tied layers) has the name of the first; the
+names of the others are its aliases.
 
 Both directions come from the same list of entries, so they cannot disagree.
 """
 
 import dataclasses
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,8 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vit_jax.layers.stack import ScannedLayers
-from vit_jax.layers.variables import Frozen
+from vit_jax.weights.entries import (
+    Entry,
+    Slot,
+    entries_of,
+    first_entries,
+    is_real,
+    to_numpy,
+)
+from vit_jax.weights.torch_layout import is_computed
 
 
 class MisfitError(ValueError):
@@ -36,93 +45,33 @@ class MisfitError(ValueError):
         self.problems = tuple(problems)
 
 
-_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
-
-
 @dataclasses.dataclass(frozen=True)
-class _Entry:
-    """One array of a PyTorch state dict: a variable, or one layer of a stacked variable."""
+class LoadedState:
+    """What a load left alone.
 
-    name: str
-    variable: nnx.Variable
-    layer: int | None
-    is_kernel: bool
-    path: tuple[Any, ...]
+    Attributes:
+      kept: names of the model's arrays that the mapping does not have.
+      unused: names of the mapping that the model has no array for: indices, masks and counters
+        that PyTorch computes, and with `strict=False` whatever else there is.
+    """
 
-    def _own_shape(self) -> tuple[int, ...]:
-        shape = tuple(self.variable.shape)
-        return shape if self.layer is None else shape[1:]
-
-    def torch_shape(self) -> tuple[int, ...]:
-        shape = self._own_shape()
-        return (shape[-1], shape[-2], *shape[:-2]) if self.is_kernel else shape
-
-    def read(self, arrays: dict[int, np.ndarray]) -> np.ndarray:
-        """The array in PyTorch layout; `arrays` caches the host copies of stacked variables."""
-        array = arrays.setdefault(id(self.variable), np.asarray(self.variable[...]))
-        array = array if self.layer is None else array[self.layer]
-        if self.is_kernel:
-            array = np.moveaxis(array, (-1, -2), (0, 1))
-        return np.array(array, order="C")  # a copy: JAX's own buffers must not be written to
-
-    def to_own_layout(self, array: np.ndarray) -> np.ndarray:
-        return np.moveaxis(array, (0, 1), (-1, -2)) if self.is_kernel else array
-
-
-def _torch_name(model: nnx.Module, parents: Sequence[str], leaf: str) -> str:
-    name = ".".join((*parents, _LEAVES.get(leaf, leaf)))
-    for pattern, replacement in getattr(type(model), "torch_names", ()):
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
-def torch_path(model: nnx.Module, path: Sequence[str]) -> str:
-    """The path of the module in PyTorch that is at `path` in the model; () is the model itself."""
-    # A module that PyTorch's source does not have is named as it stands.
-    return _torch_name(model, path, "").rstrip(".") or ".".join(path)
-
-
-def _entries(model: nnx.Module) -> list[_Entry]:
-    stacks = {
-        path: module.depth
-        for path, module in nnx.iter_modules(model)
-        if isinstance(module, ScannedLayers)
-    }
-    entries = []
-    for path, variable in nnx.to_flat_state(nnx.state(model, (nnx.Param, Frozen))):
-        *parents, leaf = map(str, path)
-        stack = next((p for p in stacks if path[: len(p)] == p), None)
-        for layer in range(stacks[stack]) if stack is not None else (None,):
-            if stack is not None:  # in place of the attribute `layer` of ScannedLayers
-                parents[len(stack)] = str(layer)
-            name = _torch_name(model, parents, leaf)
-            entries.append(_Entry(name, variable, layer, leaf == "kernel", path))
-    return entries
-
-
-def _aliases(model: nnx.Module) -> dict[str, str]:
-    """The further names of arrays that stand in several places, and the first name of each."""
-    names: dict[int, list[str]] = {}
-
-    def visit(node: nnx.Module, path: tuple[str, ...]) -> None:
-        for key, child in nnx.iter_children(node):
-            if isinstance(child, nnx.Param | Frozen):
-                names.setdefault(id(child), []).append(_torch_name(model, path, str(key)))
-            elif isinstance(child, nnx.Module):
-                visit(child, (*path, str(key)))
-
-    visit(model, ())
-    return {alias: first for first, *others in names.values() for alias in others}
+    kept: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
 
 def torch_shapes(model: nnx.Module) -> dict[str, tuple[int, ...]]:
     """Returns the shape of each array of `state_dict`; the model may be abstract."""
-    return {entry.name: entry.torch_shape() for entry in _entries(model)}
+    return {entry.name: entry.torch_shape for entry in first_entries(model)}
 
 
-def trained_names(model: nnx.Module) -> list[str]:
+def trained_names(model: nnx.Module, like: Collection[str] | None = None) -> list[str]:
     """Returns the names in `state_dict` that are parameters, not frozen tables."""
-    return [entry.name for entry in _entries(model) if isinstance(entry.variable, nnx.Param)]
+    return [
+        name
+        for entries in entries_of(model).values()
+        if entries[0].slots[0].is_trained
+        for name, *_ in _named(entries, like)
+    ]
 
 
 def names_by_path(model: nnx.Module) -> dict[tuple[Any, ...], list[str]]:
@@ -131,35 +80,82 @@ def names_by_path(model: nnx.Module) -> dict[tuple[Any, ...], list[str]]:
     The model may be abstract.
     """
     names: dict[tuple[Any, ...], list[str]] = {}
-    for entry in _entries(model):
-        names.setdefault(entry.path, []).append(entry.name)
+    for entry in first_entries(model):
+        for slot in entry.slots:
+            names.setdefault(slot.path, []).append(entry.name)
     return names
 
 
-def state_dict(model: nnx.Module) -> dict[str, np.ndarray]:
+def _named(
+    entries: Sequence[Entry], like: Collection[str] | None
+) -> list[tuple[str, Entry, int | None]]:
+    """(name, entry, the part of it that stands alone) of one array, as `like` has it."""
+    first = (entries[0].name, entries[0], None)
+    if like is None:
+        return [first]
+    found: list[tuple[str, Entry, int | None]] = []
+    for entry in entries:
+        if entry.name in like:
+            found.append((entry.name, entry, None))
+        elif any(single in like for single in entry.singles):
+            if entry.slots[1:]:
+                found += [(single, entry, i) for i, single in enumerate(entry.singles)]
+            else:
+                found += [(single, entry, None) for single in entry.singles if single in like]
+    return found or [first]
+
+
+def state_dict(
+    model: nnx.Module, *, like: Collection[str] | Mapping[str, Any] | None = None
+) -> dict[str, np.ndarray]:
     """Returns copies of the model's arrays, named and laid out as in its PyTorch source.
 
-    Parameters and frozen tables, each array once, with the dtype the model keeps it in. Gradients
-    are named the same way: `state_dict(nnx.merge(graphdef, gradients, rest))`.
+    Parameters, running statistics, frozen tables and constants that are `nnx.Variable`s, each array
+    once, with the dtype the model keeps it in. Gradients are named the same way:
+    `state_dict(nnx.merge(graphdef, gradients, rest))`.
+
+    Args:
+      model: with arrays.
+      like: the names, or the state dict, of a PyTorch module. Arrays that it has under several
+        names (tied) stand under each, parts of an attention joined or alone as there. Of a state
+        dict the entries come that PyTorch computes, such as `num_batches_tracked`, as they are
+        there, and constants that it has not are left out: `torch_module.load_state_dict` takes all
+        of it strictly, as tensors.
+
+    Raises:
+      ValueError: the model is abstract.
     """
-    arrays: dict[int, np.ndarray] = {}
+    cache: dict[Any, np.ndarray] = {}
+    every = entries_of(model).values()
     if any(
-        isinstance(entry.variable.get_value(), jax.ShapeDtypeStruct) for entry in _entries(model)
+        isinstance(slot.value, jax.ShapeDtypeStruct)
+        for entries in every
+        for slot in entries[0].slots
     ):
         raise ValueError("the model is abstract (nnx.eval_shape): it has no arrays yet")
-    return {entry.name: entry.read(arrays) for entry in _entries(model)}
-
-
-def _to_numpy(value: Any) -> np.ndarray:
-    if hasattr(value, "detach"):  # a torch tensor, which may want a gradient
-        value = value.detach().cpu()
-        if str(value.dtype) == "torch.bfloat16":  # unknown to NumPy; exact in float32
-            value = value.float()
-    return np.asarray(value)
-
-
-def _is_real(dtype: np.dtype) -> bool:
-    return dtype == np.bool_ or any(jnp.issubdtype(dtype, k) for k in (jnp.integer, jnp.floating))
+    found: dict[str, np.ndarray] = {}
+    for entries in every:
+        is_raw = not isinstance(entries[0].slots[0].variable, nnx.Variable)
+        for name, entry, part in _named(entries, like):
+            is_new = like is None or name not in like
+            if is_new and (is_raw or (isinstance(like, Mapping) and not entry.is_required)):
+                continue
+            whole = entry.read(cache)
+            if isinstance(like, Mapping) and name in like and entry.slots[0].is_index:
+                whole = whole.reshape(to_numpy(like[name]).shape)
+            found[name] = whole if part is None else entry.split(whole)[part].copy()
+    if isinstance(like, Mapping):
+        for name in like.keys() - found.keys():
+            array = to_numpy(like[name])
+            tied = _tied_to(name, array, like, found.keys())
+            if tied is not None:
+                found[name] = found[tied].copy()
+            elif is_computed(array):
+                found[name] = array.copy()
+        found = {
+            name: found[name] for name in (*like, *(found.keys() - like.keys())) if name in found
+        }
+    return found
 
 
 def _place(array: np.ndarray, old: Any) -> jax.Array:
@@ -168,54 +164,184 @@ def _place(array: np.ndarray, old: Any) -> jax.Array:
     return jax.device_put(new, old.sharding) if isinstance(old, jax.Array) else new
 
 
-def load_state_dict(model: nnx.Module, mapping: Mapping[str, Any]) -> None:
-    """Loads a PyTorch state dict into the model, in place and strictly.
+def _tied_to(
+    name: str, array: np.ndarray, mapping: Mapping[str, Any], known: Collection[str]
+) -> str | None:
+    """The known entry that is the same matrix: PyTorch names a tied head twice."""
+    if array.ndim < 2 or not is_real(array.dtype) or bool((array == array.flat[:1]).all()):
+        return None  # zeros and ones are equal by chance
+    for other in known:
+        is_alike = tuple(getattr(mapping.get(other), "shape", ())) == array.shape
+        if other != name and is_alike and np.array_equal(to_numpy(mapping[other]), array):
+            return other
+    return None
+
+
+class _Loading:
+    """The arrays of one mapping for one model, and what does not fit."""
+
+    def __init__(self, model: nnx.Module, mapping: Mapping[str, Any], strict: bool):
+        self.mapping, self.strict = mapping, strict
+        self.problems: list[str] = []
+        self.kept: list[str] = []
+        self.loaded: list[tuple[Slot, np.ndarray]] = []  # in the model's layout
+        self._late: list[str] = []
+        every = entries_of(model)
+        known = {
+            name for entries in every.values() for e in entries for name in (e.name, *e.singles)
+        }
+        missing = [entries for entries in every.values() if not self._has(entries)]
+        for entries in missing:
+            self._miss(entries)
+        self.unused = [name for name in mapping if name not in known]
+        for name in self.unused:
+            array = to_numpy(mapping[name])
+            is_free = is_real(array.dtype) and is_computed(array)
+            if strict and not is_free and _tied_to(name, array, mapping, known) is None:
+                self.problems.append(f"unexpected: {name}")
+        for entries in every.values():
+            if entries not in missing:
+                self._take(entries)
+        self.problems += self._late
+
+    def _alone(self, entry: Entry) -> bool:
+        """Whether its slots stand in the mapping one by one, under other names."""
+        if not entry.slots[1:]:
+            return any(single in self.mapping for single in entry.singles)
+        return all(single in self.mapping for single in entry.singles)
+
+    def _has(self, entries: list[Entry]) -> bool:
+        return any(entry.name in self.mapping or self._alone(entry) for entry in entries)
+
+    def _miss(self, entries: list[Entry]) -> None:
+        entry = entries[0]
+        there = [single for single in entry.singles if single in self.mapping]
+        names = [s for s in entry.singles if s not in self.mapping] if there else [entry.name]
+        abstract = any(isinstance(slot.value, jax.ShapeDtypeStruct) for slot in entry.slots)
+        if abstract or (self.strict and entry.is_required) or there:
+            hint = ""
+            if isinstance(entry.slots[0].variable, nnx.BatchStat) and not abstract:
+                hint = " (running statistics; strict=False keeps the model's own)"
+            self.problems += [f"missing: {name}{hint}" for name in names]
+        elif entry.is_required or not entry.slots[0].is_index:
+            self.kept.append(entry.name)
+
+    def _array(self, name: str, shape: tuple[int, ...], is_index: bool) -> np.ndarray | None:
+        array = to_numpy(self.mapping[name])
+        if not is_real(array.dtype):
+            self.problems.append(f"not numeric: {name} wanted real numbers, got {array.dtype}")
+        elif array.shape == shape or (is_index and array.size == np.prod(shape)):
+            return array.reshape(shape)
+        else:
+            self.problems.append(f"misshapen: {name} wanted {shape}, got {array.shape}")
+        return None
+
+    def _take(self, entries: list[Entry]) -> None:
+        """The first array that is there; the others must be equal, in the model's layout."""
+        first: tuple[str, list[np.ndarray]] | None = None
+        for entry in entries:
+            for names in self._sources(entry):
+                found = self._parts(entry, names, quiet=first is not None)
+                if first is None and found is not None:
+                    first = names[0], found
+                elif first is None:
+                    return
+                elif found is None or not all(map(np.array_equal, first[1], found)):
+                    self._late.append(
+                        f"not tied: {names[0]} differs from {first[0]}, and the model has one "
+                        "array for both"
+                    )
+        assert first is not None
+        for slot, array in zip(entries[0].slots, first[1], strict=True):
+            if not slot.is_index:
+                self.loaded.append((slot, array))
+            elif not np.array_equal(self._own(slot), array):
+                self.problems.append(
+                    f"differs: {first[0]} holds whole numbers, and the model computes others"
+                )
+
+    def _own(self, slot: Slot) -> np.ndarray:
+        array = np.asarray(slot.value)
+        return array if slot.layer is None else array[slot.layer]
+
+    def _sources(self, entry: Entry) -> list[tuple[str, ...]]:
+        """The names under which the whole entry stands in the mapping."""
+        sources = [(entry.name,)] if entry.name in self.mapping else []
+        if not self._alone(entry):
+            return sources
+        if entry.slots[1:]:
+            return [*sources, entry.singles]
+        return [*sources, *((single,) for single in entry.singles if single in self.mapping)]
+
+    def _parts(self, entry: Entry, names: tuple[str, ...], quiet: bool) -> list[np.ndarray] | None:
+        """An entry's arrays in the model's layout; None, and a problem, where they do not fit."""
+        before = len(self.problems)
+        slots = entry.slots
+        is_index = slots[0].is_index
+        if len(names) == len(slots):
+            shapes = [slot.layout.torch_shape for slot in slots]
+            arrays = [
+                self._array(name, shape, is_index)
+                for name, shape in zip(names, shapes, strict=True)
+            ]
+        else:
+            whole = self._array(names[0], entry.torch_shape, is_index)
+            arrays = [None] if whole is None else entry.split(whole)
+        if quiet:
+            del self.problems[before:]
+        if any(array is None for array in arrays):
+            return None
+        return [
+            slot.layout.to_own(array)
+            for slot, array in zip(slots, arrays, strict=True)
+            if array is not None
+        ]
+
+    def place(self) -> None:
+        """Puts the arrays into the model; layers of a stacked one together."""
+        layers: dict[Any, list[np.ndarray]] = {}
+        placed: list[tuple[Slot, jax.Array]] = []
+        for slot, array in self.loaded:
+            if slot.layer is not None:  # the layers come in order
+                stacked = layers.setdefault(slot.place[:2], [])
+                stacked.append(array)
+                if len(stacked) < slot.value.shape[0]:
+                    continue
+                array = np.stack(stacked)
+            placed.append((slot, _place(array, slot.value)))
+        for slot, array in placed:
+            slot.set(array)
+
+
+def load_state_dict(
+    model: nnx.Module, mapping: Mapping[str, Any], *, strict: bool = True
+) -> LoadedState:
+    """Loads a PyTorch state dict into the model, in place.
+
+    Whole numbers that PyTorch computes and keeps as buffers (position ids, an index of relative
+    positions, `num_batches_tracked`), booleans, and a causal mask (a lower triangle of ones) are no
+    weights: they are compared where the model has an array of that name, and ignored where it has
+    none. Constants of the model, in a plain `nnx.Variable` or an array that is an attribute, are
+    loaded where the mapping has them.
 
     Args:
       model: it keeps its dtypes and shardings: values are cast to `param_dtype`. It may be
         abstract, of `nnx.eval_shape`.
-      mapping: name to array (numpy, JAX or torch) in PyTorch layout. Tied arrays may stand there
-        under any of their further names too, with equal values.
+      mapping: name to array (numpy, JAX or torch) in PyTorch layout. An array that the model has
+        once may stand there under any of its names, with equal values; so may a matrix that is
+        equal to another one of the mapping, as a tied head is.
+      strict: False keeps the model's own arrays where the mapping has none, such as running
+        statistics, and leaves what the model has no place for.
+
+    Returns:
+      What was kept and what was not used, by name.
 
     Raises:
       MisfitError: names every missing, unexpected, misshapen and not numeric entry, and those that
         differ where the model has one array; the model is unchanged.
     """
-    entries, aliases = _entries(model), _aliases(model)
-    known = {entry.name for entry in entries} | aliases.keys()
-    problems = [f"missing: {entry.name}" for entry in entries if entry.name not in mapping]
-    problems += [f"unexpected: {name}" for name in mapping if name not in known]
-    loaded: dict[str, np.ndarray] = {}
-    for entry in entries:
-        if entry.name not in mapping:
-            continue
-        array = loaded[entry.name] = _to_numpy(mapping[entry.name])
-        if array.shape != entry.torch_shape():
-            problems.append(
-                f"misshapen: {entry.name} wanted {entry.torch_shape()}, got {array.shape}"
-            )
-        elif not _is_real(array.dtype):
-            problems.append(f"not numeric: {entry.name} wanted real numbers, got {array.dtype}")
-    problems += [
-        f"not tied: {alias} differs from {first}, and the model has one array for both"
-        for alias, first in aliases.items()
-        if alias in mapping
-        and first in loaded
-        and not np.array_equal(_to_numpy(mapping[alias]), loaded[first])
-    ]
-    if problems:
-        raise MisfitError(problems)
-
-    layers: dict[int, list[np.ndarray]] = {}
-    placed: list[tuple[nnx.Variable, jax.Array]] = []
-    for entry in entries:
-        array = entry.to_own_layout(loaded[entry.name])
-        if entry.layer is not None:  # the entries of one stacked variable come in order
-            stacked = layers.setdefault(id(entry.variable), [])
-            stacked.append(array)
-            if len(stacked) < entry.variable.shape[0]:
-                continue
-            array = np.stack(stacked)
-        placed.append((entry.variable, _place(array, entry.variable.get_value())))
-    for variable, array in placed:
-        variable.set_value(array)
+    loading = _Loading(model, mapping, strict)
+    if loading.problems:
+        raise MisfitError(loading.problems)
+    loading.place()
+    return LoadedState(tuple(loading.kept), tuple(loading.unused))

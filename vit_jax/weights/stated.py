@@ -65,6 +65,7 @@ def check_stated(
     grid = _stated_grid(stated, model)
     if grid is not None and resize is None:
         positions = model.position_table()
+        assert positions is not None
         raise ValueError(
             f"{positions.name} of {source!r} is for a grid of {_by(grid)} patches, this model's "
             f"for {_by(positions.grid)}: resize='source' (--resize source, init_resize) resizes it"
@@ -92,5 +93,7 @@ def _stated_grid(stated: StatedSpec, model: VisionModel[Any]) -> tuple[int, int]
     positions = model.position_table()
     if stated.name is None or stated.fields is None or design_of(stated.name) is not type(model):
         return None
-    grid = abstract_model(stated.name, **stated.fields).position_table().grid
-    return None if positions.sinusoid or grid == positions.grid else grid
+    if positions is None or positions.sinusoid:
+        return None
+    theirs = abstract_model(stated.name, **stated.fields).position_table()
+    return None if theirs is None or theirs.grid == positions.grid else theirs.grid

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from vit_jax.inspect.recorder import Event, Frame
+from vit_jax.parity.forms.attributes import attribute, numbers_of_heads
 from vit_jax.parity.forms.base import (
     Form,
     Scene,
@@ -49,11 +50,16 @@ _SCALES: dict[str, Callable[[Mapping[str, int]], float]] = {
 
 
 def attentions(event: Event, value: jax.Array, scene: Scene) -> Iterator[Form]:
+    weights_heads = value.shape[1] if value.ndim == 4 else None
+    for heads in numbers_of_heads(event.frame.module, value.shape[-1], weights_heads):
+        yield from _attentions(event, value, scene, heads)
+
+
+def _attentions(event: Event, value: jax.Array, scene: Scene, heads: int) -> Iterator[Form]:
     frame = event.frame
     is_weights = value.ndim == 4 and value.shape[-1] == value.shape[-2]
-    heads = getattr(frame.module, "num_heads", 1)
     outputs = [out for _, out in outputs_of(frame) if out.ndim == 3]
-    if not outputs or not isinstance(heads, int) or hasattr(frame.module, "w"):
+    if not outputs or hasattr(frame.module, "w"):
         return
     if is_weights:
         width = outputs[0].shape[-1] // 3 if len(outputs) == 1 else outputs[0].shape[-1]
@@ -66,7 +72,7 @@ def attentions(event: Event, value: jax.Array, scene: Scene) -> Iterator[Form]:
         return
     head_dim, dim, in_dim = width // heads, width, frame.input.shape[-1]
     sizes = {"head_dim": head_dim, "dim": dim, "input_dim": in_dim, "num_heads": heads}
-    own = getattr(frame.module, "scale", None)
+    own = attribute(frame.module, "scale")
     layouts = ("(head, head_dim)", "(head_dim, head)", "(head, head_dim) and never put back")
     weightings = ("over keys", "over queries", "none", "causal")
 

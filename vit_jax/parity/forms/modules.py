@@ -11,6 +11,7 @@ from flax import nnx
 
 from vit_jax.inspect.recorder import Event
 from vit_jax.layers.unfold import unfold
+from vit_jax.parity.forms.attributes import attribute
 from vit_jax.parity.forms.base import (
     Form,
     Scene,
@@ -59,7 +60,7 @@ def layer_norms(event: Event, value: jax.Array, scene: Scene) -> Iterator[Form]:
 
         return Form("layer_norm", text, compute, fault=fault)
 
-    own = getattr(event.module, "epsilon", None)
+    own = attribute(event.module, "epsilon")
     epsilons: list[float] = [*([own] if own else []), *_EPSILONS]
     for eps in dict.fromkeys([*epsilons, *_solved_epsilon(event, scene, scale, bias)]):
         yield form(
@@ -170,7 +171,7 @@ def convolutions(event: Event, value: jax.Array, scene: Scene) -> Iterator[Form]
     if isinstance(module, nnx.Conv):
         stride, padding = module.strides, module.padding
     else:
-        stride, padding = getattr(module, "patch_size", None), "VALID"
+        stride, padding = attribute(module, "patch_size"), "VALID"
     if stride is None:
         return
     strides = _pair(stride)

@@ -1,0 +1,124 @@
+"""Models of other JAX libraries as NNX modules, so that they are compared like those.
+
+A tree of `Part`s stands for the model: each holds the arrays of one of its modules and is called
+around that module's own call. So what is seen, replaced and differentiated in an NNX module is so
+in theirs.
+"""
+
+import functools
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from flax import nnx
+
+from vit_jax.inspect.recorder import Recorder
+from vit_jax.parity.torch_trace import Names
+from vit_jax.weights.state_dict import load_state_dict
+
+_Model = TypeVar("_Model", bound="PortedModel")
+# What a config says and a diagnosis may read: no arrays, no functions.
+_PLAIN = (bool, int, float, str, np.dtype, type(None))
+
+
+class _Calls(threading.local):
+    """What the parts that are being called do."""
+
+    def __init__(self) -> None:
+        self.functions: list[Callable[..., Any]] = []
+
+
+_CALLS = _Calls()
+
+
+class Part(nnx.Module):
+    """Stands for a module: `run` is the call of that module.
+
+    Attributes:
+      torch_kind, axes_in, transpose_kernel: see `weights.torch_layout.layout_of`.
+      children: the names of the parts in it.
+      collections: (name of an array, name of Linen's collection).
+      mean, var: of a BatchNorm, the running statistics.
+    """
+
+    torch_kind = ""
+    axes_in = 1
+    transpose_kernel = False
+    mean: nnx.BatchStat
+    var: nnx.BatchStat
+    children: tuple[str, ...] = ()
+    collections: tuple[tuple[str, str], ...] = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _CALLS.functions.pop()(*args, **kwargs)
+
+    def run(self, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]):
+        """Calls the function as this module, which a recorder sees if it watches."""
+        depth = len(_CALLS.functions)
+        _CALLS.functions.append(function)
+        try:
+            return self(*args, **kwargs)
+        finally:
+            del _CALLS.functions[depth:]
+
+    def mirror(self, fields: Mapping[str, Any]) -> None:
+        """Takes the plain fields of the module that have no name of an array or of another part."""
+        for name, value in fields.items():
+            if name not in vars(self) and not hasattr(Part, name) and _is_plain(value):
+                object.__setattr__(self, name, value)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(map(_is_plain, value))
+    return isinstance(value, _PLAIN)
+
+
+@functools.cache
+def part_type(kind: type) -> type[Part]:
+    """The class of parts that stand for modules of a class: its own for each, of the same name."""
+    make: Any = type(Part)
+    return make(kind.__name__, (Part,), {"__module__": kind.__module__})
+
+
+class Held:
+    """An object that NNX takes as it is, equal to itself alone."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+
+class PortedModel(nnx.Module):
+    """A model of another library.
+
+    Attributes:
+      name: of its class, for the report.
+      parts: its modules; their paths are PyTorch's after `torch_names`.
+      channels_first: it takes images (B, C, H, W) or, of single examples, (C, H, W).
+      dtype: what it is to compute in; a string: what it is written in.
+    """
+
+    channels_first = False
+
+    def __init__(self, name: str, parts: Part, names: Names):
+        self.name = name
+        self.parts = parts
+        self.dtype: Any = "its own"
+        if callable(names):
+            raise ValueError("names: wanted pairs (regular expression, replacement)")
+        self.torch_names = ((r"^parts(\.|$)", ""), *(tuple(pair) for pair in names))
+
+    def recorder(self) -> Recorder | None:
+        """What watches this model, if anything does."""
+        return vars(self).get("_recorder")
+
+    def load(self: _Model, mapping: Mapping[str, Any], *, strict: bool = True) -> _Model:
+        """Returns a copy with the arrays of a PyTorch state dict, see `vit_jax.load_state_dict`.
+
+        Raises:
+          MisfitError: they are not the model's.
+        """
+        copy = nnx.clone(self)  # not of the same variables
+        load_state_dict(copy, mapping, strict=strict)
+        return copy
