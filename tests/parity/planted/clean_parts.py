@@ -119,7 +119,7 @@ def _():
     def ours(m, x):
         y = m.fc(x)
         order = y.mean(-1).argsort(-1)
-        y = jnp.cumsum(jnp.take_along_axis(y, order[..., None], 1), 1)
+        y = jnp.cumsum(jnp.take_along_axis(y, order[..., None], 1), axis=1)
         return m.head(y[:, ::-1])
 
     return made({"fc": linear(), "head": linear()}, theirs, ours)
