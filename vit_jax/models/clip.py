@@ -23,7 +23,7 @@ from vit_jax.layers.variables import freeze
 from vit_jax.models.any_grid import AnyGridModel
 from vit_jax.models.base import Variant
 from vit_jax.models.config import PatchesConfig, Size, checked, optional
-from vit_jax.models.dialect import QKV, Dialect, Name, layer_names
+from vit_jax.models.dialect import CLIP_LAYER, QKV, Dialect, Name, layer_names
 from vit_jax.models.spec import Preprocessing
 
 POOLS = ("token", "avg")
@@ -91,14 +91,6 @@ def _variants() -> dict[str, Variant]:
 
 def _huggingface(architecture: str, **facts: Any) -> Dialect:
     """transformers' names in files, "pre_layrnorm" as they spell it."""
-    rows = (
-        ("norm1.", "layer_norm1."),
-        *((f"attn.{part}.", f"self_attn.{part}_proj.") for part in "qkv"),
-        ("attn.proj.", "self_attn.out_proj."),
-        ("norm2.", "layer_norm2."),
-        ("mlp.fc1.", "mlp.fc1."),
-        ("mlp.fc2.", "mlp.fc2."),
-    )
     tower, layer = "vision_model.", "encoder.layers.#"
     return Dialect(
         "huggingface",
@@ -111,7 +103,7 @@ def _huggingface(architecture: str, **facts: Any) -> Dialect:
             ),
             Name("patch_embed.proj.", f"{tower}embeddings.patch_embedding."),
             Name("norm_pre.", f"{tower}pre_layrnorm."),
-            *layer_names("blocks.#.", f"{tower}{layer}.", rows),
+            *layer_names("blocks.#.", f"{tower}{layer}.", CLIP_LAYER),
             Name("norm.", f"{tower}post_layernorm."),
             Name("projection.", "visual_projection."),
             Name("head.", "classifier."),

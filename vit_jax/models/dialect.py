@@ -84,6 +84,17 @@ class Dialect:
     settled: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+# The names within a layer of transformers' CLIP, which its SigLIPs have too: see `layer_names`.
+CLIP_LAYER = (
+    ("norm1.", "layer_norm1."),
+    *((f"attn.{part}.", f"self_attn.{part}_proj.") for part in "qkv"),
+    ("attn.proj.", "self_attn.out_proj."),
+    ("norm2.", "layer_norm2."),
+    ("mlp.fc1.", "mlp.fc1."),
+    ("mlp.fc2.", "mlp.fc2."),
+)
+
+
 def layer_names(
     own: str, theirs: str, rows: Sequence[tuple[str, ...]], also: str = "", layout: str = ""
 ) -> list[Name]:

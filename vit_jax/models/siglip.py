@@ -24,7 +24,7 @@ from vit_jax.layers.variables import freeze
 from vit_jax.models.any_grid import AnyGridModel
 from vit_jax.models.base import Variant
 from vit_jax.models.config import PatchesConfig, checked
-from vit_jax.models.dialect import QKV, Dialect, Name, layer_names
+from vit_jax.models.dialect import CLIP_LAYER, QKV, Dialect, Name, layer_names
 from vit_jax.models.spec import HALF_MEAN, HALF_STD, Preprocessing
 
 POOLS = ("map", "avg")
@@ -114,14 +114,6 @@ def _variants() -> dict[str, Variant]:
 
 def huggingface(architecture: str, **facts: Any) -> Dialect:
     """transformers' names in files, of either SigLIP."""
-    rows = (
-        ("norm1.", "layer_norm1."),
-        *((f"attn.{part}.", f"self_attn.{part}_proj.") for part in "qkv"),
-        ("attn.proj.", "self_attn.out_proj."),
-        ("norm2.", "layer_norm2."),
-        ("mlp.fc1.", "mlp.fc1."),
-        ("mlp.fc2.", "mlp.fc2."),
-    )
     tower, layer = "vision_model.", "encoder.layers.#"
     return Dialect(
         "huggingface",
@@ -132,7 +124,7 @@ def huggingface(architecture: str, **facts: Any) -> Dialect:
                 "pos_embed", f"{tower}embeddings.position_embedding.weight", layout="N,D for 1,N,D"
             ),
             Name("patch_embed.proj.", f"{tower}embeddings.patch_embedding."),
-            *layer_names("blocks.#.", f"{tower}{layer}.", rows),
+            *layer_names("blocks.#.", f"{tower}{layer}.", CLIP_LAYER),
             Name("norm.", f"{tower}post_layernorm."),
             Name("attn_pool.latent", f"{tower}head.probe"),
             *(
