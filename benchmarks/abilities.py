@@ -23,6 +23,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.pages import keep, kept, put_between
+
 BEGIN, END = "<!-- abilities: begin -->", "<!-- abilities: end -->"
 _DEVICES = "--xla_force_host_platform_device_count=2"
 # What makes a model small, where its design has such a field; all else is the name's.
@@ -199,24 +201,18 @@ def main() -> int:
 
     prepare_environment()
     lines: dict[str, dict[str, Any]] = {}
-    if options.results.exists():
-        for text in options.results.read_text().splitlines():
-            line = json.loads(text)
-            lines[" ".join(line["names"])] = line
+    for line in kept(options.results):
+        lines[" ".join(line["names"])] = line
     for case in cases(options.names):
         key = " ".join(case.names)
         if key in lines:
             continue
         start = time.perf_counter()
         lines[key] = {"names": case.names, "found": attempt(case)}
-        with options.results.open("a") as file:
-            file.write(json.dumps(lines[key]) + "\n")
+        keep(options.results, lines[key])
         print(f"{key}: {time.perf_counter() - start:.0f} s {lines[key]['found']}", flush=True)
     if options.out:
-        page = options.out.read_text()
-        before, rest = page.split(BEGIN)
-        after = rest.split(END)[1]
-        options.out.write_text(f"{before}{BEGIN}\n\n{table(lines)}\n\n{END}{after}")
+        put_between(options.out, BEGIN, END, f"{table(lines)}\n")
     else:
         print(table(lines))
     return 0

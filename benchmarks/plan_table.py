@@ -10,13 +10,13 @@ page, between its two markers. On two CPU cores it takes about an hour.
 """
 
 import argparse
-import json
 import pathlib
 import sys
 import time
 from collections.abc import Iterator
 from typing import Any
 
+from benchmarks.pages import keep, kept, put_between
 from vit_jax.plan.libtpu import devices_of, prepare_environment
 
 BEGIN, END = "<!-- plan_table: begin -->", "<!-- plan_table: end -->"
@@ -142,24 +142,18 @@ def main() -> int:
     options = parser.parse_args()
     prepare_environment()
     lines: dict[str, dict[str, Any]] = {}
-    if options.results.exists():
-        for line in options.results.read_text().splitlines():
-            row = json.loads(line)
-            lines[row["key"]] = row
+    for row in kept(options.results):
+        lines[row["key"]] = row
     for _, slice_name, arguments in cases():
         key = _key(slice_name, arguments)
         if key in lines:
             continue
         start = time.perf_counter()
         lines[key] = {"key": key, **measure(slice_name, arguments)}
-        with options.results.open("a") as file:
-            file.write(json.dumps(lines[key]) + "\n")
+        keep(options.results, lines[key])
         print(f"{key}: {time.perf_counter() - start:.0f} s", flush=True)
     if options.out:
-        page = options.out.read_text()
-        before, rest = page.split(BEGIN)
-        after = rest.split(END)[1]
-        options.out.write_text(f"{before}{BEGIN}\n\n{tables(lines)}\n{END}{after}")
+        put_between(options.out, BEGIN, END, tables(lines))
     else:
         print(tables(lines))
     return 0
