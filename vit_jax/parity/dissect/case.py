@@ -149,7 +149,7 @@ class Case:
 
     def apply(self, trial: Trial, program: Program) -> None:
         """Changes the reference wherever that makes it agree with the model furthest."""
-        best, before = None, self.reach
+        best, before, was = None, self.reach, self.reference
         calls = [*trial.changes, *(i for i, _ in trial.sources)] or [trial.at]
         if len(trial.inserts) > 1:
             calls = [made for slot in trial.inserts if (made := program.made(slot)) is not None]
@@ -165,7 +165,7 @@ class Case:
             if is_whole:
                 break
         if best is None or best[0][1] <= before:
-            self.see(self.run.reference if not self.applied else self.reference)
+            self.see(was)
             return
         self.applied = best[1]
         self.see(best[2])
