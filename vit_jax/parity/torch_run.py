@@ -332,6 +332,28 @@ def run_torch(
     return run
 
 
+def prepared(
+    module: "torch.nn.Module",
+    images: Any,
+    dtype: "torch.dtype",
+    *,
+    train: bool,
+    grad: bool = False,
+) -> "tuple[torch.nn.Module, list[str], Inputs]":
+    """A copy to be run, the paths of the dropout that it is without, and its inputs as tensors."""
+    torch = import_torch()
+    copied = copy_module(module, dtype, train=train)
+    dropped = without_dropout(copied) if train else []
+    inputs = images if isinstance(images, Inputs) else Inputs({0: images})
+
+    def tensor_of(name: str, array: np.ndarray) -> "torch.Tensor":
+        del name
+        tensor = torch.from_numpy(array)
+        return tensor.to(dtype).requires_grad_(grad) if array.dtype.kind == "f" else tensor
+
+    return copied, dropped, inputs.map(tensor_of)
+
+
 @dataclasses.dataclass
 class _Running:
     """Which module is."""
@@ -359,17 +381,8 @@ def _run(
 ) -> TorchRun:
     """See `run_torch`; a copy is made outside of `wide`, constants as they are."""
     torch = import_torch()
-    copied = copy_module(module, dtype, train=train)
-    dropped = without_dropout(copied) if train else []
+    copied, dropped, given = prepared(module, images, dtype, train=train, grad=grad)
     buffers = {n: b.clone() for n, b in copied.named_buffers()}
-    inputs = images if isinstance(images, Inputs) else Inputs({0: images})
-
-    def tensor_of(name: str, array: np.ndarray) -> "torch.Tensor":
-        del name
-        tensor = torch.from_numpy(array)
-        return tensor.to(dtype).requires_grad_(grad) if array.dtype.kind == "f" else tensor
-
-    given = inputs.map(tensor_of)
     if not grad:
         copied.requires_grad_(False)  # a large model's graph takes gigabytes
 
@@ -388,7 +401,7 @@ def _run(
             running.recorder = recorder
         output = answer()
         recorder.remove()
-        loss_of = _Loss(output, len(inputs), labels, loss)
+        loss_of = _Loss(output, len(given), labels, loss)
         run = TorchRun(
             recorder.stages,
             to_numpy(output),

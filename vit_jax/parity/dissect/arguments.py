@@ -1,7 +1,7 @@
 """A change of a call, and its arguments as code."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vit_jax.parity.dissect.program import Apply, Call, Slot, bound
@@ -72,6 +72,11 @@ def with_argument(where: str | int, value: Any) -> Apply:
         return function(*args, **{**kwargs, where: value})
 
     return apply
+
+
+def by_name(names: Sequence[str], args: tuple, kwargs: dict) -> dict[str, Any]:
+    """Arguments as keywords: those by position are of these names, in order."""
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def turned(where: str | int, turn: Callable[[Any], Any]) -> Apply:

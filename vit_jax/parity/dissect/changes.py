@@ -65,7 +65,6 @@ _FAULTS = {
     ("std", "correction"): "variance",
     ("std", "unbiased"): "variance",
     ("getitem", "1"): "another_input",
-    ("rpow", "1"): "rope_base",
 }
 
 

@@ -3,15 +3,21 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from vit_jax.parity.dissect.arguments import Change, turned
+from vit_jax.parity.dissect.arguments import Change, by_name, turned
 from vit_jax.parity.dissect.program import Apply, Call
 from vit_jax.parity.torch_run import import_torch
 
 _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 
+def same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
+    """What XLA's "SAME" adds before and behind: the odd one behind."""
+    total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+    return total // 2, total - total // 2
+
+
 def _undilated(function: Any, args: tuple, kwargs: dict, axes: tuple[int, ...]) -> Any:
-    given = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
+    given = by_name(_ARGUMENTS, args, kwargs)
     sizes = [given["weight"].shape[axis] for axis in axes]
     return function(**{**given, "dilation": 1, "padding": tuple(size // 2 for size in sizes)})
 
@@ -22,7 +28,7 @@ def _moved(shift: int, axes: tuple[int, ...]) -> Apply:
 
     def apply(function: Any, args: tuple, kwargs: dict) -> Any:
         names = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups")
-        given = {**dict(zip((*names, "dilation"), args, strict=False)), **kwargs}
+        given = by_name((*names, "dilation"), args, kwargs)
         output = function(*args, **kwargs)
         whole = function(**{**given, "padding": 0, "output_padding": 0})
         padding = given.get("padding", 0)
@@ -56,7 +62,7 @@ def convolutions_of(call: Call, arguments: dict[str, tuple[str | int, Any]]) -> 
 
     def padded(text: str, ends: Callable[[int, int, int], tuple[int, int]]) -> Change:
         def apply(function: Any, args: tuple, kwargs: dict) -> Any:
-            given = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
+            given = by_name(_ARGUMENTS, args, kwargs)
             strides, spread = given.get("stride", 1), given.get("dilation", 1)
             pads: list[int] = []
             for i, axis in reversed(list(enumerate(axes))):
@@ -69,16 +75,12 @@ def convolutions_of(call: Call, arguments: dict[str, tuple[str | int, Any]]) -> 
 
         return Change("conv_padding", f"{name} with {text}", apply)
 
-    def same(size: int, kernel: int, stride: int) -> tuple[int, int]:
-        total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
-        return total // 2, total - total // 2
-
     yield Change(
         "dilation",
         f"{name} without dilation, padded to the same size",
         lambda f, args, kwargs: _undilated(f, args, kwargs, axes),
     )
-    yield padded("padding='SAME', which is not symmetric", same)
+    yield padded("padding='SAME', which is not symmetric", same_padding)
     yield padded("all padding before (causal)", lambda size, kernel, stride: (kernel - 1, 0))
     yield padded("all padding behind", lambda size, kernel, stride: (0, kernel - 1))
     yield padded("symmetric padding", lambda size, k, stride: ((k - 1) // 2, (k - 1) // 2))

@@ -20,9 +20,9 @@ def derivative(case: Case) -> tuple[str, str] | None:
     stage, _ = case.run.place()
     tried: set[Site] = set()
     applied, reference = case.applied, case.reference
-    sites = [s for s in case.live.sites() if s[1].startswith(stage)] if stage else case.live.sites()
-    for site, path in sites:
-        if site in tried or len(tried) >= _MOST_DERIVATIVES:
+    for site, path in case.live.sites():
+        is_near = path.startswith(stage)
+        if not is_near or site in tried or len(tried) >= _MOST_DERIVATIVES:
             continue
         tried.add(site)
         for text, change in _derivatives(site):

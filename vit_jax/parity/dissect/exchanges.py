@@ -28,7 +28,7 @@ def other_operands(program: Program, index: int) -> Iterator[tuple[str, dict[int
         names = (unary.site.function, call.site.function)
         yield (
             "{} of the other operand of {}".format(*names),
-            {made: lambda f, args, kwargs: args[0].clone(), index: apply},
+            {made: _through, index: apply},
         )
 
 
@@ -39,7 +39,7 @@ def exchanges(program: Program, before: int, index: int) -> Iterator[tuple[str, 
       Words, for the names of the second and of the first; and the changes.
     """
     one, other = program.calls[before], program.calls[index]
-    own = program.calls[index].slots.index(one.outputs[0]) if one.outputs[0] in other.slots else -1
+    own = other.slots.index(one.outputs[0]) if one.outputs[0] in other.slots else -1
     if own < 0 or not all(isinstance(call.args[0], Slot) for call in (one, other) if call.args):
         return
     if not one.args or not other.args:

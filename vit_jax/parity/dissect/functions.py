@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from vit_jax.parity.dissect.arguments import Change, turned, with_argument
-from vit_jax.parity.dissect.convolutions import convolutions_of
+from vit_jax.parity.dissect.arguments import Change, by_name, turned, with_argument
+from vit_jax.parity.dissect.convolutions import convolutions_of, same_padding
 from vit_jax.parity.dissect.norms import NORMS, norms_of
 from vit_jax.parity.dissect.program import Apply, Call, Slot
 from vit_jax.parity.dissect.watch import is_tensor
@@ -68,8 +68,6 @@ def functions_of(call: Call, arguments: dict[str, tuple[str | int, Any]]) -> Ite
     if name in NORMS or name in activations() or name == "normalize":
         kind = "activation" if name in activations() else name
         yield Change(kind, f"no {name}", _skipped)
-    if name in ("detach", "detach_"):
-        return
     if "conv" in name:
         yield from convolutions_of(call, arguments)
 
@@ -131,7 +129,7 @@ def _interpolations() -> Iterator[Change]:
 
             def apply(function: Any, args: tuple, kwargs: dict, changed=changed) -> Any:
                 names = ("size", "scale_factor")
-                given = {**dict(zip(names, args[1:], strict=False)), **kwargs}
+                given = by_name(names, args[1:], kwargs)
                 kept = {name: given[name] for name in names if name in given}
                 return function(args[0] if args else kwargs["input"], **kept, **changed)
 
@@ -142,18 +140,16 @@ def _interpolations() -> Iterator[Change]:
 
 
 def _same_pool(function: Any, args: tuple, kwargs: dict) -> Any:
-    """Padded as XLA does: the odd row behind."""
+    """Padded as XLA does."""
     functional = import_torch().nn.functional
     names = ("kernel_size", "stride", "padding")
-    given = {**dict(zip(names, args[1:4], strict=False)), **kwargs}
+    given = by_name(names, args[1:4], kwargs)
     kernel, stride = given["kernel_size"], given.get("stride") or given["kernel_size"]
     pads: list[int] = []
     for axis in (-1, -2):
         window = kernel if isinstance(kernel, int) else kernel[axis]
         step = stride if isinstance(stride, int) else stride[axis]
-        size = args[0].shape[axis]
-        total = max((-(-size // step) - 1) * step + window - size, 0)
-        pads += [total // 2, total - total // 2]
+        pads += same_padding(args[0].shape[axis], window, step)
     is_max = "max" in function.__name__
     padded = functional.pad(args[0], pads, value=-math.inf if is_max else 0.0)
     pool = functional.max_pool2d if is_max else functional.avg_pool2d
@@ -163,7 +159,7 @@ def _same_pool(function: Any, args: tuple, kwargs: dict) -> Any:
 def _reduced(other: Callable[..., Any]) -> Apply:
     def apply(function: Any, args: tuple, kwargs: dict) -> Any:
         del function
-        given = {**dict(zip(("dim", "keepdim"), args[1:], strict=False)), **kwargs}
+        given = by_name(("dim", "keepdim"), args[1:], kwargs)
         given = {k: v for k, v in given.items() if k in ("dim", "keepdim")}
         return other(args[0], **given)
 
@@ -174,7 +170,7 @@ def _repeated(function: Any, args: tuple, kwargs: dict) -> Any:
     torch = import_torch()
     x = args[0]
     if "interleave" in getattr(function, "__name__", ""):
-        given = {**dict(zip(("repeats", "dim"), args[1:], strict=False)), **kwargs}
+        given = by_name(("repeats", "dim"), args[1:], kwargs)
         return torch.cat([x] * given["repeats"], given["dim"])
     sizes = args[1] if isinstance(args[1], tuple | list) else args[1:]
     sizes = (*([1] * (len(sizes) - x.ndim)), *sizes)
@@ -184,7 +180,7 @@ def _repeated(function: Any, args: tuple, kwargs: dict) -> Any:
 
 
 def _from_end(function: Any, args: tuple, kwargs: dict) -> Any:
-    axis = {**dict(zip(("dim",), args[1:], strict=False)), **kwargs}["dim"]
+    axis = by_name(("dim",), args[1:], kwargs)["dim"]
     return function(args[0].flip(axis), axis).flip(axis)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from vit_jax.parity.dissect.arguments import Change, with_argument
+from vit_jax.parity.dissect.arguments import Change, by_name, turned
 from vit_jax.parity.dissect.program import Apply, Call
 from vit_jax.parity.torch_run import import_torch
 
@@ -53,7 +53,8 @@ def norms_of(call: Call, arguments: dict[str, tuple[str | int, Any]]) -> Iterato
         apply = _normalized(last, name, **options)
         yield Change(fault, f"{name} {text}", apply)
     if name == "rms_norm":
-        yield Change("rms_norm", "rms_norm with 1 + weight", _one_plus(arguments, "weight"))
+        where, _ = arguments.get("weight", ("weight", None))
+        yield Change("rms_norm", "rms_norm with 1 + weight", turned(where, lambda w: 1 + w))
 
 
 def _normalized(
@@ -68,7 +69,7 @@ def _normalized(
     centered = name != "rms_norm" if center is None else center
 
     def apply(function: Any, args: tuple, kwargs: dict) -> Any:
-        given = {**dict(zip(_NORM_ARGUMENTS[name], args, strict=False)), **kwargs}
+        given = by_name(_NORM_ARGUMENTS[name], args, kwargs)
         x, weight, bias = given["input"], given.get("weight"), given.get("bias")
         eps = given.get("eps", 1e-5)
         eps = torch.finfo(x.dtype).eps if eps is None else eps
@@ -91,11 +92,9 @@ def _normalized(
         mean = x.mean(along, keepdim=True)
         variance = (
             x.var(along, keepdim=True, correction=correction)
-            if centered or name != "rms_norm"
+            if centered
             else x.pow(2).mean(along, keepdim=True)
         )
-        if not centered:
-            variance = x.pow(2).mean(along, keepdim=True)
         root = variance.sqrt() + eps if outside else torch.sqrt(variance + eps)
         x = ((x - mean if centered else x) / root).reshape(shape)
         stand = (
@@ -106,15 +105,5 @@ def _normalized(
         if weight is not None:
             x = x * weight.reshape(stand)
         return x if bias is None else x + bias.reshape(stand)
-
-    return apply
-
-
-def _one_plus(arguments: dict[str, tuple[str | int, Any]], name: str) -> Apply:
-    where = arguments.get(name, (name, None))[0]
-
-    def apply(function: Any, args: tuple, kwargs: dict) -> Any:
-        weight = args[where] if isinstance(where, int) else kwargs[where]
-        return with_argument(where, 1 + weight)(function, args, kwargs)
 
     return apply

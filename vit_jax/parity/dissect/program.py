@@ -16,12 +16,11 @@ from vit_jax.parity.inputs import Inputs
 from vit_jax.parity.torch_run import (
     Arrays,
     TorchRun,
-    copy_module,
     import_torch,
     no_fast_path,
+    prepared,
     run_torch,
     to_numpy,
-    without_dropout,
 )
 from vit_jax.parity.torch_widen import torch_widening
 
@@ -83,6 +82,7 @@ class Program:
         self.calls: list[Call] = []
         self.values: list[Any] = []
         self._slots: dict[int, int] = {}
+        self._makers: dict[int, int] = {}  # the first calls that slots come out of
         self._kept: list[Any] = []  # their ids stay theirs
         self._bytes = 0
         self.is_whole = True
@@ -121,6 +121,8 @@ class Program:
         if not found and name != "__setitem__":
             return output
         outputs = tuple(map(self.slot, found))
+        for slot in outputs:
+            self._makers.setdefault(slot, len(self.calls))
         self.calls.append(Call(func, noted[0], noted[1], named, slots, outputs, stages, site))
         return output
 
@@ -142,7 +144,7 @@ class Program:
 
     def made(self, slot: int) -> int | None:
         """The index of the call that a slot comes out of; None where it comes from outside."""
-        return next((i for i, call in enumerate(self.calls) if slot in call.outputs), None)
+        return self._makers.get(slot)
 
     def find(self, array: np.ndarray) -> int | None:
         """The first slot that holds an array."""
@@ -284,18 +286,9 @@ class Live:
             return program.add(stack.stages, site, func, made, args, kwargs)
 
         is_train = bool(self.settings["train"])
-        copied = copy_module(self.module, torch.float64, train=is_train)
-        if is_train:
-            without_dropout(copied)
-        inputs = self.images if isinstance(self.images, Inputs) else Inputs({0: self.images})
-
-        def tensor_of(_: str, array: np.ndarray) -> "torch.Tensor":
-            tensor = torch.from_numpy(array.copy())
-            return tensor.to(torch.float64) if array.dtype.kind == "f" else tensor
-
-        given = inputs.map(tensor_of)
+        copied, _, given = prepared(self.module, self.images, torch.float64, train=is_train)
         with torch.no_grad(), no_fast_path(), stack, watching(stack, watch), wide:
-            given.call(copied)
+            given.map(lambda _, tensor: tensor.clone()).call(copied)
         return program if program.calls and program.is_whole else None
 
     def run(self, changes: Sequence[Everywhere]) -> TorchRun:
@@ -370,17 +363,15 @@ def bound(call: Call) -> dict[str, tuple[str | int, Any]]:
     return found | {name: (name, value) for name, value in call.kwargs.items()}
 
 
-_PARAMETERS: dict[Any, list[str]] = {}
-
-
+@functools.cache
 def _parameters() -> dict[Any, list[str]]:
     """The names of the parameters of all functions that take tensors."""
-    if not _PARAMETERS:
-        for function, like in import_torch().overrides.get_testing_overrides().items():
-            with contextlib.suppress(TypeError, ValueError):
-                kinds = inspect.signature(like).parameters.values()
-                _PARAMETERS[function] = [p.name for p in kinds if p.kind is p.POSITIONAL_OR_KEYWORD]
-    return _PARAMETERS
+    found: dict[Any, list[str]] = {}
+    for function, like in import_torch().overrides.get_testing_overrides().items():
+        with contextlib.suppress(TypeError, ValueError):
+            kinds = inspect.signature(like).parameters.values()
+            found[function] = [p.name for p in kinds if p.kind is p.POSITIONAL_OR_KEYWORD]
+    return found
 
 
 @contextlib.contextmanager

@@ -63,7 +63,6 @@ _OPERATORS = {
     "multiply": "mul",
     "concat": "cat",
     "concatenate": "cat",
-    "rsub": "rsub",
 }
 
 
