@@ -13,6 +13,7 @@ from flax import linen, nnx
 
 import vit_jax
 from tests.parity.test_foreign import redrawn
+from tests.tiers import mostly_slow
 from vit_jax.parity import (
     JaxFunction,
     OptimizerSpec,
@@ -145,7 +146,7 @@ def equinox_net(**fields: Any) -> nnx.Module:
 LIBRARIES: dict[str, Callable[..., nnx.Module]] = {"linen": linen_net, "equinox": equinox_net}
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("library", mostly_slow(LIBRARIES, ["equinox"]))
 def test_a_port_agrees_in_all(library: str) -> None:
     model = LIBRARIES[library]()
     report = assert_parity(
@@ -171,7 +172,9 @@ def test_a_port_agrees_in_all(library: str) -> None:
         pytest.param("linen", {"tanh": True}, "blocks.0", "gelu", marks=pytest.mark.slow),
         ("equinox", {"tanh": True}, "blocks.0", "gelu"),
         ("linen", {"bn_eps": 1e-3}, "bn", None),
-        ("equinox", {"bn_eps": 1e-3, "mode": "batch"}, "bn", None),
+        pytest.param(
+            "equinox", {"bn_eps": 1e-3, "mode": "batch"}, "bn", None, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_fault_is_placed(library: str, fields: Any, stage: str, fault: str | None) -> None:
@@ -433,7 +436,9 @@ class OurAttention(nnx.Module):
 TOKENS = np.random.default_rng(0).normal(size=(2, 5, 8))
 
 
-@pytest.mark.parametrize("said", [{"num_heads": 2}, {"n_head": 2}, {}], ids=str)
+@pytest.mark.parametrize(
+    "said", mostly_slow([{"num_heads": 2}, {"n_head": 2}, {}], [{"n_head": 2}, {}]), ids=str
+)
 def test_a_fault_of_an_attention_is_named_whatever_its_attributes(said: Any) -> None:
     module, model = redrawn(Attention()), OurAttention(**said)
     vit_jax.load_state_dict(model, module.state_dict())

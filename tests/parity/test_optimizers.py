@@ -597,6 +597,7 @@ def _odd() -> Transformation:
 # ------------------------------------------------------------------------------- other sides
 
 
+@pytest.mark.slow
 def test_a_function() -> None:
     """A `JaxFunction` too has its optimizer solved; its arrays are given by name."""
     params = {name: entry.numpy() for name, entry in torch_net().state_dict().items()}
@@ -655,6 +656,7 @@ def test_a_loss_summed_for_averaged(
     assert report.diagnosis.complete
 
 
+@pytest.mark.slow
 def test_gradients_that_are_not_one_multiple_are_no_loss() -> None:
     """All are doubled but those of one array."""
 
