@@ -95,7 +95,7 @@ def test_values_gradients_and_training(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("kind", mostly_slow(KINDS, ["plain", "registers"]))
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, ["plain"]))
 def test_a_base_model_and_images_of_other_sizes(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -156,7 +156,7 @@ def test_a_folder_there_and_back(kind: str, head: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(array, vit_jax.state_dict(model)[name])
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", mostly_slow(PARAMETERS, ["dinov2_vits14", "dinov2_vitg14_reg"]))
 def test_sizes_of_the_release(name: str, tmp_path: Path) -> None:
     model = abstract_model(name)
     shapes = torch_shapes(model)

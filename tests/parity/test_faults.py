@@ -18,7 +18,6 @@ FAST = [
     "tanh_gelu vit",
     "heads_not_put_back vit",
     "epsilon_of_flax encoder",
-    "epsilon_of_t2t vit",
     "linear_without_bias encoder",
     "missing_bias vit",
     "no_last_norm vit",
