@@ -35,6 +35,8 @@ _TINY: dict[str, Any] = {
     "num_classes": 10,
     "embed_dim": 48,
     "depth": 2,
+    "depths": (2, 2),
+    "pretrained_window_sizes": (0, 0),
     "num_heads": 2,
     "mlp_ratio": 3.0,
     "mlp_dim": 32,
@@ -104,6 +106,8 @@ def cases(patterns: list[str]) -> list[Case]:
             for field, value in _TINY.items()
             if field in known and (known[field] is not None or field == "in_chans")
         }
+        if "depths" in fields:  # heads of each stage, and patches enough for two windows
+            fields |= {"num_heads": (2, 2), "patch_size": 2, "window_size": 2}
         rest = {k: v for k, v in known.items() if k not in fields}
         key = json.dumps([design_of(name).design, rest], sort_keys=True, default=str)
         found.setdefault(key, []).append(name)

@@ -14,13 +14,13 @@ import argparse
 import ctypes
 import dataclasses
 import gc
-import os
 import pathlib
 import platform
+import re
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import flax
 import jax
@@ -105,7 +105,9 @@ def measure(name: str) -> Line:
     """Compares one registered model."""
     start = time.perf_counter()
     shapes = abstract_model(name)
-    image = jax.ShapeDtypeStruct((1, *shapes.img_size, shapes.in_chans), jnp.float32)
+    # DINOv3's positions are computed: at 256x256 from coordinates that float32 holds exactly.
+    size = shapes.img_size if shapes.position_table() is not None else shapes.input_size
+    image = jax.ShapeDtypeStruct((1, *size, shapes.in_chans), jnp.float32)
     arrays = jax.tree.leaves(nnx.state(shapes, (nnx.Param, Frozen)))
     parameters = sum(array.size for array in arrays)
 
@@ -137,26 +139,35 @@ def measure(name: str) -> Line:
     )
 
 
-def markdown(lines: Sequence[Line], seconds: float) -> str:
-    """The page that `--out` writes."""
-    cores = len(os.sched_getaffinity(0))
-    rows = [
+def row(line: Line) -> str:
+    """The row of the page."""
+    return (
         f"| `{line.name}` | {line.parameters / 1e6:.2f} | {line.macs / 1e9:.2f} "
         f"| {line.float64.relative:.1e} | {line.noise_floors:.1f} | {line.ran}{line.fault} "
         f"| {line.compared} |"
-        for line in lines
-    ]
+    )
+
+
+def rows_of(page: pathlib.Path) -> dict[str, str]:
+    """The rows of a page by their names; none where there is no page."""
+    text = page.read_text() if page.exists() else ""
+    return {match[1]: match[0] for match in re.finditer(r"^\| `(\w+)` \|.*$", text, re.MULTILINE)}
+
+
+def markdown(rows: Mapping[str, str]) -> str:
+    """The page that `--out` writes."""
     return "\n".join(
         [
             "# Every registered model beside PyTorch",
             "",
-            "Written by `python -m benchmarks.parity_table --out docs/parity_models.md` "
-            f"({seconds / 60:.1f} minutes, {cores} CPU cores, at most {_peak_gib():.1f} GiB; jax "
-            f"{jax.__version__}, flax {flax.__version__}, torch {torch.__version__}, "
-            f"{platform.machine()}).",
+            "Written by `python -m benchmarks.parity_table --out docs/parity_models.md` (2 CPU "
+            "cores, at most 17 GiB), or with a glob, which measures the rows of those names anew: "
+            f"jax {jax.__version__}, flax {flax.__version__}, torch {torch.__version__}, "
+            f"{platform.machine()}.",
             "",
             "Each model has random weights and sees one random image; its reference is the plain "
-            "PyTorch module of its design in tests/reference; of DINOv2 transformers'.",
+            "PyTorch module of its design in tests/reference; of DINOv2, DINOv3, CLIP and SigLIP "
+            "transformers'.",
             "",
             "- **parameters**: with the frozen tables. **GMACs**: multiply-accumulates of one "
             "image in matmuls (those of attention too) and convolutions.",
@@ -168,7 +179,7 @@ def markdown(lines: Sequence[Line], seconds: float) -> str:
             "",
             "| model | parameters (M) | GMACs | float64 | float32 | ran | arrays compared |",
             "|---|---|---|---|---|---|---|",
-            *rows,
+            *(rows[name] for name in sorted(rows)),
             "",
         ]
     )
@@ -190,15 +201,21 @@ def _peak_gib() -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description="parity with PyTorch of all registered models")
     parser.add_argument("glob", nargs="?", default="*", help="which names, such as 't2t*'")
-    parser.add_argument("--out", type=pathlib.Path, help="where the page goes")
+    parser.add_argument(
+        "--out", type=pathlib.Path, help="the page, whose rows of other names stay as they are"
+    )
     arguments = parser.parse_args()
     names = vit_jax.list_models(arguments.glob)
     if not names:
         parser.error(f"no model matches {arguments.glob!r}; `vit-jax models` lists all")
     start, lines = time.perf_counter(), []
+    rows = rows_of(arguments.out) if arguments.out else {}
     for name in names:
         line = measure(name)
         lines.append(line)
+        rows[name] = row(line)
+        if arguments.out:
+            arguments.out.write_text(markdown(rows))
         print(
             f"{name:34}{line.parameters / 1e6:8.2f} M {line.macs / 1e9:7.2f} GMACs  "
             f"{line.float64.relative:.1e} ({line.float64.section} {line.float64.name})  "
@@ -209,8 +226,6 @@ def main() -> int:
         _release()
     seconds = time.perf_counter() - start
     print(f"{len(lines)} models in {seconds / 60:.1f} minutes")
-    if arguments.out:
-        arguments.out.write_text(markdown(lines, seconds))
     return int(any(line.departs for line in lines))
 
 

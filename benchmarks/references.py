@@ -10,8 +10,12 @@ from tests.reference.encoder_vit import EncoderViT
 from tests.reference.modular_vit import ModularViT
 from tests.reference.t2t_vit import T2TViT, T2TViTDense, T2TViTGhost, T2TViTSE
 from tests.reference.vit import VisionTransformer
-from vit_jax.models.dinov2 import Dinov2, Dinov2Config
+from vit_jax.models.base import VisionModel
+from vit_jax.models.dinov2 import Dinov2
 from vit_jax.models.registry import abstract_model, design_of, model_fields
+from vit_jax.models.siglip_naflex import SiglipNaflex
+from vit_jax.weights.dialects import dialect_for
+from vit_jax.weights.huggingface import config_of
 
 _REFERENCES: dict[str, type[torch.nn.Module]] = {
     "VisionTransformer": VisionTransformer,
@@ -43,23 +47,38 @@ def reference_fields(name: str) -> dict[str, Any]:
     return {"num_classes": 5, "global_pool": "token_avg"} if is_dinov2 else {}
 
 
-def _transformers_dinov2(config: Dinov2Config) -> torch.nn.Module:
+def _patches(images: torch.Tensor, side: int) -> tuple[torch.Tensor, ...]:
+    """Images (B, C, H, W) as the flexible SigLIP 2 takes them: patches, mask, rows and columns."""
+    batch, _, height, width = images.shape
+    rows, columns = height // side, width // side
+    cut = images.unflatten(3, (columns, side)).unflatten(2, (rows, side))  # (B, C, R, p, K, p)
+    patches = cut.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, -1)
+    mask = torch.ones(batch, rows * columns, dtype=torch.int32)
+    return patches, mask, torch.tensor([[rows, columns]] * batch)
+
+
+def _of_transformers(model: VisionModel[Any]) -> torch.nn.Module:
+    """Their class of the design, configured as this model; it answers with one array alone."""
     import transformers
 
-    family = "Dinov2WithRegisters" if config.reg_tokens else "Dinov2"
-    registers = {"num_register_tokens": config.reg_tokens} if config.reg_tokens else {}
-    theirs = getattr(transformers, f"{family}Config")(
-        hidden_size=config.embed_dim,
-        num_hidden_layers=config.depth,
-        num_attention_heads=config.num_heads,
-        image_size=config.img_size,
-        patch_size=config.patch_size,
-        use_swiglu_ffn=config.swiglu,
-        num_labels=config.num_classes,
-        **registers,
-    )
-    torch.manual_seed(0)
-    return getattr(transformers, f"{family}ForImageClassification")(theirs)
+    dialect, config = dialect_for(model, "huggingface"), model.config
+    kind: Any = getattr(transformers, dialect.architecture)
+    fields = {k: v for k, v in config_of(model, dialect).items() if k != "architectures"}
+    if model.num_classes:
+        fields["num_labels"] = model.num_classes
+    module = kind(kind.config_class(**fields))
+    side = config.patch_size if isinstance(model, SiglipNaflex) else None
+
+    def forward(self: Any, images: torch.Tensor) -> torch.Tensor:
+        inputs = (images,) if side is None else _patches(images, side)
+        answer = kind.forward(self, *inputs)
+        return next(answer[key] for key in _ANSWERS if key in answer)
+
+    module.__class__ = type(kind.__name__, (kind,), {"forward": forward})
+    return module
+
+
+_ANSWERS = ("logits", "image_embeds", "pooler_output")
 
 
 def reference_of(name: str, fields: dict[str, Any], *, dropout: bool) -> torch.nn.Module:
@@ -69,9 +88,10 @@ def reference_of(name: str, fields: dict[str, Any], *, dropout: bool) -> torch.n
       ValueError: its reference lacks a field.
     """
     model = abstract_model(name, **fields)
-    if isinstance(model.config, Dinov2Config):
-        return _transformers_dinov2(model.config)
-    kind = _REFERENCES[type(model).__name__]
+    kind = _REFERENCES.get(type(model).__name__)
+    torch.manual_seed(0)
+    if kind is None:
+        return _of_transformers(model)
     takes = {
         field for base in kind.__mro__ for field in inspect.signature(base.__init__).parameters
     }
@@ -82,5 +102,4 @@ def reference_of(name: str, fields: dict[str, Any], *, dropout: bool) -> torch.n
             raise ValueError(f"{kind.__name__} has no field {field!r}, which {name} has")
     if not dropout:
         known |= {field: 0.0 for field in known if field.endswith(_RATES)}
-    torch.manual_seed(0)
     return kind(**{k: v for k, v in known.items() if k in takes})

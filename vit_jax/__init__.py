@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vit_jax import parity
     from vit_jax.inference.preprocess import preprocess
-    from vit_jax.models.registry import list_models
+    from vit_jax.models.registry import list_models, register_model
     from vit_jax.weights.load import create_model, from_pretrained, load_pretrained
     from vit_jax.weights.save import save_pretrained
     from vit_jax.weights.state_dict import load_state_dict, state_dict
@@ -19,6 +19,7 @@ __all__ = [
     "load_state_dict",
     "parity",
     "preprocess",
+    "register_model",
     "save_pretrained",
     "state_dict",
 ]
@@ -32,6 +33,7 @@ _HOMES = {
     "load_state_dict": "vit_jax.weights.state_dict",
     "parity": "vit_jax.parity",
     "preprocess": "vit_jax.inference.preprocess",
+    "register_model": "vit_jax.models.registry",
     "save_pretrained": "vit_jax.weights.save",
     "state_dict": "vit_jax.weights.state_dict",
 }

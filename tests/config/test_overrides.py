@@ -154,6 +154,8 @@ def test_one_parse_leaves_nothing_to_the_next(recipe):
         (("--config=RECIPE", "--config.optimizer.frozen=('a'"), "a tuple of strings, or None"),
         (("--config=RECIPE", "--config.optimizer.frozen="), "a tuple of strings, or None"),
         (("--config=RECIPE", "--config.batch_size=3"), "no such field; did you mean data.batch_s"),
+        (("--config=RECIPE", "--config.optimiser.lr=3"), "did you mean optimizer.learning_rate"),
+        (("--config=RECIPE", "--config.wd=3"), "did you mean optimizer.weight_decay"),
         (("--config=RECIPE", "--config.data.batchsize=3"), "did you mean data.batch_size"),
         (("--config=RECIPE", "--config.zzz=3"), r"--config\.zzz: no such field$"),
         (("--config=RECIPE", "--noconfig.zzz"), r"--config\.zzz: no such field$"),

@@ -1,5 +1,7 @@
 """Preparing data sets: official archives, TFDS, and everything that can be wrong with either."""
 
+import dataclasses
+import gzip
 import hashlib
 import io
 import sys
@@ -16,7 +18,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tests.data.conftest import cifar_members, prepare_small, write_tar
-from vit_jax.data import cifar_archive, open_splits
+from vit_jax.data import cifar_archive, idx_archive, open_splits
 from vit_jax.data.prepare import prepare
 
 ARCHIVES = {"cifar10": "cifar-10-binary.tar.gz", "cifar100": "cifar-100-binary.tar.gz"}
@@ -172,7 +174,12 @@ def test_members_elsewhere_in_the_tar_are_never_written(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ({"name": "cifar10", "archive": "nowhere.tar.gz"}, "there is no archive nowhere.tar.gz"),
-        ({"name": "imagenette", "archive": "x"}, "--archive is for cifar10, cifar100"),
+        ({"name": "imagenette", "archive": "x"}, "--archive is for cifar10, cifar100, fashion_mni"),
+        ({"name": "fashion_mnist", "archive": "nowhere"}, "there is no directory nowhere"),
+        (
+            {"name": "fashion_mnist:1.0.0", "archive": "x"},
+            "prepared in version 3.0.1, 1.0.0 was asked for",
+        ),
         ({"name": "cifar10:1.0.0"}, "prepared in version 3.0.2, 1.0.0 was asked for"),
         ({"name": "cifra10"}, "TFDS knows no data set 'cifra10'; did you mean cifar10"),
         ({"name": "a b"}, "not of the form"),
@@ -183,7 +190,7 @@ def test_bad_arguments_are_one_clear_error(tmp_path: Path, arguments: dict, mess
         prepare(**arguments, data_dir=tmp_path)
 
 
-@pytest.mark.parametrize("name", ["cifar100", "imagenette"])
+@pytest.mark.parametrize("name", ["cifar100", "fashion_mnist", "imagenette"])
 def test_without_a_network_the_ways_out_are_named_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -226,3 +233,102 @@ def test_download_is_checked_and_prepared(tmp_path: Path, monkeypatch: pytest.Mo
     )
     monkeypatch.setitem(cifar_archive.CIFAR_FORMATS, "cifar10", right)
     assert prepare("cifar10", tmp_path / "data").name == "3.0.2"
+
+
+# --------------------------------------------------------------------------------------- IDX files
+
+
+@pytest.fixture
+def small_idx(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """The four files of a Fashion-MNIST of 20 and 10 images."""
+    layout = idx_archive.IDX_FORMATS["fashion_mnist"]
+    splits = {"train": ("train", 20), "test": ("t10k", 10)}
+    small = dataclasses.replace(layout, splits=splits)
+    monkeypatch.setitem(idx_archive.IDX_FORMATS, "fashion_mnist", small)
+    draw = np.random.default_rng(0).integers
+    files = {}
+    for stem, count in splits.values():
+        images = draw(0, 256, (count, 28, 28), np.uint8)
+        labels = draw(0, 10, (count,), np.uint8)
+        for file, array in (("images-idx3", images), ("labels-idx1", labels)):
+            sizes = np.array(array.shape, ">u4").tobytes()
+            header = bytes((0, 0, 8, array.ndim)) + sizes
+            files[f"{stem}-{file}-ubyte"] = header + array.tobytes()
+    return files
+
+
+def write_idx(folder: Path, files: dict[str, bytes], *, zipped: bool = True) -> Path:
+    """The files in a new folder."""
+    folder.mkdir()
+    for name, data in files.items():
+        path = folder / f"{name}.gz" if zipped else folder / name
+        path.write_bytes(gzip.compress(data) if zipped else data)
+    return folder
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_idx_files_become_a_set(tmp_path: Path, small_idx: dict[str, bytes], zipped: bool) -> None:
+    path = prepare("fashion_mnist", tmp_path, write_idx(tmp_path / "idx", small_idx, zipped=zipped))
+    assert path == tmp_path / "fashion_mnist" / "3.0.1"
+    splits = open_splits("tfds", "fashion_mnist", tmp_path, validation_split="train[:5]")
+    assert splits.test is not None
+    assert [len(splits.train), len(splits.test)] == [20, 10]
+    assert splits.class_names[0::9] == ("T-shirt/top", "Ankle boot")
+    for part, stem in ((splits.train, "train"), (splits.test, "t10k")):
+        pixels = np.frombuffer(small_idx[f"{stem}-images-idx3-ubyte"][16:], np.uint8)
+        labels = small_idx[f"{stem}-labels-idx1-ubyte"][8:]
+        for index, image in enumerate(pixels.reshape(-1, 28, 28, 1)):
+            np.testing.assert_array_equal(part[index]["image"], image)
+            assert part[index]["label"] == labels[index]
+    with pytest.raises(ValueError, match="exists already; remove it first"):
+        prepare("fashion_mnist", tmp_path, tmp_path / "idx")
+
+
+def test_tfdss_own_fashion_mnist_reads_it(tmp_path: Path, small_idx: dict[str, bytes]) -> None:
+    prepare("fashion_mnist", tmp_path, write_idx(tmp_path / "idx", small_idx))
+    builder: Any = tfds.builder("fashion_mnist", data_dir=tmp_path)
+    assert builder.info.features["label"].names[8] == "Bag"
+    assert builder.as_data_source("test")[0]["image"].shape == (28, 28, 1)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("train-images-idx3", lambda d: None, "holds neither train-images-idx3-ubyte nor"),
+        ("train-images-idx3", lambda d: d[:-1], r"cut off: 15,695 of the 15,696 bytes"),
+        ("train-images-idx3", lambda d: d + b"x", r"more than the 15,696 bytes"),
+        ("train-images-idx3", lambda d: b"", "it begins with nothing, wanted 00 00 08 03"),
+        ("t10k-images-idx3", lambda d: b"\0\0\x09" + d[3:], "begins with 00 00 09 03, wanted 00"),
+        (
+            "t10k-images-idx3",
+            lambda d: d[:7] + b"\x09" + d[8:],
+            r"shape \(9, 28, 28\), wanted \(10",
+        ),
+        ("t10k-images-idx3", lambda d: d[:9], r"shape \(10, 0, 0\), wanted \(10, 28, 28\)"),
+        ("t10k-labels-idx1", lambda d: d[:7] + b"\x14" + d[8:], r"shape \(20,\), wanted \(10,\)"),
+        ("t10k-labels-idx1", lambda d: d[:-1] + b"\x0a", "label 9 is 10, but fashion_mnist has 10"),
+        ("t10k-labels-idx1", lambda d: b"\x1f\x8b" + d, "damaged, cut off, or cannot be read"),
+    ],
+)
+def test_bad_idx_files_are_one_clear_error(
+    tmp_path: Path, small_idx: dict[str, bytes], file: str, change: Any, message: str
+) -> None:
+    changed = change(small_idx.pop(f"{file}-ubyte"))
+    folder = write_idx(tmp_path / "idx", small_idx, zipped=False)
+    if changed is not None:
+        (folder / f"{file}-ubyte").write_bytes(changed)
+    with pytest.raises(ValueError, match=message) as raised:
+        prepare("fashion_mnist", tmp_path, folder)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "fashion_mnist").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_damaged_gzip_is_named(tmp_path: Path, small_idx: dict[str, bytes], damage: str) -> None:
+    folder = write_idx(tmp_path / "idx", small_idx)
+    path = folder / "train-images-idx3-ubyte.gz"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data) if damage == "flipped" else path.read_bytes()[:-5])
+    with pytest.raises(ValueError, match="damaged, cut off, or cannot be read"):
+        prepare("fashion_mnist", tmp_path, folder)

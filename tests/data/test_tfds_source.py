@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import struct
 import time
@@ -159,6 +160,15 @@ def test_metadata_of_wrong_types_are_named(small_set: Path, name: str, damage) -
     with pytest.raises(ValueError, match="cannot be read as a prepared set") as error:
         open_train(small_set)
     assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("name", ["features.json", "label.labels.txt", "*.array_record-*"])
+def test_a_pipe_in_a_prepared_set_is_not_waited_for(small_set: Path, name: str) -> None:
+    path = next((small_set / "small/1.0.0").glob(name))
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match="not a regular file"):
+        open_train(small_set)
 
 
 def test_set_without_labels_is_named(small_set: Path) -> None:

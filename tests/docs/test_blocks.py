@@ -18,8 +18,8 @@ PAGES = ["README.md", "CONTRIBUTING.md", *_DOCS]
 SLOW = {
     f"docs/{name}.md"
     for name in (
-        *("checkpoints", "concepts", "export", "features", "models", "pictures"),
-        *("parity", "parity_linen", "parity_equinox"),
+        *("checkpoints", "concepts", "export", "features", "models", "own", "pictures"),
+        *("parity", "parity_linen", "parity_equinox", "parity_batchnorm"),
     )
 }
 

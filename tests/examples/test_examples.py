@@ -62,3 +62,13 @@ def test_port_a_model(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
 def test_every_example_has_a_test() -> None:
     missing = {path.stem for path in EXAMPLES.glob("*.py") if f"test_{path.stem}" not in globals()}
     assert not missing
+
+
+@pytest.mark.slow  # its parts run in tests/training/test_own.py and tests/models/test_segmenter.py
+def test_segment_shapes(
+    run: Run, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("segment_shapes.py", *SHORT)
+    said = capsys.readouterr().out
+    assert said.count("mIoU 0.") == 3
+    assert (tmp_path / "run" / "segmentation.png").stat().st_size > 20_000

@@ -263,7 +263,9 @@ def _spoil(root: pathlib.Path, rng: random.Random) -> str:
         shutil.copy(path, new)
         return f"{new.name!r} new"
     if what == 2:
-        (folder / "link").symlink_to(rng.choice(("..", ".", "/dev", "nothing", "link")))
+        link, to = folder / "link", rng.choice(("..", ".", "/dev", "nothing", "link"))
+        if not link.is_symlink():
+            link.symlink_to(to)
         return "a linked folder"
     if what == 3:
         shutil.rmtree(folder)

@@ -205,9 +205,9 @@ def test_mistakes_are_one_line(run, capsys, arguments, message):
 
 
 def test_of_many_classes_the_worst():
-    from vit_jax.cli.evaluate import _as_text
+    from vit_jax.cli.evaluate import as_text
 
-    lines = _as_text(made_up(4000, 120))
+    lines = as_text(made_up(4000, 120))
     assert "the 20 worst of 119 classes (all: --json)" in lines
     worst = [float(line.split()[3]) for line in lines[5:]]
     assert worst == sorted(worst)

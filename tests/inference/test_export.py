@@ -232,6 +232,12 @@ def test_run_py_names_the_classes(exported, tmp_path, capsys):
     assert capsys.readouterr().out == f"{tmp_path / 'images.npy'}: {words}\n"
 
 
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"]])
+def test_run_py_says_what_it_is(exported, capsys, arguments):
+    script(exported[1]).main(arguments)
+    assert capsys.readouterr().out.startswith("Runs an exported model: python run.py IMAGE...\n")
+
+
 def test_what_differs_is_not_written(exported, tmp_path, monkeypatch):
     """Another program than the model's is refused, and an export that was there stays."""
     model, folder = exported

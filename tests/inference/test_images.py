@@ -107,10 +107,10 @@ def test_colours_of_print_and_video(tmp_path, mode):
 
 
 def test_strips_make_a_whole(tmp_path, rng, monkeypatch):
-    from vit_jax.inference import images
+    from vit_jax.data import pil_pixels
 
     image = picture(rng, size=(31, 47))
-    monkeypatch.setattr(images, "_STRIP_PIXELS", 100)
+    monkeypatch.setattr(pil_pixels, "_STRIP_PIXELS", 100)
     path = written(tmp_path / "image", encoded(image, "PNG"))
     np.testing.assert_array_equal(read_image(path), np.asarray(image))
 
@@ -160,7 +160,10 @@ def test_files_folders_and_patterns_in_order(tmp_path, monkeypatch):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).touch()
     assert find_images(["c[1].png", "b", "b/*.png", "b/t.txt", "none*", "gone"]) == [
-        *("c[1].png", "b/1.png", "b/2.JPG", "b/a/3.webp", "b/1.png", "b/t.txt", "none*", "gone")
+        *("c[1].png", "b/1.png", "b/2.JPG", "b/a/3.webp", "b/t.txt", "none*", "gone")
+    ]
+    assert find_images(["./b/2.JPG", "b", str(tmp_path / "b/1.png")]) == [  # each once
+        *("./b/2.JPG", "b/1.png", "b/a/3.webp")
     ]
     assert find_images(["b/**/*.webp"]) == ["b/a/3.webp"]
     os.mkdir("empty")

@@ -87,4 +87,4 @@ def assert_defaults(dialect: Any, config: Any) -> None:
     """What a config.json leaves out is what their configuration class takes."""
     wanted = config.to_dict()
     for key, value in dialect.defaults.items():
-        assert wanted[key] == value, key
+        assert wanted[key] == (list(value) if isinstance(value, tuple) else value), key

@@ -131,6 +131,47 @@ def test_a_whole_model_gives_its_tower(tmp_path: Path) -> None:
     assert (preprocessing.crop_fraction, preprocessing.interpolation) == (32 / 36, "bicubic")
 
 
+def openai(module: Any) -> dict[str, torch.Tensor]:
+    """A whole model's weights as OpenAI's archives and OpenCLIP name them."""
+    named: dict[str, torch.Tensor] = {}
+    vision = module.vision_model.state_dict()
+    for name, tensor in vision.items():
+        name = name.replace("embeddings.patch_embedding", "conv1")
+        name = name.replace("embeddings.position_embedding.weight", "positional_embedding")
+        name = name.removeprefix("embeddings.")
+        name = name.replace("encoder.layers.", "transformer.resblocks.")
+        name = name.replace("pre_layrnorm", "ln_pre").replace("post_layernorm", "ln_post")
+        name = name.replace("layer_norm", "ln_").replace("self_attn.out_proj", "attn.out_proj")
+        name = name.replace("mlp.fc1", "mlp.c_fc").replace("mlp.fc2", "mlp.c_proj")
+        if "self_attn.q_proj" in name:
+            query = name.replace("transformer.resblocks.", "encoder.layers.")
+            tensor = torch.cat([vision[query.replace("q_", f"{part}_")] for part in "qkv"])
+            name = name.replace("self_attn.q_proj.", "attn.in_proj_")
+        if "self_attn" not in name:
+            named[f"visual.{name}"] = tensor
+    named["visual.proj"] = module.visual_projection.weight.T
+    texts = ("positional_embedding", "token_embedding.weight", "transformer.resblocks.0.ln_1.bias")
+    texts += ("ln_final.weight", "text_projection", "logit_scale", "input_resolution")
+    return {**named, **{name: torch.ones(2) for name in texts}}
+
+
+@pytest.mark.usefixtures("x64")
+def test_names_of_openai(tmp_path: Path) -> None:
+    """Fused projections, and one that is transposed; the texts' tower is left out, and said."""
+    module = module_of("CLIPModel")
+    torch.save(openai(module), tmp_path / "ViT.pt")
+    fields = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    model, notes = load_with_notes(
+        tmp_path / "ViT.pt", name="clip", fields={**fields, "mlp_ratio": 1.5, **FLOAT64}
+    )
+    assert model.config.projection_dim == 20
+    assert "transformer: 1 array of another part, left out" in notes
+    x = images(32, 32)
+    with torch.no_grad():
+        want = module.get_image_features(torch.tensor(x.transpose(0, 3, 1, 2))).pooler_output
+    assert_close(outputs(model, x)[1], want.numpy())
+
+
 @pytest.mark.parametrize("name", mostly_slow(PARAMETERS, ["clip_vit_base_patch32"]))
 def test_sizes_of_the_release(name: str, tmp_path: Path) -> None:
     model = abstract_model(name)

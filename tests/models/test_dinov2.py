@@ -18,7 +18,7 @@ import vit_jax
 from tests.parity.test_foreign import redrawn
 from tests.tiers import mostly_slow
 from tests.training.runs import rows, tiny
-from tests.weights.designs import assert_close
+from tests.weights.designs import assert_close, assert_same_weights
 from vit_jax import cli
 from vit_jax.inspect.summary import summarize
 from vit_jax.models.registry import abstract_model
@@ -40,7 +40,7 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         {"use_swiglu_ffn": True, "num_register_tokens": 2},
     ),
 }
-FLOAT64 = {"dtype": "float64", "param_dtype": "float64"}
+FLOAT64: dict[str, Any] = {"dtype": "float64", "param_dtype": "float64"}
 # Parameters of the release, the mask token among them.
 PARAMETERS = {
     "dinov2_vits14": 22_056_576,
@@ -154,6 +154,49 @@ def test_a_folder_there_and_back(kind: str, head: str, tmp_path: Path) -> None:
     )  # fmt: skip
     for name, array in vit_jax.state_dict(in_memory).items():
         np.testing.assert_array_equal(array, vit_jax.state_dict(model)[name])
+
+
+_RELEASE = (
+    ("embeddings.patch_embeddings.projection", "patch_embed.proj"),
+    ("embeddings.position_embeddings", "pos_embed"),
+    ("embeddings.", ""),
+    ("encoder.layer.", "blocks."),
+    ("attention.o_proj", "attn.proj"),
+    ("layer_scale", "ls"),
+    ("lambda1", "gamma"),
+    ("mlp.down_proj", "mlp.w3"),
+    ("layernorm.", "norm."),
+)
+
+
+def release(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Their weights under the release's names."""
+    state, named = module.state_dict(), {}
+    for name, tensor in state.items():
+        joined = {"q_proj": ("q_proj", "k_proj", "v_proj"), "gate_proj": ("gate_proj", "up_proj")}
+        for first, parts in joined.items():
+            if f".{first}." in name:
+                tensor = torch.cat([state[name.replace(first, part)] for part in parts])
+        for part, own in (*_RELEASE, ("attention.q_proj", "attn.qkv"), ("gate_proj", "w12")):
+            name = name.replace(part, own)
+        if not any(part in name for part in ("k_proj", "v_proj", "up_proj")):
+            named[name] = tensor
+    return named
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, ["registers"]))
+def test_names_of_the_release(kind: str, tmp_path: Path) -> None:
+    """They are the names here."""
+    module = theirs(kind, "Model")
+    model = ours(module, tmp_path / "theirs")
+    torch.save(release(module), tmp_path / "dinov2.pth")
+    fields: dict[str, Any] = {"img_size": 28, "patch_size": 7, "embed_dim": 24, "depth": 2}
+    fields |= {"num_heads": 4, "swiglu": model.config.swiglu}
+    other = vit_jax.from_pretrained(tmp_path / "dinov2.pth", name="dinov2", **fields, **FLOAT64)
+    assert_same_weights(other, model)
+    assert vit_jax.state_dict(model).keys() == release(module).keys()
+    assert other.config.position_resize == ("timm" if "registers" in kind else "dinov2")
 
 
 @pytest.mark.parametrize("name", mostly_slow(PARAMETERS, ["dinov2_vits14", "dinov2_vitg14_reg"]))

@@ -30,7 +30,9 @@ from vit_jax.layers.rotary import augmented, frequencies, patch_coordinates, rot
 from vit_jax.models.dinov3 import Dinov3, Dinov3Config
 from vit_jax.models.registry import abstract_model
 from vit_jax.parity import OptimizerSpec, assert_parity
+from vit_jax.weights.dialects import to_own
 from vit_jax.weights.huggingface import read_facts
+from vit_jax.weights.load import load_with_notes
 from vit_jax.weights.state_dict import torch_shapes
 
 pytestmark = pytest.mark.xdist_group("huggingface")
@@ -95,6 +97,108 @@ def test_images_of_other_sizes_and_the_way_back(kind: str, tmp_path: Path) -> No
     in_memory = vit_jax.from_pretrained(tmp_path / "memory.pth", name="dinov3", **FLOAT64, **fields)
     for name, array in vit_jax.state_dict(in_memory).items():
         np.testing.assert_array_equal(array, vit_jax.state_dict(model)[name])
+
+
+def release(module: Any, rounding: str) -> dict[str, torch.Tensor]:
+    """Their weights as the release's files hold them, with what these have beside."""
+    named = {}
+    for name, tensor in module.state_dict().items():
+        name = name.replace("embeddings.patch_embeddings", "patch_embed.proj")
+        name = name.removeprefix("embeddings.").removeprefix("model.")
+        name = name.replace("register_tokens", "storage_tokens").replace("layer.", "blocks.")
+        name = name.replace("layer_scale", "ls").replace("lambda1", "gamma")
+        name = name.replace("attention.o_proj", "attn.proj").replace("attention", "attn")
+        for part, own in (("gate", "w1"), ("up", "w2"), ("down", "w3")):
+            if not module.config.use_gated_mlp:
+                own = {"w2": "fc1", "w3": "fc2"}.get(own, own)
+            name = name.replace(f"{part}_proj", own)
+        if tensor.numel():  # transformers has a table of no registers
+            named[name] = tensor
+    named["mask_token"] = named["mask_token"].reshape(1, -1)
+    for number in range(module.config.num_hidden_layers):
+        attn = f"blocks.{number}.attn"
+        for leaf in ("weight", "bias"):
+            parts = [named.pop(f"{attn}.{part}_proj.{leaf}", None) for part in "qkv"]
+            if any(part is not None for part in parts):
+                like = next(part for part in parts if part is not None)
+                # What the mask hides need not be zero.
+                parts = [torch.ones_like(like) if part is None else part for part in parts]
+                named[f"{attn}.qkv.{leaf}"] = torch.cat(parts)
+        if f"{attn}.qkv.bias" in named:
+            mask = torch.ones_like(named[f"{attn}.qkv.bias"]).reshape(3, -1)
+            mask[1] = 0
+            named[f"{attn}.qkv.bias_mask"] = mask.ravel()
+    head_dim = module.config.hidden_size // module.config.num_attention_heads
+    periods = 100.0 ** (torch.arange(head_dim // 4) * (4 / head_dim))
+    named["rope_embed.periods"] = periods.to(getattr(torch, rounding)).float()
+    named |= {f"local_cls_norm.{leaf}": torch.ones(32) for leaf in ("weight", "bias")}
+    return named
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(
+    ("kind", "rounding"),
+    mostly_slow(
+        [(kind, rounding) for kind in KINDS for rounding in ("float32", "bfloat16")],
+        [("plain", "bfloat16")],
+    ),
+)
+def test_names_of_the_release(kind: str, rounding: str, tmp_path: Path) -> None:
+    """Fused biases and their masks, and periods that are rounded to bfloat16."""
+    module = module_of(kind)
+    path = tmp_path / "dinov3.pth"
+    torch.save(release(module, rounding), path)
+    fields: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2}
+    fields |= {"num_heads": 2, "mlp_ratio": 1.5, **FLOAT64}
+    model, notes = load_with_notes(path, name="dinov3", fields=fields)
+    assert model.config.rope_rounding == rounding
+    assert "local_cls_norm: 2 arrays of another part, left out" in notes
+    x = images(24, 40)
+    if rounding == "bfloat16":
+        periods = release(module, rounding)["rope_embed.periods"].double()
+        module.rope_embeddings.inv_freq = 1 / periods
+    assert_close(outputs(model, x)[0], answers(module, x).last_hidden_state.numpy())
+    with pytest.raises(ValueError, match=f"rope_rounding='{rounding}', this one has 'timm'"):
+        vit_jax.from_pretrained(path, name="dinov3", **fields, rope_rounding="timm")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rope_embed.periods": torch.ones(4)}, "wanted periods from 1 to 100, of float32"),
+        ({"blocks.0.attn.qkv.bias_mask": torch.ones(7)}, r"wanted the shape \(96,\), got \(7,\)"),
+        ({"blocks.1.attn.qkv.bias_mask": torch.ones(96)}, "k_bias: there is none here"),
+    ],
+)
+def test_what_the_release_has_not_is_refused(
+    change: dict[str, torch.Tensor], message: str, tmp_path: Path
+) -> None:
+    torch.save({**release(module_of("plain"), "bfloat16"), **change}, tmp_path / "dinov3.pth")
+    with pytest.raises(ValueError, match=message):
+        vit_jax.from_pretrained(tmp_path / "dinov3.pth", name="dinov3")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("x64")
+def test_gradients_with_what_is_of_float32(tmp_path: Path) -> None:
+    """On a grid whose coordinates float32 rounds. (Parity runs the source without its casts.)"""
+    module = module_of("plain")
+    model = ours(module, tmp_path)
+    x = images(24, 40)
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def loss(params: Any) -> jax.Array:
+        return (nnx.merge(graph, params, rest)(jnp.asarray(x)) ** 2).mean()
+
+    got = vit_jax.state_dict(nnx.merge(graph, jax.jit(jax.grad(loss))(params), rest))
+    (module(torch.tensor(x.transpose(0, 3, 1, 2))).pooler_output ** 2).mean().backward()
+    for parameter in module.parameters():
+        gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+        parameter.data = gradient
+    want = to_own({name: tensor.numpy() for name, tensor in module.state_dict().items()})[0]
+    assert want.keys() == got.keys()
+    for name in want.keys() - {"mask_token"}:
+        assert_close(got[name], want[name])
 
 
 @pytest.mark.usefixtures("x64")

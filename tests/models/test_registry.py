@@ -21,6 +21,9 @@ BASE = {"embed_dim": 768, "depth": 12, "num_heads": 12}
 LARGE = {"embed_dim": 1024, "depth": 24, "num_heads": 16}
 HUGE = {"embed_dim": 1280, "depth": 32, "num_heads": 16}
 DISTILLED = {"distilled": True}
+GIANT = {"embed_dim": 1536, "depth": 40, "num_heads": 24, "swiglu": True}
+DINOV2 = {"init_values": 1e-5, "num_classes": 0}
+REGISTERS = DINOV2 | {"reg_tokens": 4, "no_embed_class": True}
 DEIT3 = {"no_embed_class": True, "init_values": 1e-6}
 
 # name: (parameters, image size, patch size, further fields of timm's definition)
@@ -55,6 +58,15 @@ VITS = {
     "deit3_large_patch16_224": (304_374_760, 224, 16, LARGE | DEIT3),
     "deit3_large_patch16_384": (304_763_880, 384, 16, LARGE | DEIT3),
     "deit3_huge_patch14_224": (632_126_440, 224, 14, HUGE | DEIT3),
+    # The release's, without the mask token; with registers, without the class token's position.
+    "vit_small_patch14_dinov2": (22_056_192, 518, 14, SMALL | DINOV2),
+    "vit_base_patch14_dinov2": (86_579_712, 518, 14, BASE | DINOV2),
+    "vit_large_patch14_dinov2": (304_367_616, 518, 14, LARGE | DINOV2),
+    "vit_giant_patch14_dinov2": (1_136_479_232, 518, 14, GIANT | DINOV2),
+    "vit_small_patch14_reg4_dinov2": (22_057_344, 518, 14, SMALL | REGISTERS),
+    "vit_base_patch14_reg4_dinov2": (86_582_016, 518, 14, BASE | REGISTERS),
+    "vit_large_patch14_reg4_dinov2": (304_370_688, 518, 14, LARGE | REGISTERS),
+    "vit_giant_patch14_reg4_dinov2": (1_136_483_840, 518, 14, GIANT | REGISTERS),
 }
 CLASSIFIER_PARAMETERS = 2_618_916
 
@@ -132,9 +144,11 @@ def test_scanned_form_has_the_same_parameters(name: str) -> None:
 
 
 def assert_preprocessing(name: str, model: nnx.Module) -> None:
-    """timm's: Inception statistics for ViT, ImageNet's for DeiT, no crop at 384."""
+    """timm's: Inception statistics for ViT, ImageNet's for DeiT and DINOv2, no crop at 384."""
     half, imagenet = (0.5, 0.5, 0.5), (0.485, 0.456, 0.406)
-    assert model.spec.preprocessing.mean == (half if name.startswith("vit") else imagenet)
+    assert model.spec.preprocessing.mean == (
+        half if name.startswith("vit") and "dinov2" not in name else imagenet
+    )
     assert model.spec.preprocessing.interpolation == "bicubic"
     if name.endswith("384"):
         assert model.spec.preprocessing.crop_fraction == 1.0

@@ -5,6 +5,7 @@ works with a model works with it.
 """
 
 import json
+from typing import ClassVar
 from unittest import mock
 
 import jax.numpy as jnp
@@ -27,13 +28,23 @@ pytestmark = pytest.mark.xdist_group("toy")
 
 @pytest.fixture(autouse=True, scope="module")
 def registered():
-    """The registry with `Toy` among its `DESIGNS`."""
-    names = dict.fromkeys(Toy.variants, Toy)
-    with (
-        mock.patch.dict(registry._NAMES, names),
-        mock.patch.dict(registry._DESIGNS_BY_NAME, {"toy": Toy}),
-    ):
+    """The registry with `Toy` among its designs, as long as these tests run."""
+    with mock.patch.dict(registry._NAMES), mock.patch.dict(registry._DESIGNS_BY_NAME):
+        assert vit_jax.register_model(Toy) is Toy
         yield
+
+
+def test_names_that_are_taken_are_told():
+    class Other(Toy):
+        variants: ClassVar = {"vit_tiny_patch16_224": Toy.variants["toy_8"]}
+        design = "other"
+
+    with pytest.raises(
+        ValueError, match=r"'vit_tiny_patch16_224' is taken by vit_jax\.models\.vit"
+    ):
+        vit_jax.register_model(Other)
+    with pytest.raises(ValueError, match=r"wanted a subclass of VisionModel, got <class 'int'>"):
+        vit_jax.register_model(int)
 
 
 @pytest.fixture(scope="module")

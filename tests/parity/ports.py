@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import torch
 from flax import nnx
@@ -31,6 +32,21 @@ class Jax(nnx.Module):
 
     def __call__(self, x: Any) -> Any:
         return self.call(self, x)
+
+
+class Unbiased(nnx.BatchNorm):
+    """Flax's, with PyTorch's running variance: over n - 1; over n with a correction of 0."""
+
+    correction: int = 1
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
+        old = self.var[...]
+        y = super().__call__(x)
+        if not self.use_running_average:
+            n = x.size // x.shape[-1]
+            kept = self.momentum * old
+            self.var[...] = kept + (self.var[...] - kept) * (n / (n - self.correction))
+        return y
 
 
 TOKENS = np.random.default_rng(0).normal(size=(2, 6, 8))  # (B, N, D)

@@ -418,9 +418,10 @@ class Attention(torch.nn.Module):
 
 
 class OurAttention(nnx.Module):
-    """Of two heads, whatever they are called; with the wrong scale."""
+    """Of two heads, whatever they are called; with the wrong scale, or a softmax over the heads."""
 
-    def __init__(self, **said: int):
+    def __init__(self, scale: float = 8**-0.5, axis: int = -1, **said: int):
+        self.scale, self.axis = scale, axis
         self.qkv = nnx.Linear(8, 24, rngs=nnx.Rngs(0))
         self.proj = nnx.Linear(8, 8, rngs=nnx.Rngs(0))
         for name, value in said.items():
@@ -429,7 +430,7 @@ class OurAttention(nnx.Module):
     def __call__(self, x):
         parts = self.qkv(x).reshape(*x.shape[:2], 3, 2, 4)
         q, k, v = (part.swapaxes(1, 2) for part in jnp.unstack(parts, axis=2))
-        weights = jax.nn.softmax(q @ k.swapaxes(2, 3) * 8**-0.5)
+        weights = jax.nn.softmax(q @ k.swapaxes(2, 3) * self.scale, axis=self.axis)
         return self.proj((weights @ v).swapaxes(1, 2).reshape(x.shape))
 
 
@@ -445,6 +446,17 @@ def test_a_fault_of_an_attention_is_named_whatever_its_attributes(said: Any) -> 
     report = compare(model, module, TOKENS, precisions=F64)
     assert report.diagnosis is not None
     assert (report.stage, report.diagnosis.fault) == ("", "attention_scale")
+
+
+@pytest.mark.parametrize("said", mostly_slow([{"num_heads": 2}, {}], [{"num_heads": 2}]), ids=str)
+def test_what_an_attention_computes_is_said_and_not_only_what_it_does_not(said: Any) -> None:
+    """The known form of the reference's agrees, but what ours is only the replay can tell."""
+    module, model = redrawn(Attention()), OurAttention(scale=0.5, axis=1, **said)
+    vit_jax.load_state_dict(model, module.state_dict())
+    report = compare(model, module, TOKENS, precisions=F64)
+    assert report.diagnosis is not None
+    assert (report.diagnosis.fault, report.diagnosis.complete) == ("softmax_axis", True)
+    assert "in the model itself ours computes softmax(dim=1) where" in report.diagnosis.text
 
 
 class Calls(torch.nn.Module):

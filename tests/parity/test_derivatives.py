@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 from flax import nnx
@@ -11,6 +12,8 @@ from flax import nnx
 import vit_jax
 from tests.parity.ports import Port, linear, part
 from tests.tiers import mostly_slow
+from vit_jax.parity.dissect.functions import activations
+from vit_jax.parity.torch_widen import ROUNDED_DERIVATIVES
 
 
 def _same(_: Any, x: Any) -> Any:
@@ -57,6 +60,11 @@ def _normed(tanh: Any) -> Any:
 
 THREE = {"fc": linear(), "short": part(_same), "fc2": linear()}
 RELU = (lambda: torch.nn.ReLU(inplace=True), lambda: part(lambda _, x: jax.nn.relu(x))[1]())
+HARD_SIGMOID = (
+    lambda: torch.nn.Hardsigmoid(inplace=True),
+    part(lambda _, x: jax.nn.hard_sigmoid(x))[1],
+)
+SIXTH = "PyTorch's own derivative of hardsigmoid holds 1/6 rounded to float32, in: "
 IDENTITY = (torch.nn.Identity, part(_same)[1])
 PORTS = {
     "identity on a value used twice": Port(_twice, _twice, {**THREE, "short": IDENTITY}, grad=True),
@@ -109,8 +117,39 @@ PORTS = {
         complete=False,
         says="; with this changed every value agrees, but not the gradient of fc.bias",
     ),
+    "a hard sigmoid": Port(
+        lambda self, x: x * torch.nn.functional.hardsigmoid(self.fc(x)),
+        lambda self, x: x * jax.nn.hard_sigmoid(self.fc(x)),
+        grad=True,
+        note=f"{SIXTH}the model itself (float64 is compared with the exact derivative)",
+    ),
+    "a hard sigmoid in place": Port(
+        lambda self, x: x * self.act(self.fc(x)),
+        lambda self, x: x * self.act(self.fc(x)),
+        {"fc": linear(), "act": HARD_SIGMOID},
+        grad=True,
+        note=f"{SIXTH}act",
+    ),
+    "a hard sigmoid whose sixth is rounded": Port(
+        lambda self, x: x * torch.nn.functional.hardsigmoid(self.fc(x)),
+        lambda self, x: x * jnp.clip((self.fc(x) + 3) * float(np.float32(1 / 6)), 0, 1),
+        grad=True,
+        first=("forward", ""),
+        fault="factor",
+        says="in the model itself ours has the output of mul times 1.0000000298",
+    ),
+    "a sigmoid for a hard sigmoid": Port(
+        lambda self, x: x * torch.nn.functional.hardsigmoid(self.fc(x)),
+        lambda self, x: x * jax.nn.sigmoid(self.fc(x)),
+        grad=True,
+        first=("forward", ""),
+        fault="activation",
+        says="ours computes sigmoid() where the reference computes hardsigmoid()",
+    ),
 }
 FAST = [
+    "a hard sigmoid",
+    "a hard sigmoid in place",
     "identity on a value used twice",
     "a part that uses what it returns",
     "identity before a value is written over",
@@ -123,6 +162,20 @@ FAST = [
 @pytest.mark.parametrize("name", mostly_slow(PORTS, FAST))
 def test_derivatives(name: str) -> None:
     PORTS[name].check()
+
+
+@pytest.mark.parametrize("name", activations())
+def test_which_of_pytorchs_derivatives_are_rounded(name: str) -> None:
+    """Those in the table, and no others; held against central differences of the sixth order."""
+    function, step = activations()[name], 2e-3
+    x = torch.linspace(-4.1, 4.1, 56, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(function(x).sum(), x)
+    with torch.no_grad():
+        slopes = sum(
+            weight * (function(x + k * step) - function(x - k * step)) / step
+            for k, weight in ((1, 3 / 4), (2, -3 / 20), (3, 1 / 60))
+        )
+    assert (float((slopes - slope).abs().max()) > 1e-9) == (name in ROUNDED_DERIVATIVES)
 
 
 def test_a_repaired_array_leaves_a_wrong_derivative() -> None:

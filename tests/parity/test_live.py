@@ -31,7 +31,12 @@ CASES: dict[str, dict[str, Any]] = {
     "scale": {"qk_scale": 0.37, "qkv_bias": False, "norm_eps": 1e-5, "representation_size": 7},
     "registers": {"reg_tokens": 3, "qk_norm": True, "init_values": 0.3},
     "deit3": {"no_embed_class": True, "init_values": 0.1, "in_chans": 1},
-    "registers without positions": {"reg_tokens": 2, "no_embed_class": True, "in_chans": 4},
+    "registers without positions": {
+        "reg_tokens": 2,
+        "no_embed_class": True,
+        "in_chans": 4,
+        "swiglu": True,
+    },
     "distilled": {"distilled": True, "representation_size": 7},
     "no classes": {"num_classes": 0, "in_chans": 1},
     "distilled, no classes": {"distilled": True, "num_classes": 0},

@@ -9,24 +9,11 @@ import torch
 from flax import nnx
 
 import vit_jax
-from tests.parity.ports import TOKENS, Jax
+from tests.parity.ports import TOKENS, Jax, Unbiased
 from tests.tiers import mostly_slow
 from vit_jax.parity import OptimizerSpec, Report, compare
 
 NARROW = ("float64",)
-
-
-class Unbiased(nnx.BatchNorm):
-    """Flax's, with PyTorch's running variance."""
-
-    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
-        old = self.var[...]
-        y = super().__call__(x)
-        if not self.use_running_average:
-            n = x.size // x.shape[-1]
-            kept = self.momentum * old
-            self.var[...] = kept + (self.var[...] - kept) * (n / (n - 1))
-        return y
 
 
 class Net(nnx.Module):

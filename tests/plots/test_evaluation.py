@@ -30,3 +30,17 @@ def test_what_the_picture_shows(tmp_path, figures, classes):
     assert f"{calibration.error:.4f} (15 bins)" in reliability.get_title()
     height, width, _ = cv2.imread(str(tmp_path / "e.png")).shape
     assert 500 < height < width < 1500
+
+
+def test_nothing_is_cut_off_and_the_legend_covers_no_point(tmp_path, figures):
+    found = made_up(2000, 100)
+    names = [f"{name}, with a long name" for name in found.class_names]
+    plot_evaluation("t", names, found.confusion, found.calibration(), tmp_path / "e.png")
+    figure = figures[0]
+    confusion, reliability = figure.axes[:2]
+    for label in (confusion.xaxis.label, confusion.yaxis.label):
+        extent = label.get_window_extent()
+        assert min(extent.x0, extent.y0) >= 0
+    legend = reliability.get_legend().get_window_extent()
+    assert 0 <= legend.y0 < legend.y1 < reliability.get_window_extent().y0
+    assert legend.x1 <= figure.bbox.x1

@@ -80,14 +80,30 @@ class Mlp(nn.Module):
         return self.drop(self.fc2(self.drop(F.gelu(self.fc1(tokens)))))
 
 
+class SwiGLU(nn.Module):
+    """timm's `SwiGLUPacked`: two thirds of the hidden width, up to a multiple of 8."""
+
+    def __init__(self, dim, hidden_dim):
+        super().__init__()
+        width = (int(hidden_dim * 2 / 3) + 7) // 8 * 8
+        self.fc1 = nn.Linear(dim, 2 * width)
+        self.fc2 = nn.Linear(width, dim)
+
+    def forward(self, tokens):
+        gate, value = self.fc1(tokens).chunk(2, dim=-1)
+        return self.fc2(F.silu(gate) * value)
+
+
 class Block(nn.Module):
-    def __init__(self, dim, attention, hidden_dim, init_values, norm_eps, drop, drop_path):
+    def __init__(
+        self, dim, attention, hidden_dim, init_values, norm_eps, drop, drop_path, swiglu=False
+    ):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
         self.attn = attention
         self.ls1 = LayerScale(dim, init_values) if init_values else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
-        self.mlp = Mlp(dim, hidden_dim, drop)
+        self.mlp = SwiGLU(dim, hidden_dim) if swiglu else Mlp(dim, hidden_dim, drop)
         self.ls2 = LayerScale(dim, init_values) if init_values else nn.Identity()
         self.drop_path = StochasticDepth(drop_path)
 
@@ -127,6 +143,7 @@ class VisionTransformer(nn.Module):
         reg_tokens=0,
         no_embed_class=False,
         init_values=None,
+        swiglu=False,
         global_pool="token",
         norm_eps=1e-6,
         drop_rate=0.0,
@@ -166,6 +183,7 @@ class VisionTransformer(nn.Module):
                 norm_eps,
                 drop_rate,
                 drop_path_rate * index / max(depth - 1, 1),
+                swiglu,
             )
             for index in range(depth)
         )

@@ -41,6 +41,7 @@ def config() -> TrainConfig:
     )
 
 
+@pytest.mark.slow  # ten steps of every design: tests/parity/test_golden.py
 def test_200_steps_are_those_of_pytorch(x64, config):
     losses, differences = run_both(config, 200)
     assert losses.shape == (200, 2)

@@ -226,6 +226,7 @@ def check_unreadable(ended: list[Ended], process: int) -> None:
             assert f"process {number} of 2 ends, for process {process} ended" in one.last_error
 
 
+@pytest.mark.slow  # of one process: tests/training/test_resume.py
 def test_killed_and_repeated_it_is_the_run_that_was_repeated_once(two, tmp_path):
     workdir = tmp_path / "run"
     many = begin(workdir)
@@ -313,6 +314,7 @@ def test_an_image_that_one_cannot_read_ends_both(process, tmp_path):
     check_unreadable(start(config(), tmp_path / "run", unreadable=[process, 4]).end(), process)
 
 
+@pytest.mark.slow  # other devices: tests/training/test_layouts.py
 def test_checkpoint_of_two_processes_goes_on_on_four_devices_of_one(stopped, alone, tmp_path):
     go_on_elsewhere(stopped[0], alone, tmp_path, {"processes": 1, "devices": 4})
 

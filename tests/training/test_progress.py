@@ -44,6 +44,14 @@ def test_plain_lines(capsys):
     assert captured.err == "warning: damage\n"
 
 
+@pytest.mark.parametrize(("num_classes", "shown"), [(5, False), (6, True), (None, True)])
+def test_top5_of_up_to_five_classes_is_left_out(capsys, num_classes, shown):
+    progress = Progress("plain", 200, 40, 32, num_classes)
+    progress.row(TRAIN)
+    progress.row(VALIDATION)
+    assert [("top5" in line) for line in capsys.readouterr().out.splitlines()] == [shown] * 2
+
+
 def test_none_leaves_warnings(capsys):
     show("none")
     captured = capsys.readouterr()

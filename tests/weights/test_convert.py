@@ -197,7 +197,7 @@ def test_the_averaged_or_the_raw_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "to", "message"),
     [
-        ("o.pth", "torch", "--to: wanted one of timm, hf, google, orbax, got 'torch'"),
+        ("o.pth", "torch", "--to: wanted one of own, timm, hf, google, orbax, got 'torch'"),
         ("o.npz", "timm", r"weights are written as \.safetensors"),
         ("o.pth", "google", r"written as \.npz"),
         ("there", "hf", "holds 'thesis.txt': give the path of a new folder"),

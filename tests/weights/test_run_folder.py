@@ -1,12 +1,20 @@
 """What a folder holds decides what it is; only in a run's own `checkpoints/` does a name count."""
 
+import json
 import pathlib
 import shutil
 
 import pytest
 
 import vit_jax
-from vit_jax.weights.run_folder import find_checkpoint, named_step, run_directory
+from vit_jax.weights.checkpoint_reading import CheckpointInfo, bound_info
+from vit_jax.weights.run_folder import (
+    find_checkpoint,
+    model_of_run,
+    named_checkpoint,
+    named_step,
+    run_directory,
+)
 
 
 def fake_run(path: pathlib.Path, *steps: str) -> pathlib.Path:
@@ -105,3 +113,52 @@ def test_a_damaged_checkpoint_names_the_one_before_that_is_whole(run, tmp_path):
     with pytest.raises(ValueError, match="checkpoints/14 is damaged") as error:
         vit_jax.from_pretrained(copied)
     assert "is whole" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        '{"data": {"image_size": 32}}',
+        '{"model": ["vit"], "data": {"image_size": 32}}',
+        '{"model": {"name": "vit", "kwargs": 3}, "data": {"image_size": 32}}',
+        '{"model": {"name": "vit", "kwargs": {}}, "data": {"image_size": 1e999}}',
+        '{"model": {"name": "vit", "kwargs": {}}, "data": {"image_size": true}}',
+        "[" * 100_000,
+        "not JSON",
+    ],
+    ids=range(7),
+)
+def test_a_config_that_names_no_model_is_named(config, tmp_path):
+    run = fake_run(tmp_path / "run", "5")
+    (run / "config.json").write_text(config)
+    with pytest.raises(ValueError, match=r"config\.json.* (cannot be read|is no)"):
+        model_of_run(run)
+
+
+def test_run_best_is_the_checkpoint_of_the_best_validation(tmp_path):
+    run = fake_run(tmp_path / "R", "4", "9")
+
+    def say(**facts):
+        info = bound_info(CheckpointInfo(step=9, spec={}, **facts), {})
+        (run / "checkpoints" / "9" / "info" / "metadata").write_text(json.dumps(info))
+
+    say(best_step=4, best_top1=0.5)
+    assert named_checkpoint(f"{run}:best") == run / "checkpoints" / "4"
+    for other in (f"{run}:last", str(run), run, "hf:some/model:best"):
+        assert named_checkpoint(other) == other
+    (tmp_path / "R:best").touch()  # a file of that name goes first
+    assert named_checkpoint(f"{run}:best") == f"{run}:best"
+    (tmp_path / "R:best").unlink()
+
+    def refused(message):
+        with pytest.raises(ValueError, match=message):
+            named_checkpoint(f"{run}:best")
+
+    say(best_step=5, best_top1=0.5)
+    refused(r"the best validation was at step 5, whose checkpoint was not kept \(config.checkpoint")
+    say()
+    refused("the run has not validated, so that no checkpoint is its best")
+    (run / "checkpoints" / "9" / "info" / "metadata").write_text("{")
+    refused("the checkpoint .*9 is damaged: ")
+    shutil.rmtree(run)
+    refused("wanted RUN:best of a run, and .*R is no work directory")

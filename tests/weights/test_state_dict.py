@@ -49,6 +49,13 @@ def test_what_is_no_number_is_named_and_nothing_changes(bad):
         np.testing.assert_array_equal(array, before[name])
 
 
+def test_an_array_without_elements_is_unexpected():
+    model = build("vit")
+    beside = {"registers": np.zeros((1, 0, 8), np.float32)}
+    with pytest.raises(ValueError, match="unexpected: registers"):
+        vit_jax.load_state_dict(model, {**vit_jax.state_dict(model), **beside})
+
+
 def test_sharding_is_kept():
     model = build("vit")
     mesh = Mesh(np.asarray(jax.devices()[:1]), ("data",))

@@ -248,6 +248,17 @@ def batch_norm() -> nnx.Module:
     return nnx.BatchNorm(6, use_running_average=True, rngs=nnx.Rngs(0))
 
 
+def test_the_model_keeps_its_arrays_where_pytorch_trains_on() -> None:
+    reference, model = torch.nn.Linear(8, 64), nnx.Linear(8, 64, rngs=RNGS)
+    vit_jax.load_state_dict(model, reference.state_dict())
+    loaded = {name: array.copy() for name, array in vit_jax.state_dict(model).items()}
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.add_(1)
+    for name, array in vit_jax.state_dict(model).items():
+        np.testing.assert_array_equal(array, loaded[name])
+
+
 def test_running_statistics_may_be_kept() -> None:
     module, model = redrawn(torch.nn.BatchNorm1d(6)), batch_norm()
     model.mean[...] = jnp.full(6, 3.0)

@@ -14,11 +14,14 @@ from vit_jax.cli.parsing import Parser
 
 COMMANDS = {
     "train": "train a model, or go on with a run",
+    "finetune": "a classifier of a folder of images, in one command",
     "plan": "compile a run for a TPU slice, without one",
     "prepare": "download and prepare a data set, once",
+    "data": "check a folder of images: classes, damaged files, copies across splits",
     "predict": "what a trained model sees in image files",
     "evaluate": "a trained model's accuracy, confusion and calibration on a data set",
     "probe": "how well a model's features tell classes apart, by neighbours or a linear layer",
+    "embed": "features of image files, their nearest neighbours and the most alike pairs",
     "export": "a model as a file that runs without this package",
     "convert": "weights of one form into those of another",
     "parity": "hold a model, number by number, to PyTorch",

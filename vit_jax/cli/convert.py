@@ -79,10 +79,11 @@ def _parser() -> Parser:
     add_fields(parser)
     parser.add_argument(
         "--to",
-        default="timm",
-        choices=("timm", "hf", "google", "orbax"),
-        help="whose names: the model's own (DST .safetensors or .pth), Hugging Face's (a folder), "
-        "Google's (.npz), or an Orbax folder (default: timm, the model's own)",
+        default="own",
+        choices=("own", "timm", "hf", "google", "orbax"),
+        help="whose names: those of the design's source or timm's, which are mostly the same (DST "
+        ".safetensors or .pth), Hugging Face's (a folder), Google's (.npz), or an Orbax folder "
+        "(default: own)",
     )
     parser.add_argument(
         "--ema",

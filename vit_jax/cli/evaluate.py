@@ -46,18 +46,26 @@ def run(arguments: Sequence[str]) -> int:
     if options.json:
         print(json.dumps(_as_json(found)))
     else:
-        print("\n".join(_as_text(found)))
+        print("\n".join(as_text(found)))
     if options.plot:
-        from vit_jax.plots.evaluation import plot_evaluation
-
-        title = (
-            f"{found.source}: {len(found.labels):,} images, top-1 {found.top1:.4f}, "
-            f"loss {found.loss:.4f}"
-        )
-        out = pathlib.Path(options.plot)
-        plot_evaluation(title, found.class_names, found.confusion, found.calibration(), out)
+        draw(found, pathlib.Path(options.plot))
         print(f"wrote {options.plot}", file=sys.stderr)
     return 0
+
+
+def draw(found: "Evaluation", out: pathlib.Path) -> None:
+    """Draws the confusion matrix and the reliability diagram.
+
+    Raises:
+      OSError: `out` cannot be written.
+    """
+    from vit_jax.plots.evaluation import plot_evaluation
+
+    title = (
+        f"{found.source}: {len(found.labels):,} images, top-1 {found.top1:.4f}, "
+        f"loss {found.loss:.4f}"
+    )
+    plot_evaluation(title, found.class_names, found.confusion, found.calibration(), out)
 
 
 def _as_json(found: "Evaluation") -> dict[str, Any]:
@@ -100,15 +108,17 @@ def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value  # JSON has no nan
 
 
-def _as_text(found: "Evaluation") -> list[str]:
+def as_text(found: "Evaluation") -> list[str]:
+    """The figures in lines: of all images, of each class, and the confusion of few classes."""
     calibration = found.calibration()
     names = [printable(name) for name in found.class_names]
     width = max(len("class"), *map(len, names))
+    top5 = f"top-5 {found.top5:.4f}  " if len(names) > 5 else ""  # of fewer it is 1
     accuracy = found.class_accuracy
     listed = [i for i, count in enumerate(found.class_counts.tolist()) if count]
     lines = [
         f"{found.source}: {len(found.labels):,} images",
-        f"loss {found.loss:.4f}  top-1 {found.top1:.4f}  top-5 {found.top5:.4f}  "
+        f"loss {found.loss:.4f}  top-1 {found.top1:.4f}  {top5}"
         f"calibration error {calibration.error:.4f} ({len(calibration.count)} bins)",
         "",
     ]

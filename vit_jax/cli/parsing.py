@@ -87,7 +87,7 @@ class RecipeParser(Parser):
         if options.config is None and not rest and not self.needs_recipe:
             return options, None
         known = [name for action in self._actions for name in action.option_strings]
-        recipe = read_recipe(options.config, rest, _model_fields, known)
+        recipe = read_recipe(options.config, rest, fields_of_model, known)
         print_notes(recipe.notes)
         return options, recipe
 
@@ -121,8 +121,8 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="CHECKPOINT_OR_WEIGHTS",
-        help="a work directory, a checkpoint in it, a .safetensors, .pth or .npz file, a Hugging "
-        "Face or Orbax folder, or hf:OWNER/NAME",
+        help="a work directory, a checkpoint in it, RUN:best for that of its best validation, a "
+        ".safetensors, .pth or .npz file, a Hugging Face or Orbax folder, or hf:OWNER/NAME",
     )
     parser.add_argument(
         "--model",
@@ -185,7 +185,8 @@ def _field(text: str) -> tuple[str, Any]:
     return name, literal(value)
 
 
-def _model_fields(name: str) -> Mapping[str, Any]:
+def fields_of_model(name: str) -> Mapping[str, Any]:
+    """The constructor fields of a registered model; imports JAX."""
     from vit_jax.models.registry import model_fields
 
     return model_fields(name)

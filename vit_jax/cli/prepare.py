@@ -6,7 +6,7 @@ from vit_jax.cli.parsing import Parser
 
 
 def run(arguments: Sequence[str]) -> int:
-    """`prepare NAME [--data-dir DIR] [--archive FILE]`."""
+    """`prepare NAME [--data-dir DIR] [--archive PATH]`."""
     options = _parser().parse_args(arguments)
     from vit_jax.data.prepare import prepare
 
@@ -20,5 +20,10 @@ def _parser() -> Parser:
     parser.add_argument(
         "--data-dir", metavar="DIR", help="where sets are kept (default: TFDS's own directory)"
     )
-    parser.add_argument("--archive", metavar="FILE", help="a local copy of the official archive")
+    parser.add_argument(
+        "--archive",
+        metavar="PATH",
+        help="a local copy of the official archive of cifar10 or cifar100, or the directory with "
+        "the IDX files of fashion_mnist",
+    )
     return parser

@@ -6,26 +6,37 @@ from vit_jax.allocator import keep_freed_memory
 from vit_jax.cli import jax_setup
 from vit_jax.cli.errors import report
 from vit_jax.cli.parsing import RecipeParser
+from vit_jax.config.schema import TrainConfig
 
 
 def run(arguments: Sequence[str]) -> int:
     """`train --config RECIPE [--workdir DIR] [--config.FIELD=VALUE ...]`."""
     options, recipe = _parser().read_both(arguments)
     jax_setup.set_up_jax()
-    import jax
-
-    from vit_jax.training.loop import train
-    from vit_jax.training.processes import at_once_if_many, is_first, join
+    from vit_jax.training.processes import at_once_if_many, join
 
     join(options.coordinator_address, options.num_processes, options.process_id)
     with at_once_if_many(report):
-        if jax.default_backend() == "cpu":
-            keep_freed_memory()
-        workdir = options.workdir or f"runs/{recipe.name}"
-        train(recipe.config, workdir)
-        if is_first():
-            _draw_curves(workdir)
+        train_and_draw(recipe.config, options.workdir or f"runs/{recipe.name}")
     return 0
+
+
+def train_and_draw(config: TrainConfig, workdir: str) -> None:
+    """Trains, or goes on with the run in `workdir`, and draws its curves.
+
+    Raises:
+      ValueError: see `vit_jax.training.train`.
+    """
+    import jax
+
+    from vit_jax.training.loop import train
+    from vit_jax.training.processes import is_first
+
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
+    train(config, workdir)
+    if is_first():
+        _draw_curves(workdir)
 
 
 def _draw_curves(workdir: str) -> None:

@@ -69,20 +69,46 @@ def read_recipe(
     Raises:
       ValueError: any mistake of the user's, in one line.
     """
-    overrides: dict[str, str] = {}
-    waiting = list(arguments)
-    while waiting:
-        path, value = _next(waiting, options)
-        overrides[path] = value
+    changes = _changes(arguments, options)
     if recipe is None:
         raise ValueError(f"wanted --config RECIPE; recipes: {', '.join(recipe_names())}")
     path = find_recipe(recipe)
-    loaded = load_recipe(path)
-    validate(loaded)  # before overrides are applied: what is wrong here is the recipe's
-    config = _with_overrides(loaded, overrides)
-    validate(config)
-    notes = _fit_to_model(config, loaded, overrides, model_fields(config.model.name))
+    config, notes = _changed(load_recipe(path), changes, model_fields)
     return Recipe(config, recipe_name(path), notes)
+
+
+def override(
+    config: TrainConfig,
+    arguments: Sequence[str],
+    model_fields: Callable[[str], Iterable[str]],
+    options: Sequence[str] = (),
+) -> tuple[TrainConfig, tuple[str, ...]]:
+    """A config with the fields that the command line gives, and remarks; see `read_recipe`.
+
+    Raises:
+      ValueError: any mistake of the user's, in one line.
+    """
+    return _changed(config, _changes(arguments, options), model_fields)
+
+
+def _changes(arguments: Sequence[str], options: Sequence[str]) -> dict[str, str]:
+    changes: dict[str, str] = {}
+    waiting = list(arguments)
+    while waiting:
+        path, value = _next(waiting, options)
+        changes[path] = value
+    return changes
+
+
+def _changed(
+    recipe: TrainConfig,
+    changes: Mapping[str, str],
+    model_fields: Callable[[str], Iterable[str]],
+) -> tuple[TrainConfig, tuple[str, ...]]:
+    validate(recipe)  # before it is changed: what is wrong here is the recipe's
+    config = _with_overrides(recipe, changes)
+    validate(config)
+    return config, _fit_to_model(config, recipe, changes, model_fields(config.model.name))
 
 
 def fields_help() -> str:

@@ -56,7 +56,10 @@ class ModelConfig:
 class DataConfig:
     """The images, how they are read, and how they are prepared."""
 
-    source: str = _option("where images come from", choices=("digits", "tfds", "folder"))
+    source: str = _option(
+        'where images come from; "own": from the caller, as data= of training.train',
+        choices=("digits", "tfds", "folder", "own"),
+    )
     name: OptionalStr = _option("the TFDS name of the set; None or empty: no name", "")
     data_dir: OptionalStr = _option(
         "tfds: the directory that holds prepared sets; folder: the images' root; "
@@ -69,6 +72,11 @@ class DataConfig:
     )
     test_split: OptionalStr = _option(
         "the split to test on once, at the end; None or empty: none", "test"
+    )
+    exclude: OptionalStrs = _option(
+        "folder: images that are left out, such as damaged ones: their paths from data_dir; "
+        "None: none",
+        None,
     )
     num_train_examples: OptionalInt = _option(
         "train on the first n of a seeded permutation; None: all", None, minimum=1
@@ -376,7 +384,7 @@ class TrainConfig:
     )
     num_epochs: int = _option("passes over the training split", minimum=1)
     init_from: OptionalStr = _option(
-        "start from these weights: a weights file, a checkpoint or a work directory; "
+        "start from these weights: a weights file, a checkpoint, a work directory or RUN:best; "
         "None or empty: none",
         "",
     )

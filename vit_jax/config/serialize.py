@@ -15,6 +15,7 @@ from vit_jax.storage import read_json
 # resized them otherwise, and images of one size got other random resized crops.
 CONFIG_VERSION = 3
 _VERSION = "spec_version"
+_OWN = "own"  # beside the fields: what the run was given in Python, see `training.own`
 # Fields of earlier versions, which every run had empty.
 _RETIRED = ("unbuilt",)
 
@@ -38,9 +39,15 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
     return config
 
 
-def to_json(config: TrainConfig) -> str:
-    """A work directory's config.json."""
-    return json.dumps({_VERSION: CONFIG_VERSION, **to_dict(config)}, indent=2) + "\n"
+def to_json(config: TrainConfig, own: Mapping[str, str] | None = None) -> str:
+    """A work directory's config.json.
+
+    Args:
+      config: of the run.
+      own: what it was given in Python, by name; None: nothing.
+    """
+    values = {_VERSION: CONFIG_VERSION, **to_dict(config), **({_OWN: dict(own)} if own else {})}
+    return json.dumps(values, indent=2) + "\n"
 
 
 def load_config(path: str | pathlib.Path) -> TrainConfig:
@@ -71,7 +78,12 @@ def config_version(path: str | pathlib.Path) -> int:
     return _read(path)[1]
 
 
-def _read(path: str | pathlib.Path) -> tuple[dict[str, Any], int]:
+def config_own(path: str | pathlib.Path) -> dict[str, str]:
+    """What the run of a config.json was given in Python, by name; raises as `read_config`."""
+    return _read(path)[2]
+
+
+def _read(path: str | pathlib.Path) -> tuple[dict[str, Any], int, dict[str, str]]:
     file = pathlib.Path(path) if isinstance(path, str) else path
     values = read_json(file)
     if not isinstance(values, dict):
@@ -82,7 +94,10 @@ def _read(path: str | pathlib.Path) -> tuple[dict[str, Any], int]:
             f"wanted {_VERSION} as a whole number up to {CONFIG_VERSION}, got {version!r}: if a "
             "later version of vit_jax wrote it, upgrade vit_jax"
         )
-    return values, version
+    own = values.pop(_OWN, {})
+    if not isinstance(own, dict) or not all(isinstance(text, str) for text in own.values()):
+        raise ValueError(f"wanted {_OWN} as a group of strings, got {own!r}")
+    return values, version, own
 
 
 def diff(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
@@ -101,10 +116,16 @@ def diff(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def check_resumable(old: TrainConfig, new: TrainConfig) -> None:
+def check_resumable(
+    old: TrainConfig,
+    new: TrainConfig,
+    old_own: Mapping[str, str] | None = None,
+    own: Mapping[str, str] | None = None,
+) -> None:
     """Refuse to go on with the run of config `old` under config `new` if numbers could change.
 
-    Fields that cannot change them (`RESUMABLE_FIELDS`) may differ.
+    Fields that cannot change them (`RESUMABLE_FIELDS`) may differ. `old_own` and `own` are what the
+    two were given in Python.
 
     Raises:
       ValueError: naming each other field that differs, its old and its new value.
@@ -113,6 +134,12 @@ def check_resumable(old: TrainConfig, new: TrainConfig) -> None:
         f"{path} (was {before!r}, now {after!r})"
         for path, (before, after) in diff(old, new).items()
         if path not in RESUMABLE_FIELDS and path.split(".")[0] not in RESUMABLE_FIELDS
+    ]
+    before, after = old_own or {}, own or {}
+    changes += [
+        f"{name}= (was {before.get(name)}, now {after.get(name)})"
+        for name in {**before, **after}
+        if before.get(name) != after.get(name)
     ]
     if changes:
         raise ValueError(

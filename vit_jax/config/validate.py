@@ -50,11 +50,22 @@ def get_field(config: TrainConfig, path: str) -> Any:
 
 
 def proposal(name: str, choices: Iterable[str]) -> str:
-    """'; did you mean a or b' for the choices near `name`, or an empty string."""
+    """'; did you mean a or b' for the choices near `name`, or an empty string.
+
+    Near is the same last part, one with these initials (lr, wd), or one that is spelt alike.
+    """
     choices = list(choices)
+    tails = {choice: choice.rsplit(".", 1)[-1] for choice in choices}
     tail = name.rsplit(".", 1)[-1]
-    same_tail = [choice for choice in choices if choice.rsplit(".", 1)[-1] == tail]
-    near = same_tail or difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
+    same_tail = [choice for choice in choices if tails[choice] == tail]
+    initials = [
+        choice for choice in choices if "".join(w[:1] for w in tails[choice].split("_")) == tail
+    ]
+    near = (
+        same_tail
+        or (initials if len(tail) > 1 else [])
+        or difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
+    )
     return f"; did you mean {' or '.join(near)}" if near else ""
 
 
@@ -217,6 +228,8 @@ def _check_together(config: TrainConfig) -> None:
             'config.data.data_dir: wanted the directory of images for data.source="folder", '
             "got None"
         )
+    if data.source != "folder":
+        _check_unused(config, 'but with data.source="folder"', "data.exclude")
     if not data.train_split:
         raise ValueError("config.data.train_split: wanted the name of a split, got ''")
     if (data.mean is None) != (data.std is None) or (

@@ -2,14 +2,14 @@
 
 import collections
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from vit_jax.data.decode import decode_image
 from vit_jax.data.order import stratified_order
-from vit_jax.data.sources import Example, ImageSource, Subset, check_index
+from vit_jax.data.sources import Concatenation, Example, ImageSource, Subset, check_index
 from vit_jax.storage import read_bytes
 
 # Those of torchvision's ImageFolder, all of which OpenCV reads.
@@ -64,7 +64,9 @@ class FolderSource(ImageSource):
         return {"image": decode_image(data, 3, path), "label": int(self.labels[index])}
 
 
-def open_folder(root: str | os.PathLike[str]) -> tuple[dict[str, ImageSource], list[str]]:
+def open_folder(
+    root: str | os.PathLike[str], exclude: Collection[str] = ()
+) -> tuple[dict[str, ImageSource], list[str]]:
     """The splits of a folder of images, classes in sorted order.
 
     Two layouts are read. `root/{train,val,test}/CLASS/*.jpg` gives the splits that are there, under
@@ -73,6 +75,10 @@ def open_folder(root: str | os.PathLike[str]) -> tuple[dict[str, ImageSource], l
     be called train, where its folder holds images and no folders. Images below a class folder, at
     any depth, are the class's, in torchvision's order. Files that end in none of `SUFFIXES`, names
     that begin with a dot, and folders that archives and file servers add are left out.
+
+    Args:
+        root: the folder.
+        exclude: images that are left out too, before anything is cut: their paths from `root`.
 
     Returns:
         The splits, and what was left out: a phrase for each kind.
@@ -87,7 +93,7 @@ def open_folder(root: str | os.PathLike[str]) -> tuple[dict[str, ImageSource], l
             f"there is no folder {root}; wanted {root}/train/CLASS/*.jpg (with val and test beside "
             f"train), or {root}/CLASS/*.jpg; name the folder with --config.data.data_dir="
         )
-    left_out = _LeftOut(root)
+    left_out = _LeftOut(root, exclude)
     if not _is_divided(root):
         whole = _scan(root, None, f"folder {root} all", left_out)
         return _cut_into_splits(whole), left_out.phrases()
@@ -103,11 +109,25 @@ def open_folder(root: str | os.PathLike[str]) -> tuple[dict[str, ImageSource], l
     return splits, left_out.phrases()
 
 
+def labelled_paths(source: ImageSource) -> list[tuple[str, int]]:
+    """The file and the label of each image of a split of a folder; none of other sources."""
+    if isinstance(source, FolderSource):
+        return list(zip(source.paths, source.labels.tolist(), strict=True))
+    if isinstance(source, Subset):
+        found = labelled_paths(source.source)
+        return [found[index] for index in source.indices] if found else []
+    if isinstance(source, Concatenation):
+        return [each for part in source.sources for each in labelled_paths(part)]
+    return []
+
+
 class _LeftOut:
     """Collects what a folder holds and is not read."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, exclude: Collection[str]) -> None:
         self.root = root
+        self._exclude = {str(root / path) for path in exclude}
+        self.excluded = 0
         self.folders: list[str] = []
         self.stray_images = 0
         self.suffixes: collections.Counter[str] = collections.Counter()
@@ -121,8 +141,15 @@ class _LeftOut:
         else:
             self.suffixes[os.path.splitext(name)[1].lower() or "no suffix"] += 1
 
+    def without_excluded(self, paths: list[str]) -> list[str]:
+        kept = [path for path in paths if path not in self._exclude]
+        self.excluded += len(paths) - len(kept)
+        return kept
+
     def phrases(self) -> list[str]:
         phrases = []
+        if self.excluded:
+            phrases.append(f"{_count(self.excluded, 'image')} by config.data.exclude")
         if self.folders:
             phrases.append(
                 f"folders {', '.join(self.folders[:5])}{', ...' * (len(self.folders) > 5)}"
@@ -246,7 +273,8 @@ def _images_below(folder: Path, left_out: _LeftOut) -> list[str]:
                 left_out.add_folder(below)
             else:
                 pending.append(below)
-        found[str(current)] = [str(current / name) for name in names if _is_image(name)]
+        images = [str(current / name) for name in names if _is_image(name)]
+        found[str(current)] = left_out.without_excluded(images)
         for name in names:
             if not _is_image(name):
                 left_out.add_file(name, in_class=True)

@@ -88,10 +88,10 @@ def train_batches(
     """Shuffled batches from `start_step` on, epoch after epoch.
 
     Each epoch visits the images in an order drawn from (seed, epoch); a last batch that would be
-    short is dropped. A batch holds `image` (B, H, W, C) uint8, `label` (B,) int32, `index` (B,)
-    int32 (the position in `source`, plus len(source) times the repeat) and `mask` (B,) bool, here
-    all True, where B is the number of `rows`. The batch of a step depends on (seed, step) and these
-    sizes alone: not on `start_step`, the workers, or the step before.
+    short is dropped. A batch holds `image` (B, H, W, C) uint8, `label` (B,) int32 or as the source
+    says, `index` (B,) int32 (the position in `source`, plus len(source) times the repeat) and
+    `mask` (B,) bool, here all True, where B is the number of `rows`. The batch of a step depends on
+    (seed, step) and these sizes alone: not on `start_step`, the workers, or the step before.
 
     Args:
         source: the training images.
@@ -228,7 +228,7 @@ class _TrainBatch:
         positions, indices = epoch_examples(
             places, len(self.source), self.seed, epoch, self.repeats
         )
-        batch = _empty_batch(indices, self.size)
+        batch = _empty_batch(indices, self.size, self.source)
         if self.crop is not None and self.cut_in_step:
             batch["crop"] = np.zeros((len(indices), 5), np.int32)
         height, width, _ = self.size
@@ -261,7 +261,7 @@ class _EvalBatch:
     def __call__(self, number: int) -> Batch:
         indices = np.arange(self.batch_size)[self.rows] + int(number) * self.batch_size
         indices[indices >= len(self.source)] = -1
-        batch = _empty_batch(indices, self.size)
+        batch = _empty_batch(indices, self.size, self.source)
         height, width, _ = self.size
         rows = np.flatnonzero(batch["mask"]).tolist()
         examples = self.source.stream(indices[rows].tolist())
@@ -274,11 +274,11 @@ class _EvalBatch:
         return batch
 
 
-def _empty_batch(indices: np.ndarray, size: tuple[int, int, int]) -> Batch:
+def _empty_batch(indices: np.ndarray, size: tuple[int, int, int], source: ImageSource) -> Batch:
     """A batch of black images; index -1 marks a padding row."""
     return {
         "image": np.zeros((len(indices), *size), np.uint8),
-        "label": np.zeros(len(indices), np.int32),
+        "label": np.zeros((len(indices), *source.label_shape), source.label_dtype),
         "index": indices.astype(np.int32),
         "mask": indices >= 0,
     }

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from vit_jax.data.cifar_archive import CIFAR_FORMATS, VERSION, CifarFormat, prepare_cifar_archive
+from vit_jax.data.idx_archive import IDX_FORMATS, prepare_idx_archive
 from vit_jax.data.tfds_source import LOCAL_ARCHIVES, default_data_dir, name_parts
 
 _REACH_TIMEOUT_S = 6.0
@@ -27,14 +28,16 @@ def prepare(
 ) -> Path:
     """Makes the set `name` ready for training below `data_dir`.
 
-    cifar10 and cifar100 are prepared from their official binary archive, local or downloaded; any
-    other set by TFDS, which downloads it and writes ArrayRecord. A host that does not answer is an
-    error within seconds. Nothing that exists is overwritten.
+    cifar10 and cifar100 are prepared from their official binary archive, local or downloaded;
+    fashion_mnist from a directory of its official IDX files; any other set by TFDS, which downloads
+    it and writes ArrayRecord, as it does fashion_mnist without a directory. A host that does not
+    answer is an error within seconds. Nothing that exists is overwritten.
 
     Args:
         name: a set that TFDS knows, `NAME`, `NAME/CONFIG` or either with `:VERSION`.
         data_dir: where prepared sets are; None: $TFDS_DATA_DIR or ~/tensorflow_datasets.
-        archive: a local copy of the official archive, for cifar10 and cifar100.
+        archive: a local copy of the official archive, for cifar10 and cifar100; for fashion_mnist
+            the directory of its files.
 
     Returns:
         The prepared directory.
@@ -45,20 +48,22 @@ def prepare(
     """
     base, _, version = name_parts(name)
     root = default_data_dir() if data_dir is None else Path(data_dir).expanduser()
-    if archive is not None and base not in CIFAR_FORMATS:
+    if archive is not None and base not in LOCAL_ARCHIVES:
         raise ValueError(
-            f"--archive is for {', '.join(CIFAR_FORMATS)}; {name} is downloaded and prepared by "
+            f"--archive is for {', '.join(LOCAL_ARCHIVES)}; {name} is downloaded and prepared by "
             "TFDS, which keeps what it downloads in DATA_DIR/downloads"
         )
-    if base not in CIFAR_FORMATS:
+    if base not in CIFAR_FORMATS and archive is None:
         return _prepare_by_tfds(name, root)
-    if version not in (None, VERSION):
-        raise ValueError(f"{base} is prepared in version {VERSION}, {version} was asked for")
-    final = root / base / VERSION
+    written = IDX_FORMATS[base].version if base in IDX_FORMATS else VERSION
+    if version not in (None, written):
+        raise ValueError(f"{base} is prepared in version {written}, {version} was asked for")
+    final = root / base / written
     if final.exists():
         raise ValueError(f"{final} exists already; remove it first to prepare {base} again")
     if archive is not None:
-        return prepare_cifar_archive(base, root, archive)
+        read = prepare_idx_archive if base in IDX_FORMATS else prepare_cifar_archive
+        return read(base, root, archive)
     layout = CIFAR_FORMATS[base]
     _check_reachable(layout.url, base)
     with tempfile.TemporaryDirectory(prefix="vit-jax-prepare-") as directory:
@@ -136,10 +141,11 @@ def _check_reachable(url: str, name: str) -> None:
 
 def _ways_out(name: str) -> str:
     base = name_parts(name)[0]
+    urls = {key: layout.url for key, layout in (CIFAR_FORMATS | IDX_FORMATS).items()}
     by_archive = (
-        f"fetch {CIFAR_FORMATS[base].url} elsewhere and run `vit-jax prepare {base} --archive "
+        f"fetch {urls[base]} elsewhere and run `vit-jax prepare {base} --archive "
         f"{LOCAL_ARCHIVES[base]}`; "
-        if base in CIFAR_FORMATS
+        if base in urls
         else ""
     )
     return (

@@ -7,10 +7,13 @@ import numpy as np
 
 
 class Example(TypedDict):
-    """One labelled image: `image` is (H, W, C) uint8, RGB or one grey channel."""
+    """One labelled image: `image` is (H, W, C) uint8, RGB or one grey channel.
+
+    `label` is a class, or an array of a source's `label_shape`.
+    """
 
     image: np.ndarray
-    label: int
+    label: int | np.ndarray
 
 
 @runtime_checkable
@@ -25,12 +28,15 @@ class ImageSource(Protocol):
         class_names: the class of each label, in the order of the labels.
         channels: 3 (RGB) or 1 (grey), the same for every image.
         image_shape: (height, width, channels) of every image; None when sizes vary.
+        label_shape, label_dtype: of every label; classes unless a source says other.
     """
 
     name: str
     class_names: tuple[str, ...]
     channels: int
     image_shape: tuple[int, int, int] | None
+    label_shape: tuple[int, ...] = ()
+    label_dtype: np.dtype = np.dtype(np.int32)
 
     @property
     def num_classes(self) -> int:
@@ -120,6 +126,7 @@ class Subset(ImageSource):
         self.class_names = source.class_names
         self.channels = source.channels
         self.image_shape = source.image_shape
+        self.label_shape, self.label_dtype = source.label_shape, source.label_dtype
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -141,6 +148,7 @@ class Concatenation(ImageSource):
         self.name = name
         self.class_names = sources[0].class_names
         self.channels = sources[0].channels
+        self.label_shape, self.label_dtype = sources[0].label_shape, sources[0].label_dtype
         shapes = {source.image_shape for source in sources}
         self.image_shape = shapes.pop() if len(shapes) == 1 else None
         self._ends = np.cumsum([len(source) for source in sources])

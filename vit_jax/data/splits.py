@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +57,7 @@ def open_splits(
     test_split: str | None = "test",
     seed: int = 0,
     num_train_examples: int | None = None,
+    exclude: Collection[str] = (),
 ) -> Splits:
     """Opens the train, validation and test data of a run. Reads local files only.
 
@@ -72,6 +73,7 @@ def open_splits(
         test_split: the same, or None or "" for no test.
         seed: of the permutation that `num_train_examples` takes its examples from.
         num_train_examples: the first n of a seeded permutation of the training images; None: all.
+        exclude: of a folder, see `open_folder`.
 
     Raises:
         ValueError: anything above that cannot be had.
@@ -89,9 +91,15 @@ def open_splits(
     elif source == "folder":
         if data_dir is None:
             raise ValueError("source 'folder' needs data_dir, the folder of images by class")
-        available, left_out = open_folder(os.path.join(data_dir, name) if name else data_dir)
+        root = os.path.join(data_dir, name) if name else data_dir
+        available, left_out = open_folder(root, exclude)
     elif source == "digits":
         available = open_digits()
+    elif source == "own":
+        raise ValueError(
+            'the data of source "own" are given in Python, as data= of training.train; '
+            f"here, choose one of {', '.join(SOURCES)}"
+        )
     else:
         raise ValueError(f"unknown data source {source!r}; valid: {', '.join(SOURCES)}")
     train = select(available, train_split)

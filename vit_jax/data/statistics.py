@@ -25,9 +25,16 @@ STATISTICS = {
     "imagenet": Statistics((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     # Measured on the 1,257 training images as uint8, see digits.py.
     "digits": Statistics((0.3052,), (0.3760,)),
+    # Measured on the 60,000 training images.
+    "fashion_mnist": Statistics((0.2860,), (0.3530,)),
 }
 # (height, width, channels) of the sets whose images all have one size.
-IMAGE_SHAPES = {"cifar10": (32, 32, 3), "cifar100": (32, 32, 3), "digits": (8, 8, 1)}
+IMAGE_SHAPES = {
+    "cifar10": (32, 32, 3),
+    "cifar100": (32, 32, 3),
+    "digits": (8, 8, 1),
+    "fashion_mnist": (28, 28, 1),
+}
 
 
 def set_name(source: str, name: str | None) -> str:

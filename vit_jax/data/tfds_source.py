@@ -16,10 +16,11 @@ from vit_jax.data.decode import decode_image
 from vit_jax.data.sources import Example, ImageSource, check_index, label_error
 from vit_jax.storage import check_regular, read_json
 
-# Sets whose official archive `vit-jax prepare` reads from disk.
+# Sets whose official archive `vit-jax prepare` reads from disk: its file, or a directory of files.
 LOCAL_ARCHIVES = {
     "cifar10": "cifar-10-binary.tar.gz",
     "cifar100": "cifar-100-binary.tar.gz",
+    "fashion_mnist": "DIR",
 }
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 # Bytes of a record from which one is read at a time.

@@ -15,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
-from vit_jax.data.decode import MAX_PIXELS, orientation, turned
+from vit_jax.data.decode import MAX_PIXELS
+from vit_jax.data.pil_pixels import Refusal, upright_pixels
 from vit_jax.data.sources import Example, ImageSource, check_index
 
 # What is tried, by content: formats that are data alone. (Pillow would start Ghostscript for EPS.)
@@ -27,17 +28,11 @@ SUFFIXES = (
 # Decoded from the whole file in memory, with twice the memory a pixel of the others.
 _COSTLY = ("WEBP", "AVIF")
 _MAX_COSTLY_BYTES = 2**26
-_STRIP_PIXELS = 2**20
-
 
 # Larger images are decoded by one thread, so one at a time: the system's allocator keeps freed
 # memory for each thread that it was of.
 _LARGE = 2**23
 _large_images = ThreadPoolExecutor(1, "large_images")
-
-
-class _Refusal(ValueError):
-    """What is wrong with a file, in our words."""
 
 
 def read_image(
@@ -66,7 +61,7 @@ def read_image(
     """
     try:
         return _read(os.fspath(path), channels, fit or np.asarray)
-    except _Refusal as refusal:
+    except Refusal as refusal:
         reason = str(refusal)
     except OSError as error:
         reason = error.strerror or str(error)
@@ -78,24 +73,24 @@ def read_image(
 def _read(path: str, channels: int, fit: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     status = os.stat(path)
     if stat.S_ISDIR(status.st_mode):
-        raise _Refusal("a folder that cannot be listed")
+        raise Refusal("a folder that cannot be listed")
     if not stat.S_ISREG(status.st_mode):
-        raise _Refusal("not a regular file")  # a pipe would be waited for
+        raise Refusal("not a regular file")  # a pipe would be waited for
     formats = [f for f in FORMATS if status.st_size <= _MAX_COSTLY_BYTES or f not in _COSTLY]
     with open(path, "rb") as file:
         try:
             image = Image.open(file, formats=formats)
         except Image.UnidentifiedImageError:
             empty = "an empty file" if not status.st_size else None
-            raise _Refusal(empty or f"no image of a known kind ({', '.join(FORMATS)})") from None
+            raise Refusal(empty or f"no image of a known kind ({', '.join(FORMATS)})") from None
         except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-            raise _Refusal(f"more than {MAX_PIXELS:,} pixels") from None
+            raise Refusal(f"more than {MAX_PIXELS:,} pixels") from None
         with image:
             width, height = image.size
             cost = width * height * (2 if image.format in _COSTLY else 1)
             if cost > MAX_PIXELS:
                 most = MAX_PIXELS * width * height // cost
-                raise _Refusal(
+                raise Refusal(
                     f"{width:,}x{height:,} pixels; of {image.format} at most {most:,} are read"
                 )
             decode = functools.partial(_decode, image, channels, fit)
@@ -118,45 +113,13 @@ def check_array(name: str, image: np.ndarray, channels: int) -> None:
         )
 
 
-def pixels_of(image: Image.Image, channels: int) -> np.ndarray:
-    """A PIL image as `read_image` gives a file: upright, (H, W, channels) uint8.
-
-    Raises:
-      ValueError: pixels of unknown range, or cut off.
-    """
-    try:
-        return turned(_pixels(image, channels), orientation(image))
-    except OSError as error:
-        raise ValueError(f"an image that cannot be decoded: {error}") from error
-
-
 def _decode(
     image: Image.Image, channels: int, fit: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
     image.load()
-    pixels = turned(_pixels(image, channels), orientation(image))
+    pixels = upright_pixels(image, channels)
     image.close()
     return fit(pixels)
-
-
-def _pixels(image: Image.Image, channels: int) -> np.ndarray:
-    """(H, W, channels) uint8; strip by strip, so that nothing is there three times."""
-    width, height = image.size
-    pixels = np.empty((height, width, channels), np.uint8)
-    rows = max(1, _STRIP_PIXELS // width)
-    for top in range(0, height, rows):
-        strip = image.crop((0, top, width, min(top + rows, height)))
-        strip_pixels = pixels[top : top + rows]
-        if strip.mode.startswith("I;16") or (strip.mode == "I" and image.format == "PPM"):
-            strip_pixels[:] = (np.asarray(strip) >> 8)[..., None]
-            continue
-        if strip.mode in ("I", "F"):
-            raise _Refusal(f"its pixels ({strip.mode}) are numbers of 32 bits of unknown range")
-        if strip.mode in ("P", "PA"):  # Pillow warns of a palette with alpha that is dropped
-            strip = strip.convert("RGBA")
-        converted = np.asarray(strip.convert("RGB" if channels == 3 else "L"))
-        strip_pixels[:] = converted.reshape(strip_pixels.shape)
-    return pixels
 
 
 class ImageFiles(ImageSource):
@@ -218,8 +181,8 @@ def find_images(places: Sequence[str]) -> list[str]:
         out of folders and patterns.
 
     Returns:
-      In the order of `places`. What is not there, and a folder that cannot be listed, stays as it
-      is, for the reader to find out.
+      In the order of `places`, each file once. What is not there, and a folder that cannot be
+      listed, stays as it is, for the reader to find out.
     """
     found: list[str] = []
     for place in places:
@@ -230,7 +193,10 @@ def find_images(places: Sequence[str]) -> list[str]:
             found += [path for path in matching if not os.path.isdir(path)] or [place]
         else:
             found.append(place)
-    return found
+    named: dict[str, str] = {}
+    for path in found:
+        named.setdefault(os.path.abspath(path), path)
+    return list(named.values())
 
 
 def _in_folder(folder: str) -> list[str]:

@@ -7,7 +7,7 @@ import pathlib
 from vit_jax.config import DataConfig, load_config
 from vit_jax.data.sources import ImageSource
 from vit_jax.data.splits import open_splits
-from vit_jax.weights.run_folder import CONFIG_FILE, run_directory
+from vit_jax.weights.run_folder import CONFIG_FILE, named_checkpoint, run_directory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ def open_labelled(
     Raises:
       ValueError: nothing names the data, or they cannot be opened.
     """
-    directory = run_directory(pathlib.Path(model_source))
+    directory = run_directory(pathlib.Path(named_checkpoint(model_source)))
     if config is None and directory is not None:
         config = load_config(directory / CONFIG_FILE).data
     if config is None or (source is not None and source != config.source):
@@ -64,5 +64,6 @@ def open_labelled(
         train_split=split,
         validation_split=None,
         test_split=None,
+        exclude=() if data_dir else config.exclude or (),
     )
     return Labelled(splits.train, batch_size or config.eval_batch_size, config.num_workers)

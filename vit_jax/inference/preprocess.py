@@ -10,7 +10,8 @@ import numpy as np
 
 from vit_jax.data.augment import make_eval_preprocess
 from vit_jax.data.host_crop import evaluation_crop
-from vit_jax.inference.images import check_array, check_channels, pixels_of, read_image
+from vit_jax.data.pil_pixels import pixels_of
+from vit_jax.inference.images import check_array, check_channels, read_image
 from vit_jax.models.base import VisionModel
 from vit_jax.models.spec import Preprocessing
 

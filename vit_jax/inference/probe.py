@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vit_jax.data.sources import ImageSource
 from vit_jax.inference.classifier import Classifier
+from vit_jax.inference.embed import features_of
 from vit_jax.models.base import VisionModel
 
 # Similarities that are held at a time: 64 MiB of float32.
@@ -60,28 +60,8 @@ def extract_features(
       ValueError: channels that do not fit, a model without pooling or preprocessing, an image that
         cannot be read.
     """
-    classifier = Classifier.of(model)
-
-    @jax.jit
-    def compiled(variables: nnx.State, images: jax.Array) -> jax.Array:
-        features = classifier.features(variables, images)
-        return features.astype(jnp.promote_types(features.dtype, jnp.float32))
-
-    features, labels = [], []
-    with classifier.batches(source, batch_size, num_workers) as batches:
-        for batch in batches:
-            on_device = classifier.on_device({"image": batch["image"]})
-            found = np.asarray(compiled(classifier.variables, on_device["image"]))
-            if found.ndim != 2:
-                raise ValueError(
-                    "this model has global_pool='' and a feature for every token: wanted one for "
-                    "an image"
-                )
-            features.append(found[batch["mask"]])
-            labels.append(batch["label"][batch["mask"]])
-    return Features(
-        source.name, np.concatenate(features), np.concatenate(labels), source.class_names
-    )
+    features, labels = features_of(Classifier.of(model), source, batch_size, num_workers)
+    return Features(source.name, features, labels, source.class_names)
 
 
 def knn_classify(

@@ -82,7 +82,10 @@ def read(path: str, about: dict[str, Any]) -> np.ndarray:
 
 
 def main(paths: list[str]) -> None:
-    """Prints the most probable classes of each image."""
+    """Prints the most probable classes of each image; without any, or with --help, what this is."""
+    if not paths or paths[0] in ("-h", "--help"):
+        print(str(__doc__).strip())
+        return
     model, about = load()
     names = about["class_names"]
     for path in paths:

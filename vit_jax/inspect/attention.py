@@ -34,7 +34,8 @@ def attention_maps(
     Returns:
       (B, heads, N, N) by PyTorch's path of the attention layer, such as "blocks.0.attn"; the second
       call of a shared layer is "...#1". Row i is what token i attends to; class, distillation and
-      register tokens stand first (`model.prefix_tokens`).
+      register tokens stand first (`model.prefix_tokens`). Of a model that attends inside of windows
+      (B * windows, heads, N, N): N are the tokens of a window, see `layers.windows`.
 
     Raises:
       ValueError: images that the model does not take; a model that attends across the batch.
@@ -171,8 +172,9 @@ def class_attention(
       ValueError: the model has no such token; the attention is not of this model and image size.
     """
     rows, columns = model.token_grid(*(image_size or model.img_size))
-    prefix = model.num_prefix_tokens
+    prefix = model.num_block_prefix_tokens
     tokens = prefix + rows * columns
+    known = model.prefix_tokens[:prefix]
     if tuple(attention.shape[-2:]) != (tokens, tokens):
         raise ValueError(
             f"wanted attention (..., {tokens}, {tokens}): {prefix} tokens and {rows}x{columns} "
@@ -180,9 +182,9 @@ def class_attention(
         )
     if query == "mean":
         weights = attention[..., prefix:, :].mean(axis=-2)
-    elif query in model.prefix_tokens:
-        weights = attention[..., model.prefix_tokens.index(query), :]
+    elif query in known:
+        weights = attention[..., known.index(query), :]
     else:
-        choices = ", ".join(dict.fromkeys((*model.prefix_tokens, "mean")))
+        choices = ", ".join(dict.fromkeys((*known, "mean")))
         raise ValueError(f"this model has no {query!r} token to ask: query is one of {choices}")
     return weights[..., prefix:].reshape(*attention.shape[:-2], rows, columns)

@@ -53,7 +53,8 @@ def heat_maps(
     if method == "tokens":
         return _token_heat_maps(model, images)
     maps = jax.jit(lambda images: attention_maps(model, images))(images)
-    query = "class" if "class" in model.prefix_tokens else "mean"
+    known = model.prefix_tokens[: model.num_block_prefix_tokens]
+    query = "class" if "class" in known else "mean"
     whose = "class token" if query == "class" else "mean patch"
     size = (images.shape[1], images.shape[2])
     if method == "rollout":

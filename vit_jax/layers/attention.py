@@ -46,10 +46,13 @@ def softmax_weights(
     *,
     scale: float,
     mask: Bool[Array, "batch keys"] | None = None,
+    bias: Float[Array, "#batch heads queries keys"] | None = None,
 ) -> Float[Array, "batch heads queries keys"]:
-    """softmax(q k^T * scale) over the keys that the mask has, in float32 or wider."""
+    """softmax(q k^T * scale + bias) over the keys that the mask has, in float32 or wider."""
     wide = jnp.promote_types(q.dtype, jnp.float32)
     scores = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=wide) * scale
+    if bias is not None:
+        scores = scores + bias
     if mask is not None:
         scores = jnp.where(mask[:, None, None], scores, jnp.finfo(wide).min)
     return jax.nn.softmax(scores, axis=-1)
@@ -64,13 +67,14 @@ def attend(
     dropout: Dropout,
     key: Key[Array, ""] | None = None,
     mask: Bool[Array, "batch keys"] | None = None,
+    bias: Float[Array, "#batch heads queries keys"] | None = None,
 ) -> Float[Array, "batch heads queries value_dim"]:
-    """softmax(q k^T * scale) v, with the scores and the softmax in float32 or wider.
+    """softmax(q k^T * scale + bias) v, with the scores and the softmax in float32 or wider.
 
     Batched matmuls over (B, H, N, D): on a CPU `jax.nn.dot_product_attention`, which takes
     (B, N, H, D), ran at half the speed.
     """
-    weights = softmax_weights(q, k, scale=scale, mask=mask).astype(v.dtype)
+    weights = softmax_weights(q, k, scale=scale, mask=mask, bias=bias).astype(v.dtype)
     return jnp.matmul(dropout(weights, key), v)
 
 

@@ -1,11 +1,18 @@
 """LayerNorm, as PyTorch computes it."""
 
+import jax
 from flax import nnx
-from flax.typing import Dtype
+from flax.typing import Dtype, Initializer
 
 
 def layer_norm(
-    dim: int, eps: float, *, dtype: Dtype, param_dtype: Dtype, rngs: nnx.Rngs
+    dim: int,
+    eps: float,
+    *,
+    scale_init: Initializer = jax.nn.initializers.ones,
+    dtype: Dtype,
+    param_dtype: Dtype,
+    rngs: nnx.Rngs,
 ) -> nnx.LayerNorm:
     """A LayerNorm over the last axis, statistics in float32 or wider.
 
@@ -15,6 +22,7 @@ def layer_norm(
         dim,
         epsilon=eps,
         use_fast_variance=False,
+        scale_init=scale_init,
         dtype=dtype,
         param_dtype=param_dtype,
         rngs=rngs,

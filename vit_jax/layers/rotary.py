@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from vit_jax.layers.attention import Attention
 
-ROUNDINGS = ("float32", "bfloat16")
+ROUNDINGS = ("float32", "bfloat16", "timm")
 
 
 def frequencies(head_dim: int, theta: float, rounding: str) -> np.ndarray:
@@ -24,7 +24,7 @@ def frequencies(head_dim: int, theta: float, rounding: str) -> np.ndarray:
       head_dim: width of a head, a multiple of 4.
       theta: base of the periods, which go from 1 up to it.
       rounding: "float32", of the frequencies, as transformers; "bfloat16", of the periods, as the
-        release's weights hold them.
+        release's weights hold them; "timm", of the periods to float32.
 
     Raises:
       ValueError: another width.
@@ -38,6 +38,8 @@ def frequencies(head_dim: int, theta: float, rounding: str) -> np.ndarray:
     periods = np.power(float(theta), exponents.astype(np.float64))
     if rounding == "bfloat16":
         return 1 / periods.astype(jnp.bfloat16).astype(np.float64)
+    if rounding == "timm":
+        return 1 / periods.astype(np.float32).astype(np.float64)
     return (np.float32(1) / periods.astype(np.float32)).astype(np.float64)
 
 
@@ -81,14 +83,19 @@ def augmented(
 
 
 def rotations(
-    coordinates: Float[Array, "patches 2"], frequencies: np.ndarray, dtype: jnp.dtype
+    coordinates: Float[Array, "patches 2"],
+    frequencies: np.ndarray,
+    dtype: jnp.dtype,
+    rounding: str = "float32",
 ) -> Float[Array, "2 patches half"]:
     """Cosine and sine of the angles of each patch: first those of its row, then of its column.
 
-    Angles are of float32, or of float64 for a float64 model.
+    Angles are of float32, or of float64 for a float64 model; but 2 pi times a coordinate is of
+    float32 in all sources but timm.
     """
     wide = jnp.promote_types(dtype, jnp.float32)
-    turns = jnp.float32(2 * math.pi) * jnp.asarray(coordinates, jnp.float32)
+    kind = wide if rounding == "timm" else jnp.dtype(jnp.float32)
+    turns = jnp.asarray(2 * math.pi, kind) * jnp.asarray(coordinates, jnp.float32).astype(kind)
     angles = turns.astype(wide)[:, :, None] * jnp.asarray(frequencies, wide)[None, None]
     angles = angles.reshape(len(angles), -1)
     return jnp.stack([jnp.cos(angles), jnp.sin(angles)]).astype(dtype)

@@ -73,13 +73,13 @@ def _rematerialise(call: Callable[..., Any], remat: str) -> Callable[..., Any]:
 
 def run_layers(
     layers: PlainLayers | ScannedLayers,
-    x: Float[Array, "batch tokens dim"],
+    x: Float[Array, "batch *tokens dim"],
     *,
     drop_path_rates: Sequence[float],
     key: Key[Array, ""] | None,
     remat: str,
     context: Sequence[jax.Array] = (),
-) -> Float[Array, "batch tokens out_dim"]:
+) -> Float[Array, "batch *tokens out_dim"]:
     """Applies each layer as `layer(x, *context, drop_path_rate=rate, key=key)`, in order.
 
     Two static fields of the stack choose the form, see `vit_jax.layers.forms`:
@@ -98,7 +98,7 @@ def run_layers(
 
     Args:
       layers: of `stack_layers`.
-      x: tokens.
+      x: tokens, in a row or as a map.
       drop_path_rates: one a layer.
       key: None means evaluation.
       remat: "none"; "blocks" keeps only the input of each layer for the backward pass; "dots" also

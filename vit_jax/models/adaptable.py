@@ -25,6 +25,23 @@ class PositionTable:
 
 
 @dataclasses.dataclass(frozen=True)
+class BiasTable:
+    """Biases of attention by the offset from one token to another.
+
+    Attributes:
+      name: of the table in the state dict: (rows, heads).
+      grid: rows and columns of the tokens that it is for, of an image or of a window.
+      method: how the design resizes it: see `vit_jax.layers.relative_bias`.
+      class_rows: of a class token: 3, or 0 where there is none.
+    """
+
+    name: str
+    grid: tuple[int, int]
+    method: str
+    class_rows: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class PatchWeights:
     """Where a state dict holds the layer that reads the channels of an image.
 

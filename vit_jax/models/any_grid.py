@@ -33,6 +33,7 @@ class AnyGridModel(VisionModel[Config]):
 
     Of the class:
       position_rows: rows of the position table before those of the patches.
+      head_std: standard deviation of a new head's weights.
       leaves_pixels: whether images of `img_size` may have pixels after the last whole patch, which
         are then not looked at.
     """
@@ -40,14 +41,15 @@ class AnyGridModel(VisionModel[Config]):
     takes_any_size = True
     position_rows = 1
     leaves_pixels = False
+    head_std = 0.02
     patch_embed: PatchEmbed
     num_features: int
     head_drop: Dropout
     pos_embed: nnx.Param
 
-    def token(self, count: int, std: float, rngs: nnx.Rngs) -> nnx.Param:
-        """Learned tokens, normal about zero: (1, count, D)."""
-        shape = (1, count, self.config.embed_dim)
+    def token(self, count: int, std: float, rngs: nnx.Rngs, width: int | None = None) -> nnx.Param:
+        """Learned tokens, normal about zero: (1, count, D); `width`: another than `embed_dim`."""
+        shape = (1, count, width or self.config.embed_dim)
         return nnx.Param(normal(std)(rngs.params(), shape, self.param_dtype))
 
     def build_patches(self, rngs: nnx.Rngs, *, use_bias: bool = True) -> PatchEmbed:
@@ -70,25 +72,31 @@ class AnyGridModel(VisionModel[Config]):
 
     def build_blocks(self, rngs: nnx.Rngs, **kind: Any) -> PlainLayers | ScannedLayers:
         """The stack of blocks; `kind`: the arguments of `Block` in which designs differ."""
+        return stack_layers(self.new_blocks(rngs, **kind), scan=self.config.scan_layers)
+
+    def new_blocks(
+        self, rngs: nnx.Rngs, sizes: tuple[int, int, int] | None = None, **kind: Any
+    ) -> list[Block]:
+        """The blocks of `build_blocks`, one by one; `sizes`: other (width, depth, heads)."""
         config = self.config
-        blocks = [
+        width, depth, num_heads = sizes or (config.embed_dim, config.depth, config.num_heads)
+        kind = {"kernel_init": trunc_normal(0.02), **kind}
+        return [
             Block(
-                config.embed_dim,
-                config.num_heads,
+                width,
+                num_heads,
                 qk_scale=None,
                 qk_norm=False,
                 norm_eps=config.norm_eps,
                 drop_rate=config.drop_rate,
                 attn_drop_rate=config.attn_drop_rate,
-                kernel_init=trunc_normal(0.02),
                 bias_init=zeros,
                 **kind,
                 **self.types,
                 rngs=rngs,
             )
-            for _ in range(config.depth)
+            for _ in range(depth)
         ]
-        return stack_layers(blocks, scan=config.scan_layers)
 
     def build_head(self, rngs: nnx.Rngs) -> None:
         """Sets the head; none for 0 classes."""
@@ -96,7 +104,7 @@ class AnyGridModel(VisionModel[Config]):
             nnx.Linear(
                 self.num_features,
                 self.num_classes,
-                kernel_init=trunc_normal(0.02),
+                kernel_init=trunc_normal(self.head_std),
                 **self.types,
                 rngs=rngs,
             )
@@ -152,9 +160,10 @@ class AnyGridModel(VisionModel[Config]):
         """Rows and columns of patches that the position table is for."""
         return self.patch_embed.grid_size
 
-    def positions(self, rows: int, columns: int) -> jax.Array:
-        """The position table for a grid of patches: (1, position_rows + N, D)."""
-        table, grid = self.pos_embed[...].astype(self.dtype), self.table_grid
+    def positions(self, rows: int, columns: int, of: nnx.Variable[Any] | None = None) -> jax.Array:
+        """A table, else `pos_embed`, for a grid of patches: (1, position_rows + N, D)."""
+        variable = self.pos_embed if of is None else of
+        table, grid = variable[...].astype(self.dtype), self.table_grid
         if (rows, columns) == grid:
             return table
         dtype = np.dtype(np.float64 if self.dtype == jnp.float64 else np.float32)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from vit_jax.layers.checks import check_choice, check_int, to_pair
 from vit_jax.layers.soft_splits import SoftSplitWindows
 from vit_jax.layers.stack import PlainLayers, ScannedLayers, collect_outputs, run_layers
-from vit_jax.models.adaptable import PatchWeights, PositionTable
+from vit_jax.models.adaptable import BiasTable, PatchWeights, PositionTable
 from vit_jax.models.config import DesignConfig
 from vit_jax.models.dialect import Dialect
 from vit_jax.models.spec import ModelSpec, Preprocessing
@@ -73,6 +73,8 @@ class VisionModel(nnx.Module, Generic[Config]):
       variants: its registered names.
       stem: attributes whose parameters stand before the layers: patches, tokens, positions.
       before_head: layers that a model may have for its head alone, as in the state dict.
+      pretraining_parts: attributes that a model may have for pretraining alone: where it has them
+        not, weights may have them.
       head_tokens: names of one token in the state dict: which of them, a further head decides.
       head_fields: that say which of these a model has.
       layers_name: where its stack of layers stands, as in the state dict.
@@ -83,8 +85,13 @@ class VisionModel(nnx.Module, Generic[Config]):
       independent: fields that may let the images of a batch depend on each other, and the value
         with which they do not.
       dialects: other libraries' names for its weights.
+      timm_names: architectures of timm that are not among `variants`: the registered name of each,
+        and the fields in which it differs from that.
       torch_names: (pattern, replacement) pairs for the names of the PyTorch source's state dict
         that do not follow from the attributes: see `vit_jax.weights.state_dict`.
+      torch_buffers: last parts of names under which the source's state dict may hold what it
+        computes.
+      timm_fields: fields that timm's model of the design has once for all.
       torch_stages: modules (or variables of a script) of the source that have no arrays of their
         own, and the module here that does the same.
     """
@@ -98,12 +105,16 @@ class VisionModel(nnx.Module, Generic[Config]):
     token_names: ClassVar[tuple[str, ...]]
     heads: tuple[str, ...]
     before_head: ClassVar[tuple[str, ...]] = ()
+    pretraining_parts: ClassVar[tuple[str, ...]] = ()
     head_tokens: ClassVar[tuple[str, ...]] = ()
     head_fields: ClassVar[tuple[str, ...]] = ()
     takes_any_size: ClassVar[bool] = False
     independent: ClassVar[Mapping[str, Any]] = {}
     dialects: ClassVar[tuple[Dialect, ...]] = ()
+    timm_names: ClassVar[Mapping[str, tuple[str, Mapping[str, Any]]]] = {}
     torch_names: ClassVar[tuple[tuple[str, str], ...]] = ()
+    torch_buffers: ClassVar[tuple[str, ...]] = ()
+    timm_fields: ClassVar[Mapping[str, Any]] = {}
     torch_stages: ClassVar[Mapping[str, str]] = {}
     prefix_tokens: tuple[str, ...] = ("class",)
 
@@ -208,9 +219,27 @@ class VisionModel(nnx.Module, Generic[Config]):
         """How many tokens stand before the patches."""
         return len(self.prefix_tokens)
 
+    @property
+    def num_block_prefix_tokens(self) -> int:
+        """How many of them stand before the patches in the outputs of blocks."""
+        return self.num_prefix_tokens
+
     @abc.abstractmethod
     def token_grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the patch tokens of images of so many pixels, which it takes."""
+
+    @property
+    def num_intermediates(self) -> int:
+        """How many outputs `forward_intermediates` has: one a block, or one a stage."""
+        return len(self.drop_path_rates)
+
+    def layer_of(self, path: tuple[Any, ...]) -> Any:
+        """Which layer a parameter belongs to by its path in the model's state; None: to none.
+
+        What is returned sorts as the layers run.
+        """
+        stack = tuple(type(self).layers_name.split("."))
+        return path[len(stack)] if path[: len(stack)] == stack else None
 
     @property
     def layers(self) -> PlainLayers | ScannedLayers:
@@ -253,8 +282,22 @@ class VisionModel(nnx.Module, Generic[Config]):
     def position_table(self) -> PositionTable | None:
         """Where its positions stand, and what another image size does to them.
 
-        None where they are computed, in no array of the model.
+        None where they are computed, in no array of the model, or stand in its blocks.
         """
+
+    def bias_tables(self) -> Sequence[BiasTable]:
+        """Its tables of relative position biases, and what another grid does to them."""
+        return ()
+
+    @property
+    def learned_grids(self) -> dict[str, tuple[int, int]]:
+        """Rows and columns that each learned table of positions or biases is for, by its name."""
+        positions = self.position_table()
+        if positions is None or positions.grid is None or positions.sinusoid:
+            found = {}
+        else:
+            found = {positions.name: positions.grid}
+        return found | {table.name: table.grid for table in self.bias_tables()}
 
     @abc.abstractmethod
     def patch_weights(self) -> PatchWeights:
@@ -321,8 +364,9 @@ class VisionModel(nnx.Module, Generic[Config]):
 
         Args:
           images: (B, H, W, C), floating point, normalised.
-          indices: numbers of blocks from 0, from the end where negative; an int n takes the last n;
-            None takes all. Blocks after the last one asked for do not run.
+          indices: numbers of blocks (in a design of stages, of these) from 0, from the end where
+            negative; an int n takes the last n; None takes all. Blocks after the last one asked for
+            do not run.
           norm: applies what follows the last block in `forward_features`: a last norm, where the
             design has one there. The last block's output is then that of `forward_features`.
           layout: "NLC", all tokens (B, N, D), those before the patches first
@@ -338,24 +382,34 @@ class VisionModel(nnx.Module, Generic[Config]):
             layout; a norm whose width is not that of the block.
         """
         check_choice("layout", layout, _LAYOUTS)
-        chosen = _block_numbers(indices, len(self.drop_path_rates))
-        tokens, key, *context = self.embed(images, rngs)
-        outputs = collect_outputs(
+        chosen = _block_numbers(indices, self.num_intermediates)
+        outputs = self.collect(chosen, *self.embed(images, rngs))
+        found = [self.last_norm(outputs[i]) if norm else outputs[i] for i in chosen]
+        if layout == "NLC":
+            return found
+        size = images.shape[1], images.shape[2]
+        return [self.as_map(x, i, *size) for i, x in zip(chosen, found, strict=True)]
+
+    def collect(
+        self, wanted: Sequence[int], tokens: jax.Array, key: jax.Array | None, *context: jax.Array
+    ) -> dict[int, jax.Array]:
+        """What `embed` returned to the outputs of the wanted blocks, each (B, N, D)."""
+        return collect_outputs(
             self.layers,
             tokens,
-            chosen,
+            wanted,
             drop_path_rates=self.drop_path_rates,
             key=key,
             remat=self.config.remat,
             context=context,
         )
-        found = [self.last_norm(outputs[i]) if norm else outputs[i] for i in chosen]
-        if layout == "NLC":
-            return found
-        grid = self.token_grid(images.shape[1], images.shape[2])
-        return [
-            x[:, self.num_prefix_tokens :].reshape(x.shape[0], *grid, x.shape[-1]) for x in found
-        ]
+
+    def as_map(self, tokens: jax.Array, index: int, height: int, width: int) -> jax.Array:
+        """The patches among the tokens (B, N, D) of a block as a map, (B, rows, columns, D)."""
+        del index
+        grid = self.token_grid(height, width)
+        patches = tokens[:, self.num_block_prefix_tokens :]
+        return patches.reshape(tokens.shape[0], *grid, tokens.shape[-1])
 
     @abc.abstractmethod
     def forward_head(

@@ -123,6 +123,43 @@ def _huggingface(architecture: str, **facts: Any) -> Dialect:
     )
 
 
+def _openai() -> Dialect:
+    """The names of OpenAI's archives and of OpenCLIP, whose other tower is the texts'."""
+    tower, layer = "visual.", "visual.transformer.resblocks.#."
+    rows = (
+        ("norm1.", "ln_1."),
+        *((f"attn.qkv.{leaf}", f"attn.in_proj_{leaf}") for leaf in ("weight", "bias")),
+        ("attn.proj.", "attn.out_proj."),
+        ("norm2.", "ln_2."),
+        ("mlp.fc1.", "mlp.c_fc."),
+        ("mlp.fc2.", "mlp.c_proj."),
+    )
+    texts = ("transformer", "token_embedding", "positional_embedding", "ln_final")
+    return Dialect(
+        "openai",
+        "OpenAI's CLIP",
+        r"^visual\.transformer\.resblocks\.\d+\.attn\.in_proj_weight$",
+        [
+            Name("cls_token", f"{tower}class_embedding", layout="D for 1,1,D"),
+            Name("pos_embed", f"{tower}positional_embedding", layout="N,D for 1,N,D"),
+            Name("patch_embed.proj.", f"{tower}conv1."),
+            Name("norm_pre.", f"{tower}ln_pre."),
+            *layer_names("blocks.#.", layer, rows),
+            Name("norm.", f"{tower}ln_post."),
+            Name("projection.weight", f"{tower}proj", layout="D,E for E,D"),
+        ],
+        [
+            (layer.removesuffix("."), "blocks.#"),
+            (f"{layer}attn", "blocks.#.attn"),
+            (f"{layer}mlp", "blocks.#.mlp"),
+        ],
+        beside=(*texts, "text_projection", "logit_scale", "logit_bias", *_ARCHIVE),
+        is_written=False,
+    )
+
+
+# Sizes that OpenAI's archives hold as arrays.
+_ARCHIVE = ("input_resolution", "context_length", "vocab_size")
 _CONFIG = {
     "hidden_size": "embed_dim",
     "num_hidden_layers": "depth",
@@ -170,7 +207,30 @@ _DIALECTS = (
         section="vision_config",
         fields=_CLASSIFIER,
     ),
+    _openai(),
 )
+
+
+def _timm_names() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Its projection is their head, and ours then."""
+    found = {}
+    for size, own, plain, quick in (
+        ("base_patch32", "base_patch32", (224, 256, 384, 448), (224,)),
+        ("base_patch16", "base_patch16", (224, 384), (224,)),
+        ("large_patch14", "large_patch14", (224, 336), (224, 336)),
+        ("huge_patch14", "huge_patch14", (224, 336, 378), (224, 378)),
+        ("giant_patch14", "giant_patch14", (224,), ()),
+        ("gigantic_patch14", "bigg_patch14", (224, 378), (224,)),
+    ):
+        for infix, activation, sides in (
+            ("clip", "gelu", plain),
+            ("clip_quickgelu", "quick_gelu", quick),
+        ):
+            fields = {"activation": activation, "projection_dim": None, "position_resize": "timm"}
+            for side in sides:
+                name = f"vit_{size}_{infix}_{side}"
+                found[name] = f"clip_vit_{own}_gelu", {**fields, "img_size": side}
+    return found
 
 
 class Clip(AnyGridModel[ClipConfig]):
@@ -186,6 +246,7 @@ class Clip(AnyGridModel[ClipConfig]):
     token_names = ("pos_embed", "cls_token")
     leaves_pixels = True
     dialects = _DIALECTS
+    timm_names = _timm_names()
 
     def __init__(self, config: ClipConfig, *, rngs: nnx.Rngs):
         super().__init__(config)

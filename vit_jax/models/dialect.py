@@ -1,8 +1,10 @@
 """Other libraries' names for a design's arrays, as data that `weights.dialects` works by."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 # Of blocks whose query, key and value are one Linear here and three there.
 QKV = (("blocks.#.attn.qkv.", ("blocks.#.attn.q.", "blocks.#.attn.k.", "blocks.#.attn.v.")),)
@@ -19,8 +21,9 @@ class Name:
       theirs: as it is written; "" where it is only read.
       also: further spellings that are read.
       layout: of Flax's kernels, in which the heads are an axis: "heads out" for (D, heads,
-        head_dim), "heads in" for (heads, head_dim, D). Elsewhere axes of 1 that only one of the two
-        has: "N,D for 1,N,D", theirs first. "" for none.
+        head_dim), "heads in" for (heads, head_dim, D). Elsewhere other axes, theirs first: those of
+        1 that only one of the two has ("N,D for 1,N,D"), or another order ("D,E for E,D"). "" for
+        none.
     """
 
     own: str
@@ -36,7 +39,8 @@ class Dialect:
     Attributes:
       name: such as "huggingface"; several dialects may share it, for the library's several models.
       whose: the library's model in words, for errors.
-      told_by: a pattern that one of the names has in this dialect, and in no later one of the list.
+      told_by: a pattern that one of the names has in this dialect, and in no later one of the
+        list; of several each has to be one's.
       names: every array that has a place in it; the first that fits wins.
       modules: (theirs, own) paths of modules without arrays of their own.
       prefixes: what may stand before the names that are read.
@@ -46,6 +50,9 @@ class Dialect:
       positions: a pattern of the position table's name; "" where no wrapper has a prefix before it.
       is_flax: whether arrays have Flax's layout and leaves (kernel, scale), and "/" in their name.
       stack: of Flax's scanned layers: `stack/...` holds all of `stack_#/...`; "" for none.
+      masked: (array, mask) here: theirs is the product of the two.
+      zero: arrays of theirs that are none here, by their name here: they have to be zero.
+      tells: fields that arrays tell, by the names in the file; it raises ValueError.
       beside: first parts of names that belong to no model, such as an optimizer's, or to another
         part of the library's model, such as its text tower.
       empty: arrays that the library's model has without elements where the design has none, by
@@ -55,6 +62,7 @@ class Dialect:
       model_type, architecture: in a Hugging Face folder's config.json.
       section: of config.json in which they stand; "" for the top.
       config: its keys and the fields that they are; "intermediate_size" as `mlp_ratio` is a width.
+      scalars: its keys that hold one number, where a model here may have several.
       values: of a key, what values of theirs are called here.
       defaults: of the library's configuration class, where the file leaves a key out.
       settled: keys of it that may have but one value here.
@@ -62,7 +70,7 @@ class Dialect:
 
     name: str
     whose: str
-    told_by: str
+    told_by: str | tuple[str, ...]
     names: Sequence[Name]
     modules: Sequence[tuple[str, str]] = ()
     prefixes: tuple[str, ...] = ()
@@ -71,6 +79,9 @@ class Dialect:
     positions: str = ""
     is_flax: bool = False
     stack: str = ""
+    masked: Sequence[tuple[str, str]] = ()
+    zero: tuple[str, ...] = ()
+    tells: Callable[[Mapping[str, np.ndarray]], dict[str, Any]] | None = None
     beside: tuple[str, ...] = ()
     empty: Mapping[str, tuple[int | str, ...]] = dataclasses.field(default_factory=dict)
     is_written: bool = True
@@ -79,6 +90,7 @@ class Dialect:
     architecture: str = ""
     section: str = ""
     config: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    scalars: tuple[str, ...] = ()
     values: Mapping[str, Mapping[Any, Any]] = dataclasses.field(default_factory=dict)
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     settled: Mapping[str, Any] = dataclasses.field(default_factory=dict)

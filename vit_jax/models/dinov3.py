@@ -7,11 +7,13 @@ a step, for all blocks alike, as transformers does; the release draws them for e
 
 import dataclasses
 import functools
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from vit_jax.layers.checks import check_bool, check_choice, check_int, check_number
@@ -201,6 +203,88 @@ def _huggingface(swiglu: bool) -> Dialect:
     )
 
 
+_ROPE = "rope_embed.periods"
+
+
+def _rounding_told_by(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """How the release's table of periods is rounded.
+
+    Raises:
+      ValueError: it is no table of a model here.
+    """
+    periods = np.asarray(arrays[_ROPE], np.float64)
+    if periods.ndim == 1 and periods.size:
+        for rounding in ("float32", "bfloat16"):
+            wanted = 1 / frequencies(4 * periods.size, 100.0, rounding)
+            if np.abs(periods / wanted - 1).max() < _SAME_PERIOD:
+                return {"rope_rounding": rounding}
+    raise ValueError(f"{_ROPE}: wanted periods from 1 to 100, of float32 or bfloat16")
+
+
+# bfloat16 differs by up to 4e-3, and two ways to round to float32 by 2e-7.
+_SAME_PERIOD = 1e-6
+
+
+def _release() -> Dialect:
+    """The release's own names where they are not those of the arrays here."""
+    bias = "blocks.#.attn.qkv.bias"
+    return Dialect(
+        "release",
+        "DINOv3's release",
+        rf"^{re.escape(_ROPE)}$",
+        [Name(bias, bias), Name(f"{bias}_mask", f"{bias}_mask")],
+        split=((bias, tuple((f"blocks.#.attn.{part}_bias", 1) for part in "qkv")),),
+        masked=((bias, f"{bias}_mask"),),
+        zero=("blocks.#.attn.k_bias",),
+        tells=_rounding_told_by,
+        beside=("rope_embed", "local_cls_norm"),
+        is_written=False,
+    )
+
+
+def _timm(swiglu: bool) -> Dialect:
+    """timm's names (1.0.31, its class Eva)."""
+    mlp = ("fc1_g.", "fc1_x.", "fc2.") if swiglu else ("fc1.", "fc2.")
+    own = ("w1.", "w2.", "w3.") if swiglu else ("fc1.", "fc2.")
+    rows = (
+        *((name, name) for name in ("norm1.", "norm2.", "attn.")),
+        ("ls1.gamma", "gamma_1"),
+        ("ls2.gamma", "gamma_2"),
+        *((f"mlp.{mine}", f"mlp.{theirs}") for mine, theirs in zip(own, mlp, strict=True)),
+    )
+    return Dialect(
+        "timm",
+        "timm's DINOv3",
+        ("^reg_token$", r"^blocks\.\d+\.gamma_1$", rf"^blocks\.\d+\.mlp\.{mlp[0]}"),
+        [
+            Name("cls_token", "cls_token"),
+            Name("storage_tokens", "reg_token"),
+            *(Name(name, name) for name in ("patch_embed.", "norm.", "head.")),
+            *layer_names("blocks.#.", "blocks.#.", rows),
+        ],
+        fields={"swiglu": swiglu, "mask_token": False, "rope_rounding": "timm"},
+        tells=lambda arrays: {"rope_rounding": "timm"},
+    )
+
+
+def _timm_names() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Those without biases of queries and values, and with "_qkvb" those with them."""
+    found = {}
+    for theirs, own in (
+        ("small", "s16"),
+        ("small_plus", "s16plus"),
+        ("base", "b16"),
+        ("large", "l16"),
+        ("huge_plus", "h16plus"),
+        ("7b", "7b16"),
+    ):
+        for suffix in ("", "_qkvb")[: 1 if theirs == "7b" else 2]:
+            fields = {"qkv_bias": bool(suffix), "mask_token": False, "global_pool": "avg"}
+            fields |= {"rope_rounding": "timm", "rope_rescale": None, "img_size": 256}
+            found[f"vit_{theirs}_patch16_dinov3{suffix}"] = f"dinov3_vit{own}", fields
+    return found
+
+
 class Dinov3(AnyGridModel[Dinov3Config]):
     """A Vision Transformer whose queries and keys are turned by their place in the image."""
 
@@ -212,7 +296,14 @@ class Dinov3(AnyGridModel[Dinov3Config]):
     layers_name = "blocks"
     position_name = "storage_tokens"
     token_names = ("cls_token", "storage_tokens", "mask_token")
-    dialects = (_huggingface(swiglu=True), _huggingface(swiglu=False))
+    dialects = (
+        _huggingface(swiglu=True),
+        _huggingface(swiglu=False),
+        _release(),
+        _timm(swiglu=True),
+        _timm(swiglu=False),
+    )
+    timm_names = _timm_names()
     torch_names = ((r"^reg_token$", "storage_tokens"),)
 
     def __init__(self, config: Dinov3Config, *, rngs: nnx.Rngs):
@@ -291,6 +382,7 @@ class Dinov3(AnyGridModel[Dinov3Config]):
             coordinates,
             frequencies(head_dim, config.rope_theta, config.rope_rounding),
             self.dtype,
+            config.rope_rounding,
         )
 
     def last_norm(self, tokens: jax.Array) -> jax.Array:

@@ -1,10 +1,13 @@
 """Published weights: which repository of the Hugging Face hub fits which registered name.
 
 Licences as the model cards or the releases state them: DINOv2 (README and model card of
-facebookresearch/dinov2), DINOv3 (its own terms; access is granted by hand), SigLIP and SigLIP 2
-(cards of google's repositories), CLIP (openai/CLIP's LICENSE for the weights of OpenAI, cards of
-laion's repositories), ViT and DeiT (cards of google's and facebook's repositories). None: not
-confirmed. Read in November 2026; the hub is right where it says otherwise.
+facebookresearch/dinov2, timm's table), DINOv3 (its own terms; access is granted by hand), SigLIP
+and SigLIP 2 (cards of google's repositories), Swin (cards of microsoft's, timm's configuration for
+its own; the release's LICENSE is MIT), CLIP (openai/CLIP's LICENSE for the weights of OpenAI, cards
+of laion's repositories), ViT and DeiT (cards of google's and facebook's repositories), BEiT and
+CaiT (timm's configurations of its repositories). None: not confirmed: of MAE the release says cc-
+by-nc-4.0, and the repository's page apache-2.0. Read in November 2026; the hub is right where it
+says otherwise.
 """
 
 import dataclasses
@@ -35,12 +38,59 @@ class Published:
         return f"https://huggingface.co/{self.repository}"
 
 
+def _swin() -> Iterator[Published]:
+    """Microsoft's repositories whose pages were seen, then timm's of all names."""
+    sizes, tuned = ("base", "large"), ((16, 256), (24, 384))
+    for name, repository in (
+        *(
+            (f"swin_{size}_patch4_window7_224", f"swin-{size}-patch4-window7-224")
+            for size in ("tiny", "base")
+        ),
+        ("swinv2_small_window8_256", "swinv2-small-patch4-window8-256"),
+        ("swinv2_base_window16_256", "swinv2-base-patch4-window16-256"),
+        *(
+            (f"swinv2_{size}_window12_192", f"swinv2-{size}-patch4-window12-192-22k")
+            for size in sizes
+        ),
+        *(
+            (
+                f"swinv2_{size}_window12to{window}_192to{side}",
+                f"swinv2-{size}-patch4-window12to{window}-192to{side}-22kto1k-ft",
+            )
+            for size in sizes
+            for window, side in tuned
+        ),
+    ):
+        yield Published(name, f"microsoft/{repository}", _APACHE)
+    for name in (
+        *(f"swin_{size}_patch4_window7_224.ms_in1k" for size in ("tiny", "small", "base")),
+        "swin_large_patch4_window7_224.ms_in22k_ft_in1k",
+        "swin_base_patch4_window12_384.ms_in1k",
+        "swin_large_patch4_window12_384.ms_in22k_ft_in1k",
+        *(
+            f"swinv2_{size}_window{window}_256.ms_in1k"
+            for size in ("tiny", "small", "base")
+            for window in (8, 16)
+        ),
+        *(f"swinv2_{size}_window12_192.ms_in22k" for size in sizes),
+        *(
+            f"swinv2_{size}_window12to{window}_192to{side}.ms_in22k_ft_in1k"
+            for size in sizes
+            for window, side in tuned
+        ),
+    ):
+        yield Published(name.partition(".")[0], f"timm/{name}", _MIT)
+
+
 def _published() -> Iterator[Published]:
     for letter, size in (("s", "small"), ("b", "base"), ("l", "large"), ("g", "giant")):
         yield Published(f"dinov2_vit{letter}14", f"facebook/dinov2-{size}", _APACHE)
         if letter in "sb":  # the names of the larger two are not confirmed
             repository = f"facebook/dinov2-with-registers-{size}"
             yield Published(f"dinov2_vit{letter}14_reg", repository, _APACHE)
+    for size in ("small", "base", "large", "giant"):
+        for name in (f"vit_{size}_patch14_dinov2", f"vit_{size}_patch14_reg4_dinov2"):
+            yield Published(name, f"timm/{name}.lvd142m", _APACHE)
     for size in ("s16", "s16plus", "b16", "l16", "h16plus", "7b16"):
         repository = f"facebook/dinov3-vit{size}-pretrain-lvd1689m"
         yield Published(f"dinov3_vit{size}", repository, _DINOV3, is_gated=True)
@@ -76,6 +126,21 @@ def _published() -> Iterator[Published]:
         *(f"{size}-patch16-naflex" for size in ("base", "so400m")),
     ):
         yield Published(f"siglip2_{size.replace('-', '_')}", f"google/siglip2-{size}", _APACHE)
+    yield from _swin()
+    for size in (
+        "base_patch16_224",
+        "base_patch16_384",
+        *(f"large_patch16_{side}" for side in (224, 384, 512)),
+    ):
+        yield Published(f"beit_{size}", f"timm/beit_{size}.in22k_ft_in22k_in1k", _APACHE)
+    for size in ("base_patch16_224", "large_patch16_224"):
+        yield Published(f"beitv2_{size}", f"timm/beitv2_{size}.in1k_ft_in22k_in1k", _APACHE)
+    for size in (
+        *(f"{kind}_{side}" for kind in ("xxs24", "xxs36", "s24") for side in (224, 384)),
+        *("xs24_384", "s36_384", "m36_384", "m48_448"),
+    ):
+        yield Published(f"cait_{size}", f"timm/cait_{size}.fb_dist_in1k", _APACHE)
+    yield Published("mae_vit_base_patch16", "facebook/vit-mae-base", None)
     yield Published("vit_base_patch16_224", "google/vit-base-patch16-224", _APACHE)
     yield Published(
         "deit_base_distilled_patch16_224", "facebook/deit-base-distilled-patch16-224", _APACHE

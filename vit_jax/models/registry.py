@@ -9,16 +9,21 @@ from typing import Any, cast
 from flax import nnx
 
 from vit_jax.models.base import Variant, VisionModel
+from vit_jax.models.beit import Beit
+from vit_jax.models.cait import Cait
 from vit_jax.models.classifier_vit import ViTClassifier
 from vit_jax.models.clip import Clip
 from vit_jax.models.dinov2 import Dinov2
 from vit_jax.models.dinov3 import Dinov3
 from vit_jax.models.encoder_vit import EncoderViT
+from vit_jax.models.mae import Mae
 from vit_jax.models.modular_vit import ModularViT
 from vit_jax.models.pretrained import PUBLISHED
 from vit_jax.models.siglip import Siglip
 from vit_jax.models.siglip_naflex import SiglipNaflex
 from vit_jax.models.streams import Streams
+from vit_jax.models.swin import Swin
+from vit_jax.models.swin_v2 import SwinV2
 from vit_jax.models.t2t_vit import T2TViT, T2TViTGhost, T2TViTSE
 from vit_jax.models.t2t_vit_dense import T2TViTDense
 from vit_jax.models.vit import VisionTransformer
@@ -28,8 +33,13 @@ DESIGNS: tuple[type[VisionModel[Any]], ...] = (
     Siglip,
     SiglipNaflex,
     Dinov3,
+    SwinV2,  # before `swin`, whose names at Hugging Face are among its own
+    Swin,  # before `beit` and `vit`, likewise
+    Beit,
+    Mae,
     Dinov2,  # before `vit`, whose names at Hugging Face are among its own
     VisionTransformer,
+    Cait,
     T2TViT,
     T2TViTSE,
     T2TViTGhost,
@@ -38,8 +48,11 @@ DESIGNS: tuple[type[VisionModel[Any]], ...] = (
     EncoderViT,
     ModularViT,
 )
-_NAMES = {name: design for design in DESIGNS for name in design.variants}
-_DESIGNS_BY_NAME = {design.design: design for design in DESIGNS}
+_NAMES: dict[str, type[VisionModel[Any]]] = {
+    name: design for design in DESIGNS for name in design.variants
+}
+_DESIGNS_BY_NAME: dict[str, type[VisionModel[Any]]] = {design.design: design for design in DESIGNS}
+_TIMM_NAMES = {theirs: found for design in DESIGNS for theirs, found in design.timm_names.items()}
 
 
 def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
@@ -51,6 +64,16 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
     """
     known = {entry.name for entry in PUBLISHED} if pretrained else _NAMES
     return sorted(fnmatch.filter(known, pattern))
+
+
+def name_of_timm(architecture: Any) -> tuple[str, Mapping[str, Any]] | None:
+    """The registered name of an architecture of timm, and the fields in which it differs from that.
+
+    None where there is none.
+    """
+    if not isinstance(architecture, str):
+        return None
+    return (architecture, {}) if architecture in _NAMES else _TIMM_NAMES.get(architecture)
 
 
 def design_of(name: str) -> type[VisionModel[Any]]:
@@ -67,6 +90,33 @@ def design_of(name: str) -> type[VisionModel[Any]]:
     raise ValueError(
         f"unknown model {name!r}{hint}; vit_jax.list_models() gives all {len(_NAMES)} names"
     )
+
+
+def register_model(design: type[Any]) -> type[Any]:
+    """Adds a design of your own, for this process; may stand above its class as a decorator.
+
+    `create_model`, `TrainConfig` and all commands of the process then know it as the package's own.
+    In a recipe it stands beside `get_config`; to read the run's weights back, import it first.
+
+    Args:
+      design: what a design's file in `vit_jax.models` holds: its `design`, `config_class` and
+        `variants` are registered.
+
+    Raises:
+      ValueError: it is no design, or has a name that is taken.
+    """
+    if not (isinstance(design, type) and issubclass(design, VisionModel)):
+        raise ValueError(f"wanted a subclass of VisionModel, got {design!r}")
+    names = [design.design, *design.variants]
+    # A file that is run again (a recipe, a notebook's cell) makes the same class anew.
+    same = (design.__module__, design.__qualname__)
+    for name in names:
+        found = _NAMES.get(name) or _DESIGNS_BY_NAME.get(name)
+        if found is not None and (found.__module__, found.__qualname__) != same:
+            raise ValueError(f"the name {name!r} is taken by {found.__module__}.{found.__name__}")
+    _NAMES.update(dict.fromkeys(design.variants, design))
+    _DESIGNS_BY_NAME[design.design] = design
+    return design
 
 
 def _registered(name: str) -> Variant | None:

@@ -198,6 +198,29 @@ def dialects(
     )
 
 
+def _timm_names() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Those that pool by attention, and with "gap" those without it. Some have the exact GELU."""
+    found, variants = {}, _variants()
+    for size, patch_size, sides, activation in (
+        ("base", 32, (256,), "gelu_tanh"),
+        ("base", 16, (224, 256, 384, 512), "gelu"),
+        ("large", 16, (256, 384), "gelu"),
+        ("large", 16, (512,), "gelu_tanh"),
+        ("so400m", 14, (224, 378, 384), "gelu"),
+        ("so400m", 16, (256, 384, 512), "gelu_tanh"),
+        ("giant_opt", 16, (256, 384), "gelu_tanh"),
+    ):
+        for side in sides:
+            own = f"{size}_patch{patch_size}_{384 if side == 378 else side}"
+            name = f"siglip_{own}" if f"siglip_{own}" in variants else f"siglip2_{own}"
+            fields = {"activation": activation, "img_size": side, "position_resize": "timm"}
+            theirs = f"vit_{size.replace('_', '')}_patch{patch_size}_siglip"
+            found[f"{theirs}_{side}"] = name, fields
+            bare = {"global_pool": "avg", "attn_pool": False}
+            found[f"{theirs}_gap_{side}"] = name, {**fields, **bare}
+    return found
+
+
 Config = TypeVar("Config", bound=SiglipConfig)
 
 
@@ -221,6 +244,7 @@ class Siglip(AnyGridModel[Config]):
         {**CONFIG, "image_size": "img_size"},
         {**DEFAULTS, "image_size": 224},
     )
+    timm_names = _timm_names()
 
     def __init__(self, config: Config, *, rngs: nnx.Rngs):
         super().__init__(config)

@@ -22,7 +22,7 @@ from vit_jax.layers.initializers import (
     uniform_fan_in,
     zeros,
 )
-from vit_jax.layers.mlp import PreLogits
+from vit_jax.layers.mlp import Mlp, PreLogits, SwiGlu
 from vit_jax.layers.norm import layer_norm
 from vit_jax.layers.patch_embed import PatchEmbed
 from vit_jax.layers.stack import stack_layers
@@ -55,6 +55,8 @@ class VisionTransformerConfig(PatchesConfig):
       no_embed_class: positions are added to the patches only, before the class and register tokens
         are prepended (DeiT III), instead of to all tokens after it.
       init_values: initial LayerScale; None or 0 means none, as in timm.
+      swiglu: a gated MLP, as timm's `SwiGLUPacked`; of `mlp_ratio` about two thirds are its width,
+        see `layers.mlp.SwiGlu`.
       global_pool: "token" (the class token), "avg", "max" or "avgmax" (over the patch tokens, the
         last norm after it), or "" (no pooling: the head at every token).
       weight_init: "", timm's default (Linear N(0, .02), class and register tokens N(0, 1e-6), the
@@ -72,6 +74,7 @@ class VisionTransformerConfig(PatchesConfig):
     reg_tokens: int = checked(0, check_int, least=0)
     no_embed_class: bool = checked(False, check_bool)
     init_values: float | None = optional(None, check_number, free=True)
+    swiglu: bool = checked(False, check_bool)
     global_pool: str = checked("token", check_choice, choices=GLOBAL_POOLS)
     weight_init: str = checked("", check_choice, free=True, choices=WEIGHT_INITS)
 
@@ -100,6 +103,7 @@ _SIZES = {
     "base": (768, 12, 12),
     "large": (1024, 24, 16),
     "huge": (1280, 32, 16),
+    "giant": (1536, 40, 24),
 }
 
 
@@ -138,12 +142,19 @@ def _variants() -> dict[str, Variant]:
         found[f"deit3_{size}_patch{patch}_{img_size}"] = _variant(
             "deit3", size, patch, img_size, no_embed_class=True, init_values=1e-6
         )
+    preprocessing = Preprocessing(IMAGENET_MEAN, IMAGENET_STD)
+    for size in ("small", "base", "large", "giant"):
+        plain = _variant("dinov2", size, 14, 518, init_values=1e-5, num_classes=0).fields
+        plain = {**plain, "swiglu": True} if size == "giant" else plain
+        registers = {"reg_tokens": 4, "no_embed_class": True}
+        found[f"vit_{size}_patch14_dinov2"] = Variant(plain, preprocessing)
+        found[f"vit_{size}_patch14_reg4_dinov2"] = Variant({**plain, **registers}, preprocessing)
     return found
 
 
 # What other libraries' models have once for all.
 _PLAIN = {"qk_scale": None, "no_embed_class": False, "class_token": True, "global_pool": "token"}
-_PLAIN |= {"distilled": False, "reg_tokens": 0}
+_PLAIN |= {"distilled": False, "reg_tokens": 0, "swiglu": False}
 _HUGGINGFACE_CONFIG = {
     "hidden_size": "embed_dim",
     "num_hidden_layers": "depth",
@@ -318,6 +329,7 @@ class VisionTransformer(VisionModel[VisionTransformerConfig]):
     position_name = "pos_embed"
     token_names = ("pos_embed", "cls_token", "dist_token", "reg_token")
     dialects = _DIALECTS
+    torch_names = ((r"(?<=\.mlp\.)w12(?=\.)", "fc1"), (r"(?<=\.mlp\.)w3(?=\.)", "fc2"))
 
     def __init__(self, config: VisionTransformerConfig, *, rngs: nnx.Rngs):
         super().__init__(config)
@@ -359,6 +371,7 @@ class VisionTransformer(VisionModel[VisionTransformerConfig]):
                 Block(
                     embed_dim,
                     config.num_heads,
+                    mlp=SwiGlu if config.swiglu else Mlp,
                     mlp_ratio=config.mlp_ratio,
                     qkv_bias=config.qkv_bias,
                     qk_scale=config.qk_scale,
@@ -429,11 +442,14 @@ class VisionTransformer(VisionModel[VisionTransformerConfig]):
 
     @classmethod
     def fields_told_by(cls, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-        """The width of the representation layer, where there is one, and the tokens."""
+        """The width of the representation layer, the tokens, and whether the MLP is gated."""
         width, registers = shapes.get("pre_logits.fc.bias", ()), shapes.get("reg_token", ())
         told: dict[str, Any] = {"representation_size": width[0]} if len(width) == 1 else {}
         if len(registers) == 3:
             told["reg_tokens"] = registers[1]
+        wide, narrow = (shapes.get(f"blocks.0.mlp.{layer}.weight", ()) for layer in ("fc1", "fc2"))
+        if len(wide) == len(narrow) == 2:
+            told["swiglu"] = wide[0] == 2 * narrow[1]
         return told | ({"distilled": True} if "dist_token" in shapes else {})
 
     def patch_weights(self) -> PatchWeights:

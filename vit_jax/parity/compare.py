@@ -1,6 +1,7 @@
 """Compares a JAX model with a PyTorch one: values, gradients, training."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,9 +27,11 @@ from vit_jax.parity.sides import (
     ModelSide,
     Side,
 )
-from vit_jax.parity.torch_trace import Losses, Names, trace_torch
+from vit_jax.parity.torch_trace import Losses, Names, trace_torch, with_linear_layout
 from vit_jax.parity.values import OptimizerSpec, Reference
 from vit_jax.parity.wide_run import compare_wide
+from vit_jax.weights.dialects import dialect_of
+from vit_jax.weights.state_dict import state_dict
 
 _PRECISIONS = ("float64", "float32")
 _MODES = ("eval", "train")
@@ -78,8 +81,8 @@ def compare(
         all are compared, by key, field or position; the loss is that of `logits` or
         `last_hidden_state`, else of the first.
       names: for a torch module with names of its own, what turns them into the model's: a function,
-        or (regular expression, replacement) pairs. Default: the same names, or Hugging Face's or
-        torchvision's.
+        or (regular expression, replacement) pairs. Default: the same names; those of Hugging Face's
+        or torchvision's ViT are put in timm's, unless the model has them too.
       grad: compare the gradients of every parameter, of stages and of the images.
       optimizer: compare so many steps of this optimizer; a golden file holds its own, and
         `read_golden(path).optimizer` is the only one that it can be compared with.
@@ -114,6 +117,8 @@ def compare(
     is_alone = "float64" not in precisions
     settings: dict[str, Any] = {"train": mode == "train", "float32_alone": is_alone, "loss": loss}
     reference = _as_reference(model, reference, images, labels, names, grad, optimizer, settings)
+    if isinstance(model, nnx.Module):
+        reference = with_linear_layout(reference, functools.partial(state_dict, model))
     rows: list[Row] = []
     notes: list[str] = []
     if reference.is_float32:
@@ -238,6 +243,18 @@ def assert_parity(
     return report
 
 
+def _has_its_names(model: nnx.Module | JaxFunction, module: Any) -> bool:
+    """Whether most arrays of a PyTorch module in another dialect have their own names in the model.
+
+    Then they are not put in timm's, which a port of Hugging Face's model need not have.
+    """
+    theirs = module.state_dict() if hasattr(module, "state_dict") else {}
+    if dialect_of(theirs) is None:
+        return False
+    own = model.params if isinstance(model, JaxFunction) else state_dict(model)
+    return 2 * len(theirs.keys() & own.keys()) > len(theirs)
+
+
 def _as_reference(
     model: nnx.Module | JaxFunction,
     reference: Any,
@@ -273,7 +290,7 @@ def _as_reference(
         reference,
         images,
         labels=labels,
-        names=names,
+        names=() if names is None and _has_its_names(model, reference) else names,
         grad=grad,
         optimizer=optimizer,
         **settings,

@@ -15,6 +15,7 @@ from vit_jax.parity.forward import Forward, Point, first_bad, last_good
 from vit_jax.parity.loss_factor import loss_factor
 from vit_jax.parity.mode_faults import DROPOUT_TEXT, statistics_fault, train_mode_fault
 from vit_jax.parity.optimizer_faults import optimizer_fault
+from vit_jax.parity.ported import PortedModel
 from vit_jax.parity.repair import Found, outcome_of, output_layout, wrong_gradients
 from vit_jax.parity.result import Diagnosis
 from vit_jax.parity.run import Comparison
@@ -46,11 +47,20 @@ def diagnose(run: Comparison) -> Found | None:
     if first.section == "trained" or (first.section == "losses" and first.name != "loss"):
         return optimizer_fault(run)
     if first.section in ("forward", "backward", "gradients"):
-        known = _known_form(run) if isinstance(run.side, ModelSide) else None
-        if known is not None and known[0].complete and not _is_vague(known):
+        # A port of another library takes seconds a run, and the replay runs the reference alone.
+        is_ported = isinstance(run.side, ModelSide) and isinstance(run.side.model, PortedModel)
+        replayed = dissect(run) if is_ported else None
+        if replayed is not None and replayed[0].complete:
+            return replayed
+        known, is_vague = None, False
+        if isinstance(run.side, ModelSide):
+            known, is_vague = (
+                _values(run) if first.section == "forward" else (_gradients(run), False)
+            )
+        if known is not None and known[0].complete and not is_vague:
             return known
-        found = dissect(run)
-        if run.reference.live is not None and known is not None and _is_vague(known):
+        found = replayed if is_ported else dissect(run)
+        if run.reference.live is not None and is_vague:
             return found
         return found if found is not None and (known is None or found[0].complete) else known
     if not isinstance(run.side, ModelSide):
@@ -60,16 +70,6 @@ def diagnose(run: Comparison) -> Found | None:
     if first.section == "statistics":
         return statistics_fault(run)
     return None
-
-
-def _is_vague(found: Found) -> bool:
-    """Whether it knows what the reference computes and not what the model does."""
-    return "ours is something else" in found[0].text
-
-
-def _known_form(run: Comparison) -> Found | None:
-    assert run.first is not None
-    return _values(run) if run.first.section == "forward" else _gradients(run)
 
 
 # ---------------------------------------------------------------------------- weights
@@ -149,6 +149,11 @@ class _Trial:
         return (self.own and self.own.fault) or self.form.fault or self.form.kind
 
     @property
+    def is_vague(self) -> bool:
+        """Whether it knows what the reference computes and not what the model does."""
+        return self.own is None and self.form.kind != "skipped"
+
+    @property
     def text(self) -> str:
         if self.form.traits:
             pairs = list(zip(self.own.traits, self.form.traits, strict=True)) if self.own else []
@@ -175,20 +180,22 @@ def _chain(trials: list[_Trial]) -> Replace | None:
     return replace
 
 
-def _values(run: Comparison) -> Found | None:
+def _values(run: Comparison) -> tuple[Found | None, bool]:
+    """The fault of a value, and whether one of its forms is vague."""
     bad = first_bad(run.points)
     if bad is None:
-        return None
+        return None, False
     points = run.forward.trial()
     keyless = run.forward.trial(keyless=True)
     if _reach(keyless) > bad:
         complete = first_bad(keyless) is None and not wrong_gradients(run, keyless=True)
-        return Diagnosis("dropout", DROPOUT_TEXT, complete), _dropper(points[:bad]) or None, ""
+        diagnosis = Diagnosis("dropout", DROPOUT_TEXT, complete)
+        return (diagnosis, _dropper(points[:bad]) or None, ""), False
     in_train_mode = train_mode_fault(run, points, bad)
     if in_train_mode is not None:
-        return in_train_mode
+        return in_train_mode, False
     if points[bad].stage == "" and points[bad].order is None:
-        return output_layout(run, points[bad])
+        return output_layout(run, points[bad]), False
     accepted: list[_Trial] = []
     for _ in range(_ROUNDS):
         trial, after = _best_trial(run, points, accepted)
@@ -199,7 +206,7 @@ def _values(run: Comparison) -> Found | None:
         if first_bad(points) is None:
             break
     if not accepted:
-        return None
+        return None, False
     complete, outcome = outcome_of(run, points, _chain(accepted))
     first = accepted[0]
     event = first.at.event
@@ -213,7 +220,8 @@ def _values(run: Comparison) -> Found | None:
     stage = event.frame.path
     if first.form.kind == "skipped":
         stage = first.form.text.partition(" ")[0]
-    return Diagnosis(first.fault, text, complete), stage, ""
+    is_vague = any(trial.is_vague for trial in accepted)
+    return (Diagnosis(first.fault, text, complete), stage, ""), is_vague
 
 
 def _where(event: Event | None) -> str:

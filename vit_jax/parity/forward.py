@@ -10,7 +10,7 @@ import numpy as np
 
 from vit_jax.inspect.recorder import Event, Frame, Replace, Stop
 from vit_jax.inspect.stages import BEFORE, split_stage
-from vit_jax.parity.layouts import error_of, layout_of_output
+from vit_jax.parity.layouts import error_of, layout_of_output, without_unit_axes
 from vit_jax.parity.result import Row, Section, Verdict
 from vit_jax.parity.sides import (
     FunctionSide,
@@ -307,8 +307,8 @@ def weights_rows(
     for name, want in reference.weights.items():
         if name not in own:
             continue
-        got = own[name].astype(np.float64)
         want = np.asarray(want, np.float64)
+        got = without_unit_axes(own[name].astype(np.float64), want.shape)
         expected, error = Whole(want, 0.0), np.inf
         if got.shape == want.shape:
             error = expected.error(got)

@@ -67,3 +67,12 @@ def error_of(array: np.ndarray, expected: Expected, module: Any = None) -> float
     """
     errors = [expected.error(turned) for turned in in_shape(array, expected.shape, module)]
     return min(errors, default=None)
+
+
+def without_unit_axes(array: Any, shape: tuple[int, ...]) -> Any:
+    """The array in a shape that differs from its own in axes of length one alone; else as it is.
+
+    A port for single examples has a class token of (D,) or (1, D) for PyTorch's (1, 1, D).
+    """
+    long = [size for size in array.shape if size != 1]
+    return array.reshape(shape) if long == [size for size in shape if size != 1] else array

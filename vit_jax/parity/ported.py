@@ -14,8 +14,9 @@ import numpy as np
 from flax import nnx
 
 from vit_jax.inspect.recorder import Recorder
+from vit_jax.parity.layouts import without_unit_axes
 from vit_jax.parity.torch_trace import Names
-from vit_jax.weights.state_dict import load_state_dict
+from vit_jax.weights.state_dict import load_state_dict, state_dict
 
 _Model = TypeVar("_Model", bound="PortedModel")
 # What a config says and a diagnosis may read: no arrays, no functions.
@@ -116,9 +117,16 @@ class PortedModel(nnx.Module):
     def load(self: _Model, mapping: Mapping[str, Any], *, strict: bool = True) -> _Model:
         """Returns a copy with the arrays of a PyTorch state dict, see `vit_jax.load_state_dict`.
 
+        Axes of length one may be missing on either side, as in a class token (1, D) for (1, 1, D).
+
         Raises:
           MisfitError: they are not the model's.
         """
         copy = nnx.clone(self)  # not of the same variables
-        load_state_dict(copy, mapping, strict=strict)
+        shapes = {name: array.shape for name, array in state_dict(self).items()}
+        fitting = {
+            name: without_unit_axes(array, shapes[name]) if name in shapes else array
+            for name, array in mapping.items()
+        }
+        load_state_dict(copy, fitting, strict=strict)
         return copy

@@ -21,7 +21,7 @@ from vit_jax.parity.forward import (
     typical_noise,
     weights_rows,
 )
-from vit_jax.parity.layouts import error_of
+from vit_jax.parity.layouts import error_of, without_unit_axes
 from vit_jax.parity.result import Row, Section
 from vit_jax.parity.sides import (
     FunctionSide,
@@ -269,7 +269,7 @@ class Comparison:
         ]
 
     def _row(self, section, name, got, expected, extra=0.0) -> Row:
-        got = np.asarray(got, np.float64)
+        got = without_unit_axes(np.asarray(got, np.float64), tuple(expected.shape))
         error = expected.error(got) if got.shape == tuple(expected.shape) else np.inf
         return self._row_of(section, name, error, expected, extra)
 

@@ -265,6 +265,64 @@ def rerun(reference: Reference, changes: Sequence[Everywhere]) -> Reference:
     )
 
 
+def with_linear_layout(reference: Reference, own: Callable[[], Arrays]) -> Reference:
+    """The weights of transformers' Conv1D, (in, out), as a Linear's, where the model has them so.
+
+    Args:
+      own: gives the model's arrays by PyTorch's names.
+    """
+    live: Live | None = reference.live
+    theirs = {} if live is None else _conv1d_weights(live.module)
+    if live is None or not theirs:
+        return reference
+    own_arrays = own()
+    turned = {
+        name
+        for name, array in live.rename_arrays(theirs).items()
+        if name in own_arrays
+        and np.array_equal(own_arrays[name], array.T)
+        and not np.array_equal(own_arrays[name], array)
+    }
+
+    def turn(arrays: Arrays) -> Arrays:
+        return {name: a.T if name in turned else a for name, a in arrays.items()}
+
+    def turn_values(values: Mapping[str, Expected]) -> dict[str, Expected]:
+        return {
+            name: dataclasses.replace(value, array=value.array.T)
+            if name in turned and isinstance(value, Whole)
+            else value
+            for name, value in values.items()
+        }
+
+    def turn_reference(reference: Reference) -> Reference:
+        return dataclasses.replace(
+            reference,
+            weights=turn(dict(reference.weights)),
+            gradients=turn_values(reference.gradients),
+            trained=turn_values(reference.trained),
+        )
+
+    def moved(held: Collection[str]) -> tuple[Reference, list[str]]:
+        assert reference.moved is not None
+        other, names = reference.moved(held)
+        return turn_reference(other), names
+
+    return dataclasses.replace(
+        turn_reference(reference),
+        moved=None if reference.moved is None else moved,
+        live=dataclasses.replace(live, rename_arrays=lambda a: turn(live.rename_arrays(a))),
+    )
+
+
+def _conv1d_weights(module: "torch.nn.Module") -> Arrays:
+    return {
+        f"{path}.weight": to_numpy(module.get_parameter(f"{path}.weight"))
+        for path, part in module.named_modules()
+        if type(part).__name__ == "Conv1D" and hasattr(part, "nf")
+    }
+
+
 def float_state_dict(module: "torch.nn.Module") -> Arrays:
     """The floating-point entries of its state dict, frozen buffers included."""
     entries = module.state_dict().items()

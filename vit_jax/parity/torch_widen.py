@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 # What narrows without naming a type, and what reads or writes a tensor as it is.
 _NARROWING = {"float": "float32", "half": "float16", "bfloat16": "bfloat16"}
 _AS_IT_IS = ("__get__", "__set__", "__delete__", "__setitem__", "numpy", "backward")
+# Of PyTorch's functions those whose own derivative holds a number that is rounded to float32 even
+# in float64, and that number (PyTorch 2.13, aten/src/ATen/native/cpu/Activation.cpp).
+ROUNDED_DERIVATIVES = {"hardsigmoid": "1/6"}
 # Called with the name of the narrow type.
 Note = Callable[[str], None]
 Hold = Callable[[np.ndarray, float], np.ndarray]
@@ -31,7 +34,8 @@ def torch_widening(module: "torch.nn.Module", note: Note, hold: Hold) -> Iterato
     Args:
       module: what runs. What the files of its classes keep in caches is dropped before and after:
         in transformers they hold tables of coordinates.
-      note: called for each operation that would have computed in a narrow type.
+      note: called for each operation that would have computed in a narrow type, with its name;
+        with a key of `ROUNDED_DERIVATIVES` where that function's exact derivative is taken.
       hold: called with each real tensor that comes in a narrow type, in a wide one, and with the
         epsilon of its own: what is to stand there.
     """
@@ -60,10 +64,25 @@ def _clear_caches(module: "torch.nn.Module") -> None:
                 function.cache_clear()
 
 
+def _exact_hardsigmoid() -> Any:
+    """PyTorch's `hardsigmoid` with a derivative of 1/6, to all modes under that name."""
+    import torch
+    from torch.overrides import handle_torch_function, has_torch_function_unary
+
+    def hardsigmoid(input: torch.Tensor) -> torch.Tensor:
+        if has_torch_function_unary(input):
+            return handle_torch_function(hardsigmoid, (input,), input)
+        ends = torch.nn.functional.hardsigmoid(input.detach())
+        return torch.where((input > -3) & (input < 3), (input + 3) / 6, ends)
+
+    return hardsigmoid
+
+
 def _mode() -> Any:
     import torch
     from torch.overrides import TorchFunctionMode
 
+    exact = {"hardsigmoid": _exact_hardsigmoid()}
     wide: dict[Any, Any] = dict.fromkeys(
         (torch.float16, torch.bfloat16, torch.float32), torch.float64
     )
@@ -105,6 +124,11 @@ def _mode() -> Any:
 
             args = [widened(value) for value in args]
             kwargs = {key: widened(value) for key, value in (kwargs or {}).items()}
+            if name.rstrip("_") in exact and args and args[0].requires_grad:
+                self.note(name.rstrip("_"))
+                output = exact[name.rstrip("_")](args[0])
+                is_in_place = name.endswith("_") or True in (*args[1:], kwargs.get("inplace"))
+                return args[0].copy_(output) if is_in_place else output
             return func(*args, **kwargs)
 
         def widened(self, value: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from vit_jax.parity.forward import limit_of, traced_values
 from vit_jax.parity.held import is_rounded, moved_by_a_digit
 from vit_jax.parity.run import Comparison
 from vit_jax.parity.sides import FunctionSide, Gradients, ModelSide, Side, as_model_images
+from vit_jax.parity.torch_widen import ROUNDED_DERIVATIVES
 from vit_jax.parity.values import Expected, Reference
 from vit_jax.parity.widen import Islands
 from vit_jax.weights.state_dict import load_state_dict
@@ -61,7 +62,13 @@ def _notes(ours: Mapping[str, Collection[str]], theirs: Mapping[str, Collection[
     """Where each side computes in narrower types."""
     notes = []
     types = {kind for found in (ours, theirs) for kinds in found.values() for kind in kinds}
-    for kind in sorted(types):
+    for function in sorted(types & ROUNDED_DERIVATIVES.keys()):
+        paths = [path for path, kinds in theirs.items() if function in kinds]
+        notes.append(
+            f"PyTorch's own derivative of {function} holds {ROUNDED_DERIVATIVES[function]} rounded "
+            f"to float32, in: {_listed(paths)} (float64 is compared with the exact derivative)"
+        )
+    for kind in sorted(types - ROUNDED_DERIVATIVES.keys()):
         sides = [[path for path in found if kind in found[path]] for found in (ours, theirs)]
         whose = ("the model", "the reference")
         if set(sides[0]) == set(sides[1]):

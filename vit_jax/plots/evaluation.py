@@ -55,6 +55,7 @@ def plot_evaluation(
     _draw_confusion(left, confusion, class_names)
     _draw_reliability(right, calibration)
     figure.suptitle(title, parse_math=False)
+    figure.draw_without_rendering()
     save_figure(figure, out, dpi=90)
 
 
@@ -120,4 +121,5 @@ def _draw_reliability(axes: "Axes", calibration: Calibration) -> None:
         f"reliability: calibration error {calibration.error:.4f} ({len(calibration.count)} bins)"
     )
     axes.grid(alpha=0.3)
-    axes.legend(loc="upper left", framealpha=0.9)
+    # Below the axes: inside of them there is no place that no point may have.
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, frameon=False)

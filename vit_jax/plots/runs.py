@@ -84,7 +84,7 @@ def _draw(axes: "Axes", rows: Rows, split: str, key: str, options: dict) -> bool
 def _told(name: str, rows: Rows) -> str:
     """The run's name and its accuracy: of the test, else the last of the validation."""
     for split in ("test", "validation"):
-        values = [row["top1"] for row in rows if row["split"] == split]
+        values = [row["top1"] for row in rows if row["split"] == split and "top1" in row]
         if values and math.isfinite(values[-1]):
             return f"{name}: {split} {values[-1]:.3f}"
     return name

@@ -5,23 +5,24 @@ from typing import TypeVar
 
 import jax
 
-from vit_jax.training.metrics import Sums
+from vit_jax.training.metrics import AnySums
 from vit_jax.training.step import Batch
 
 # Batches that may be under way: enough to keep the device busy, few enough to stop soon.
 _IN_FLIGHT = 4
 
 State = TypeVar("State")
+SumsOf = TypeVar("SumsOf", bound=AnySums)
 
 
 def evaluate(
-    eval_step: Callable[[State, Batch, Sums], Sums],
+    eval_step: Callable[[State, Batch, SumsOf], SumsOf],
     states: Mapping[str, State],
     batches: Iterable[Batch],
-    zeros: Callable[[], Sums],
+    zeros: Callable[[], SumsOf],
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
-    """Loss, top1 and top5 over all examples of `batches` where `mask` is true.
+    """What the sums average, such as loss and top1, over all examples where `mask` is true.
 
     Args:
       eval_step: adds a batch to the sums.

@@ -12,13 +12,18 @@ import dataclasses
 import math
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from vit_jax.config import TrainConfig, validate
+from vit_jax.data.folder_check import shared_images
+from vit_jax.data.own import own_splits
 from vit_jax.data.sources import ImageSource
+from vit_jax.data.splits import Splits
 from vit_jax.storage import run_path
 from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.ema import averaged
@@ -26,8 +31,10 @@ from vit_jax.training.evaluate import evaluate
 from vit_jax.training.events import EventWriter
 from vit_jax.training.interrupt import Interrupted, StopSignals
 from vit_jax.training.mesh import place, replicated
+from vit_jax.training.own import ImageAugment, Logger, Measure, Own, Report
+from vit_jax.training.own_model import OwnModel, OwnModule
 from vit_jax.training.processes import Stopping, companions, is_first, tell_all
-from vit_jax.training.progress import Progress, describe
+from vit_jax.training.progress import Progress, describe, measured
 from vit_jax.training.records import Records, Row, read_rows
 from vit_jax.training.run import Run, open_run
 from vit_jax.training.schedules import learning_rate_of_update
@@ -55,7 +62,19 @@ from vit_jax.weights.spec_json import spec_to_dict
 _IN_FLIGHT = 4
 
 
-def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
+def train(
+    config: TrainConfig,
+    workdir: str | pathlib.Path,
+    *,
+    data: Any = None,
+    class_names: Sequence[str] | None = None,
+    model: OwnModule | None = None,
+    loss: Measure | None = None,
+    metrics: Mapping[str, Measure] | None = None,
+    augment: ImageAugment | None = None,
+    callbacks: Sequence[Callable[[Report], None]] = (),
+    loggers: Sequence[Logger] = (),
+) -> dict[str, float]:
     """Trains, or goes on with the run in `workdir`, to the end.
 
     Repeating the call resumes from the latest whole checkpoint; a finished run returns at once. The
@@ -67,6 +86,25 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
     Args:
       config: the run; `workdir` keeps it.
       workdir: takes config.json, metrics.jsonl, checkpoints/ and TensorBoard event files.
+      data: images of the caller, with `config.data.source` "own": see `own_splits`. Its number of
+        images, classes and labels is compared on a resume, its pixels are not.
+      class_names: of `data`.
+      model: any NNX module that is called with (images, rngs=) or (images), with
+        `config.model.name` "own": a function of `rngs=` that makes it, or one that is made, whose
+        arrays are the initial weights. Running statistics are kept. The callback of the end gets
+        it trained.
+      loss: a pure function of the model's output and the labels (B, ...) that returns a number for
+        each example, (B,), in place of the cross entropy. The best checkpoint is then that of the
+        lowest validation loss.
+      metrics: the same, by name: their means over the examples stand in the rows. With the cross
+        entropy beside top1 and top5.
+      augment: a pure function (key, image (H, W, C) uint8) -> image of the same shape and type,
+        applied in the step before what the config augments, keyed by (seed, epoch, index).
+      callbacks: called in each process with a `Report` after each row is written.
+      loggers: take the figures of each row, in process 0: see `Logger`.
+
+    A resume compares the functions' names and a hash of their sources with those in config.json:
+    see `vit_jax.training.own.identity`.
 
     Returns:
       The last row of each split as `{split}_{loss, top1, top5}`, such as `test_top1`; where there
@@ -79,13 +117,17 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
     """
     validate(config)
     workdir = run_path(workdir)
+    splits = None if data is None else own_splits(data, class_names)
+    own = Own(splits, model, loss, dict(metrics or {}), augment, tuple(callbacks), tuple(loggers))
     # Quiet longer than with companions: where one is lost, Orbax's threads find out late.
     with StopSignals() as signals, quiet_orbax(), companions(workdir), held(workdir):
         config, stated = with_stated_fields(config, workdir)
-        records = _records(config, workdir)
+        records = _records(config, workdir, own)
         if test := records.find("test"):
             if is_first() and config.log.progress != "none":
-                print(f"the run in {workdir} is finished: {describe(test)}", flush=True)
+                num_classes = config.model.kwargs.get("num_classes")
+                said = describe(test, num_classes)
+                print(f"the run in {workdir} is finished: {said}", flush=True)
             _check_finished(workdir, records, test["step"])
             return _final_metrics(records)
         if stated and is_first() and config.log.progress != "none":
@@ -93,7 +135,7 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
             print(f"fields of the model as its weights state them: {fields}", flush=True)
         if config.distillation.teacher:
             check_init_from(config.distillation.teacher, "distillation.teacher")
-        run = open_run(config, stated)
+        run = open_run(config, stated, own)
         if records.rows or (workdir / CHECKPOINTS).exists():
             check_pixels(config, workdir, run.data.train.image_shape)
         checkpoint = config.checkpoint
@@ -108,11 +150,11 @@ def train(config: TrainConfig, workdir: str | pathlib.Path) -> dict[str, float]:
     return _final_metrics(records)
 
 
-def _records(config: TrainConfig, workdir: pathlib.Path) -> Records:
+def _records(config: TrainConfig, workdir: pathlib.Path, own: Own) -> Records:
     """The rows of the run so far; process 0 has them all, the others what decides what is due."""
     path, rows = workdir / METRICS_FILE, []
     if is_first():
-        check_config(config, workdir)
+        check_config(config, workdir, own.identities())
         rows = read_rows(path)
     known = tell_all([row for row in rows if row["split"] != "train"])
     return Records(path, rows, write=True) if is_first() else Records(path, known, write=False)
@@ -136,9 +178,19 @@ def _final_metrics(records: Records) -> dict[str, float]:
         f"{split}_{name}": row[name]
         for split, row in rows.items()
         if row is not None
-        for name in ("loss", "top1", "top5", "ema_loss", "ema_top1", "ema_top5")
-        if name in row
+        for name in measured(row)
     }
+
+
+def _warn_of_shared_images(data: Splits, progress: Progress) -> None:
+    if not is_first() or not (shared := shared_images(data.train, data.validation, data.test)):
+        return
+    here, there = shared[0]
+    same = "" if here == there else f" is {here}"
+    progress.warn(
+        f"{len(shared):,} of the images that are held out for validation and test are trained on "
+        f"too ({there}{same}{', ...' if shared[1:] else ''}): accuracy will look better than it is"
+    )
 
 
 class _Loop:
@@ -157,11 +209,13 @@ class _Loop:
         self.records = records
         self.checkpoints = checkpoints
         self.stopping = stopping
+        self._loggers = run.own.loggers if is_first() else ()
         config = run.config
         mode = config.log.progress if is_first() else "none"
         quiet = Progress("none" if mode == "none" else "plain", 0, 0, 0)
         if config.data.source == "folder":
             quiet.say(run.data.describe())
+            _warn_of_shared_images(run.data, quiet)
         restored = checkpoints.restore(run.template, run.shardings, quiet.warn)
         if restored is None:
             self.state, self.step = self._first_state(quiet), 0
@@ -172,7 +226,9 @@ class _Loop:
             self.step, counts = info.step, info.rows
             known = info.best_top1 is not None and info.best_step is not None
             self.best = (info.best_top1, info.best_step) if known else None  # pyright: ignore
-            quiet.say(f"resuming {workdir} at step {self.step} of {run.total_steps}")
+            is_done = self.step == run.total_steps and run.data.test is None
+            resuming = f"resuming {workdir} at step {self.step} of {run.total_steps}"
+            quiet.say(f"the run in {workdir} is finished" if is_done else resuming)
         teacher = run.teacher
         if teacher is not None:
             quiet.say("taught by " + teacher.weights[1])
@@ -185,11 +241,12 @@ class _Loop:
                 else None
             )
             if is_first():
-                store_config(config, workdir)
+                store_config(config, workdir, run.own.identities())
         for row in records.rows:
             self._note_best(row)
         self._keep_best()
-        self.progress = Progress(mode, run.total_steps, self.step, config.data.batch_size)
+        batch_size, num_classes = config.data.batch_size, run.model.num_classes
+        self.progress = Progress(mode, run.total_steps, self.step, batch_size, num_classes)
 
     def _first_state(self, progress: Progress) -> TrainState:
         run, config = self.run, self.run.config
@@ -216,9 +273,10 @@ class _Loop:
         return place(state, run.shardings)
 
     def close(self) -> None:
-        """Closes the event file."""
-        if self.events is not None:
-            self.events.close()
+        """Closes the event file and the caller's loggers."""
+        for logger in (self.events, *self._loggers):
+            if logger is not None:
+                logger.close()
 
     def train(self) -> None:
         """Makes all updates that remain, with their rows, validations and checkpoints."""
@@ -285,19 +343,39 @@ class _Loop:
             if not self.records.append(row):
                 changed = f"{self.records.path} was changed by somebody else"
                 self.progress.warn(f"{changed}: all rows of the run are written anew")
+        figures = {k: v for k, v in row.items() if k not in ("step", "epoch", "split")}
+        named = {f"{row['split']}/{name}": value for name, value in figures.items()}
         with writing(self.workdir):
             if self.events is not None:
-                figures = {k: v for k, v in row.items() if k not in ("step", "epoch", "split")}
-                self.events.scalars(
-                    row["step"], {f"{row['split']}/{name}": v for name, v in figures.items()}
-                )
+                self.events.scalars(row["step"], named)
+        for logger in self._loggers:
+            logger.scalars(row["step"], named)
         self._note_best(row)
         self.progress.row(row)
+        if row["split"] != "test":
+            self._call_back("log" if row["split"] == "train" else "validation", row)
+
+    def _call_back(self, kind: str, row: Row) -> None:
+        """Tells the caller's callbacks of a row."""
+
+        def model() -> nnx.Module:
+            state = self.state if self.state.ema is None else averaged(self.state)
+            arrays = jax.tree.map(
+                jnp.copy, (state.params, state.frozen)
+            )  # the step donates its own
+            made = nnx.merge(self.run.eval_graph, *arrays)
+            return made.net if isinstance(made, OwnModel) else made
+
+        for callback in self.run.own.callbacks:
+            callback(Report(kind, self.step, dict(row), model))
 
     def _note_best(self, row: Row) -> None:
-        top1 = row.get("ema_top1", row["top1"])
-        if row["split"] == "validation" and (self.best is None or top1 > self.best[0]):
-            self.best = (top1, row["step"])
+        if row["split"] != "validation":
+            return
+        sign, name = (1, "top1") if self.run.own.is_classification else (-1, "loss")
+        score = sign * row.get(f"ema_{name}", row[name])
+        if self.best is None or score > self.best[0]:
+            self.best = (score, row["step"])
 
     def _keep_best(self) -> None:
         if self.best is not None:
@@ -341,6 +419,8 @@ class _Loop:
         self.checkpoints.wait()
         if self.run.data.test is not None:
             self._evaluate("test", self.run.data.test)
+        if self.records.rows:
+            self._call_back("end", self.records.rows[-1])
 
     def _check_finite(self) -> None:
         bad = int(self.state.nonfinite_step)

@@ -1,6 +1,7 @@
 """Sums from which loss, top-1 and top-5 are averaged; they live on the device."""
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -68,3 +69,51 @@ class Sums:
             value.item() for value in jax.device_get((self.loss, self.top1, self.top5, self.count))
         )
         return {"loss": loss / count, "top1": top1 / count, "top5": top5 / count}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class OwnSums:
+    """As `Sums`, of figures that the caller chose.
+
+    Attributes:
+      loss: sum of the losses.
+      count: examples, int32.
+      figures: sums by name.
+    """
+
+    loss: jax.Array
+    count: jax.Array
+    figures: dict[str, jax.Array]
+
+    @classmethod
+    def zeros(cls, dtype: jnp.dtype, names: Iterable[str]) -> "OwnSums":
+        """Nothing counted yet; `dtype` is that of the sums, an array for each."""
+        figures = {name: jnp.zeros((), dtype) for name in names}
+        return cls(jnp.zeros((), dtype), jnp.zeros((), jnp.int32), figures)
+
+    @classmethod
+    def of_batch(
+        cls,
+        losses: Float[Array, "batch"],
+        figures: Mapping[str, Array],
+        mask: Bool[Array, "batch"],
+    ) -> "OwnSums":
+        """The sums of one batch; examples where `mask` is false are padding."""
+
+        def total(values: Array) -> Array:
+            return jnp.where(mask, values, 0).sum(dtype=losses.dtype)
+
+        return cls(total(losses), mask.sum(dtype=jnp.int32), jax.tree.map(total, dict(figures)))
+
+    def __add__(self, other: "OwnSums") -> "OwnSums":
+        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), self, other)
+
+    def averages(self) -> dict[str, float]:
+        """The loss and the figures an example, as Python numbers. Waits for the device."""
+        found = jax.device_get(self)
+        count = found.count.item()
+        return {k: v.item() / count for k, v in {"loss": found.loss, **found.figures}.items()}
+
+
+AnySums = Sums | OwnSums

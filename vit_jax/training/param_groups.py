@@ -87,15 +87,15 @@ def layer_ids(model: VisionModel) -> dict[Path, np.ndarray]:
     ViT's last norm to its last layer.
     """
     params = [path for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))]
-    stack, layers = tuple(model.layers_name.split(".")), model.layers
-    inside = [path for path in params if path[: len(stack)] == stack]
+    layers, layer_of = model.layers, {path: model.layer_of(path) for path in params}
+    inside = {path: layer for path, layer in layer_of.items() if layer is not None}
     if isinstance(layers, ScannedLayers):
         depth = layers.depth
         found = {path: np.arange(1, depth + 1) for path in inside}
     else:  # layers that share their weights count once
-        numbers = sorted({path[len(stack)] for path in inside})
+        numbers = sorted(set(inside.values()))
         depth = len(numbers)
-        found = {path: np.asarray(numbers.index(path[len(stack)]) + 1) for path in inside}
+        found = {path: np.asarray(numbers.index(layer) + 1) for path, layer in inside.items()}
     for path in params:
         if path not in found:
             found[path] = np.asarray(0 if path[0] in type(model).stem else depth + 1)

@@ -7,6 +7,8 @@ from typing import Any, TextIO
 
 from vit_jax.training.records import Row
 
+_OF_THE_RUN = {"step", "epoch", "split", "learning_rate", "images_per_second"}
+
 
 def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
@@ -14,14 +16,23 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
-def describe(row: Row) -> str:
-    """A row of metrics in one line."""
-    text = (
-        f"{row['split']:<10} epoch {row['epoch']:.2f}  loss {row['loss']:.4f}  "
-        f"top1 {row['top1']:.4f}  top5 {row['top5']:.4f}"
-    )
-    if "ema_top1" in row:
-        text += f"  ema top1 {row['ema_top1']:.4f}"
+def measured(row: Row) -> list[str]:
+    """The names of a row's loss and metrics."""
+    return [name for name in row if name not in _OF_THE_RUN]
+
+
+def describe(row: Row, num_classes: int | None = None) -> str:
+    """A row of metrics in one line; without top5 where so few classes make it 1."""
+    few = num_classes is not None and num_classes <= 5
+    shown = [
+        f"{name} {row[name]:.4f}"
+        for name in measured(row)
+        if not name.startswith("ema_") and not (few and name == "top5")
+    ]
+    text = f"{row['split']:<10} epoch {row['epoch']:.2f}  {'  '.join(shown)}"
+    best = "ema_top1" if "top1" in row else "ema_loss"
+    if best in row:
+        text += f"  {best.replace('_', ' ')} {row[best]:.4f}"
     if "images_per_second" in row:
         text += f"  {row['images_per_second']:.0f} images/s"
     return text
@@ -34,10 +45,19 @@ class Progress:
       mode: "auto", "plain" or "none", see `LogConfig.progress`.
       total_steps: of the whole run; `start_step`: done already.
       batch_size: images a step.
+      num_classes: of the model; None: not known.
     """
 
-    def __init__(self, mode: str, total_steps: int, start_step: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        mode: str,
+        total_steps: int,
+        start_step: int,
+        batch_size: int,
+        num_classes: int | None = None,
+    ) -> None:
         self._quiet = mode == "none"
+        self._num_classes = num_classes
         self._total_steps = total_steps
         self._batch_size = batch_size
         self._bar: Any = None
@@ -79,18 +99,15 @@ class Progress:
     def row(self, row: Row) -> None:
         """Shows new metrics."""
         if row["split"] != "train":
-            self.say(describe(row))
+            self.say(describe(row, self._num_classes))
         elif self._bar is not None:
-            figures = (
-                f"loss {row['loss']:.4f}  top1 {row['top1']:.3f}  "
-                f"{row['images_per_second']:.0f} images/s"
-            )
+            shown = [f"{name} {row[name]:.4f}" for name in measured(row) if name != "top5"]
+            figures = "  ".join([*shown, f"{row['images_per_second']:.0f} images/s"])
             self._bar.update(self._task, figures=figures)
         else:
             left = (self._total_steps - row["step"]) * self._batch_size / row["images_per_second"]
-            self.say(
-                f"step {row['step']}/{self._total_steps}  {describe(row)}  {_duration(left)} left"
-            )
+            figures = describe(row, self._num_classes)
+            self.say(f"step {row['step']}/{self._total_steps}  {figures}  {_duration(left)} left")
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""

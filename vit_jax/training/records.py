@@ -10,7 +10,7 @@ from typing import Any
 from vit_jax.storage import is_remote, read_bytes, write_bytes
 
 Row = dict[str, Any]
-_FIGURES = {"epoch", "loss", "top1", "top5"}  # of each row, beside its step and split
+_FIGURES = {"epoch", "loss"}  # of each row, beside its step and split
 
 
 def _line(row: Row) -> str:

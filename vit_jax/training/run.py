@@ -15,6 +15,7 @@ from vit_jax.config import TrainConfig
 from vit_jax.data.augment import Augment, make_eval_preprocess, make_train_augment
 from vit_jax.data.host_crop import RandomResizedCrop
 from vit_jax.data.loader import Batches, eval_batches, steps_per_epoch, train_batches
+from vit_jax.data.own import OwnSource
 from vit_jax.data.sources import ImageSource
 from vit_jax.data.splits import Splits, open_splits
 from vit_jax.data.statistics import STATISTICS, Statistics, set_name
@@ -34,8 +35,11 @@ from vit_jax.training.mesh import (
     replicated,
     state_shardings,
 )
+from vit_jax.training.metrics import OwnSums, Sums
 from vit_jax.training.mixing import make_mixing
 from vit_jax.training.optimizer import make_optimizer
+from vit_jax.training.own import Own, check_measure
+from vit_jax.training.own_model import build_own_model, has_statistics, open_own_model
 from vit_jax.training.param_groups import parameter_groups
 from vit_jax.training.row_keys import MAX_ROWS
 from vit_jax.training.schedules import make_schedule
@@ -52,6 +56,7 @@ class Run:
       model: of `model_to_train` and `set_preprocessing`: its shapes alone.
       steps_per_epoch: updates in a pass over the training split.
       splits: the data; None of a run that is only planned.
+      own: what it is given in Python; None: nothing.
 
     Attributes:
       model: its `spec` says how images are prepared and what the classes are; its layers have the
@@ -66,6 +71,7 @@ class Run:
       mixing: of the training images; None: none.
       teacher: see `distillation`; None: none.
       prepare_train, prepare_eval: uint8 images to what the model takes.
+      has_statistics: whether a training step moves variables of the model beside the trained ones.
       template: the state's shapes and types; `shardings`: where its arrays lie.
       steps: `init` makes the state at step 0; `train` and `eval` are compiled when first called.
 
@@ -80,9 +86,11 @@ class Run:
         model: VisionModel[Any],
         steps_per_epoch: int,
         splits: Splits | None = None,
+        own: Own | None = None,
     ):
         _check_independent(config, model)
         self.config, self.mesh, self.splits = config, mesh, splits
+        self.own = own or Own()
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = steps_per_epoch * config.num_epochs
         if self.total_steps >= 2**31:
@@ -115,6 +123,7 @@ class Run:
             std=preprocessing.std,
             dtype=self._pixel_dtype,
         )
+        self.has_statistics = has_statistics(model)
         self.template = jax.eval_shape(self.initial_state)
         self.shardings = state_shardings(mesh, self.template)
         self.steps: Steps = make_steps(self)
@@ -128,9 +137,15 @@ class Run:
 
     def initial_state(self) -> TrainState:
         """The state at step 0; for `jax.jit`."""
-        model = self.config.model
-        made = create_model(model.name, rngs=Streams(self.config.seed), **model.kwargs)
-        return initial_state(made, self.optimizer, self.trained, bool(self.config.ema.decay))
+        model, seed = self.config.model, self.config.seed
+        made: VisionModel[Any]
+        if self.own.model is None:
+            made = create_model(model.name, rngs=Streams(seed), **model.kwargs)
+        else:
+            made = build_own_model(self.model.config, self.own.model, seed)
+        average, figures = bool(self.config.ema.decay), self.own.figures
+        zeros = Sums.zeros if figures is None else lambda dtype: OwnSums.zeros(dtype, figures)
+        return initial_state(made, self.optimizer, self.trained, average, zeros)
 
     def train_batches(self, start_step: int) -> Batches:
         """This process's rows of the batches of the updates from `start_step` on, on the host."""
@@ -210,19 +225,24 @@ class Run:
         )
 
 
-def open_run(config: TrainConfig, stated: Collection[str] = ()) -> Run:
+def open_run(config: TrainConfig, stated: Collection[str] = (), own: Own | None = None) -> Run:
     """Opens the data and makes the run.
 
     Args:
       config: of the run.
       stated: fields of the model that nobody chose: its weights state them.
+      own: what the run is given in Python.
 
     Raises:
       ValueError: data, model, batch and devices do not fit each other.
     """
-    mesh, data, model = config_mesh(config), config.data, model_to_train(config)
-    _check_independent(config, model)  # before data are opened
-    splits = open_splits(
+    own = own or Own()
+    mesh, data = config_mesh(config), config.data
+    _check_own(config, own)
+    model = None if own.model is not None else model_to_train(config)
+    if model is not None:
+        _check_independent(config, model)  # before data are opened
+    splits = own.data or open_splits(
         data.source,
         data.name or None,
         data.data_dir,
@@ -231,13 +251,67 @@ def open_run(config: TrainConfig, stated: Collection[str] = ()) -> Run:
         test_split=data.test_split or None,
         seed=config.seed,
         num_train_examples=data.num_train_examples,
+        exclude=data.exclude or (),
     )
     source = splits.train
-    _check_model(model, config, source, stated)
+    if own.model is not None:
+        model = open_own_model(own.model, config, source)
+        if has_statistics(model) and (in_parts := _in_parts(config)):
+            raise ValueError(
+                f"model: its running statistics are of a whole batch, and {in_parts} computes it "
+                "part by part: leave out one of the two"
+            )
+    assert model is not None
+    _check_model(model, config, source, stated, own)
+    _limit_labels(splits, model.num_classes if own.is_classification else None)
     set_preprocessing(model, config, statistics_of(config, source.channels), source)
     names = splits.class_names or None
     model.spec = dataclasses.replace(model.spec, class_names=names)
-    return Run(config, mesh, model, steps_per_epoch(source, data.batch_size), splits)
+    return Run(config, mesh, model, steps_per_epoch(source, data.batch_size), splits, own)
+
+
+def _limit_labels(splits: Splits, num_classes: int | None) -> None:
+    """Lets the caller's images without names of classes have no label that the model has not."""
+    for part in (splits.train, splits.validation, splits.test):
+        if isinstance(part, OwnSource):
+            part.num_labels = num_classes
+
+
+def _check_own(config: TrainConfig, own: Own) -> None:
+    """Refuses what is given in Python and does not go together with the config."""
+    if (own.data is None) == (config.data.source == "own"):
+        raise ValueError(
+            'config.data.source: wanted "own" where training.train is given data=, and only there; '
+            f"got {config.data.source!r} with data {'not ' if own.data is None else ''}given"
+        )
+    if (own.model is None) == (config.model.name == "own"):
+        raise ValueError(
+            'config.model.name: wanted "own" where training.train is given model=, and only there; '
+            f"got {config.model.name!r} with model {'not ' if own.model is None else ''}given"
+        )
+    if own.model is not None:
+        optimizer = config.optimizer
+        used = {
+            "model.kwargs": config.model.kwargs,
+            "init_from": config.init_from,
+            "optimizer.layer_decay": optimizer.layer_decay != 1,
+            "distillation": config.distillation.kind != "none",
+        }
+        for name in (name for name, value in used.items() if value):
+            raise ValueError(f"config.{name} is for a registered model, and model= is the caller's")
+    if own.data is not None and config.data.num_train_examples is not None:
+        raise ValueError("config.data.num_train_examples: wanted None with data= of the caller")
+    if not own.is_classification:
+        used = {
+            "mix": config.mix.mixup_alpha or config.mix.cutmix_alpha,
+            "distillation": config.distillation.kind != "none",
+            "loss.label_smoothing": config.loss.label_smoothing,
+        }
+        for name in (name for name, value in used.items() if value):
+            raise ValueError(
+                f"config.{name} is for the classification loss, and loss= is the caller's: leave "
+                "out one of the two"
+            )
 
 
 def model_to_train(config: TrainConfig) -> VisionModel[Any]:
@@ -379,7 +453,11 @@ def statistics_of(
 
 
 def _check_model(
-    model: VisionModel[Any], config: TrainConfig, source: ImageSource, stated: Collection[str]
+    model: VisionModel[Any],
+    config: TrainConfig,
+    source: ImageSource,
+    stated: Collection[str],
+    own: Own,
 ) -> None:
     channels = source.channels
     if model.in_chans != channels:
@@ -387,6 +465,36 @@ def _check_model(
             f"the images of {source.name} have {channels} channels and the model takes "
             f"{model.in_chans}: set config.model.kwargs.in_chans={channels}"
         )
+    if own.is_classification:
+        _check_classes(model, config, source, stated)
+    # A model that does not take images of this size says so itself.
+    batch, side = config.data.batch_size, config.data.image_size
+    size = model.img_size if side is None else (side, side)
+    model.train()
+    images = jax.ShapeDtypeStruct((batch, *size, channels), np.float32)
+    outputs = nnx.eval_shape(lambda m, x: m(x, rngs=nnx.Rngs(dropout=0)), model, images)
+    labels = jax.ShapeDtypeStruct((batch, *source.label_shape), source.label_dtype)
+    for name, measure in {"loss": own.loss, **(own.figures or {})}.items():
+        if measure is not None:
+            check_measure(name, measure, outputs, labels)
+    for part in jax.tree.leaves(outputs) if own.is_classification else ():
+        if part.shape != (batch, model.num_classes):
+            raise ValueError(
+                f"config.model.kwargs: the model's output has shape {part.shape}, wanted logits of "
+                f"shape {(batch, model.num_classes)}: choose another global_pool"
+            )
+
+
+def _check_classes(
+    model: VisionModel[Any], config: TrainConfig, source: ImageSource, stated: Collection[str]
+) -> None:
+    if source.label_shape or source.label_dtype.kind != "i":
+        raise ValueError(
+            f"the labels of {source.name} are {source.label_dtype} of shape {source.label_shape}, "
+            "and no classes: wanted loss=, a function of outputs and labels"
+        )
+    if not source.class_names:
+        return  # the model decides: see `_limit_labels`
     if model.num_classes < source.num_classes:
         raise ValueError(
             f"{source.name} has {source.num_classes} classes and the model's head only "
@@ -398,14 +506,3 @@ def _check_model(
             f"{source.name} has {source.num_classes} classes, and {config.model.name} left alone "
             f"has {model.num_classes}: set config.model.kwargs.num_classes={source.num_classes}"
         )
-    # A model that does not take images of this size says so itself.
-    batch, side = config.data.batch_size, config.data.image_size
-    size = model.img_size if side is None else (side, side)
-    images = jax.ShapeDtypeStruct((batch, *size, channels), np.float32)
-    logits = nnx.eval_shape(lambda m, x: m(x, rngs=nnx.Rngs(dropout=0)), model, images)
-    for part in jax.tree.leaves(logits):
-        if part.shape != (batch, model.num_classes):
-            raise ValueError(
-                f"config.model.kwargs: the model's output has shape {part.shape}, wanted logits of "
-                f"shape {(batch, model.num_classes)}: choose another global_pool"
-            )

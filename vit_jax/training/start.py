@@ -19,13 +19,14 @@ from vit_jax.weights.run_folder import (
     find_checkpoint,
     is_weights_folder,
     load_checkpoint,
+    named_checkpoint,
 )
 from vit_jax.weights.spec_json import StatedSpec, read_spec
 
 
 def check_init_from(init_from: str, field: str = "init_from") -> None:
     """Raises ValueError unless `config.FIELD` names a file, or a checkpoint that is there."""
-    path = run_path(init_from)
+    path = run_path(named_checkpoint(init_from))
     if init_from.startswith(HUB_PREFIX) or is_weights_folder(path):
         return
     if path.is_dir():
@@ -124,7 +125,7 @@ def load_initial_weights(
     """
     check_init_from(init_from, field)
     kind = "averaged weights" if ema else "weights"
-    is_hub, path = init_from.startswith(HUB_PREFIX), run_path(init_from)
+    is_hub, path = init_from.startswith(HUB_PREFIX), run_path(named_checkpoint(init_from))
     is_run = not is_hub and path.is_dir() and not is_weights_folder(path)
     # Here and not above: most runs read no weights of others, whose formats are 20 modules.
     from vit_jax.weights.load import load_pretrained

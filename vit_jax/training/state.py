@@ -1,6 +1,7 @@
 """The state of a training run: all that the step changes and that a checkpoint holds."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from vit_jax.training.mesh import replicated
-from vit_jax.training.metrics import Sums
+from vit_jax.training.metrics import AnySums, Sums
 
 
 @jax.tree_util.register_dataclass
@@ -22,7 +23,7 @@ class TrainState:
     Attributes:
       step: updates done, int32.
       params: the model's `nnx.Param`s, but for those that are not trained.
-      frozen: its other variables, which no step changes.
+      frozen: its other variables, which no step changes but for running statistics.
       opt_state: optax's, over `params` alone.
       sums: of the train metrics since the last row of metrics.jsonl.
       nonfinite_step: the first update that met a loss or made a parameter that is not finite; 0
@@ -34,7 +35,7 @@ class TrainState:
     params: nnx.State
     frozen: nnx.State
     opt_state: Any
-    sums: Sums
+    sums: AnySums
     nonfinite_step: jax.Array
     ema: nnx.State | None = None
 
@@ -44,6 +45,7 @@ def initial_state(
     optimizer: optax.GradientTransformation,
     trained: Any = nnx.Param,
     average: bool = False,
+    zeros: Callable[[jnp.dtype], AnySums] = Sums.zeros,
 ) -> TrainState:
     """The state at step 0 of a model's arrays.
 
@@ -52,6 +54,7 @@ def initial_state(
       optimizer: the update rule.
       trained: an NNX filter of the variables that are trained.
       average: whether there is a moving average of the weights.
+      zeros: the sums of a type, with nothing counted yet.
     """
     _, params, frozen = nnx.split(model, trained, ...)
     widest = jnp.result_type(jnp.float32, *(leaf.dtype for leaf in jax.tree.leaves(params)))
@@ -60,7 +63,7 @@ def initial_state(
         params=params,
         frozen=frozen,
         opt_state=optimizer.init(params),
-        sums=Sums.zeros(widest),
+        sums=zeros(widest),
         nonfinite_step=jnp.zeros((), jnp.int32),
         ema=first_average(params) if average else None,
     )
@@ -75,14 +78,12 @@ def first_average(params: nnx.State) -> nnx.State:
     return jax.tree.map(copy, params)
 
 
-def zero_sums(state: TrainState, mesh: Mesh) -> Sums:
+def zero_sums(state: TrainState, mesh: Mesh) -> AnySums:
     """Sums as those of `state`, with nothing counted yet, placed as the steps want them."""
-    return _zeros(state.sums.loss.dtype, replicated(mesh))
+    sharding = replicated(mesh)
 
-
-def _zeros(dtype: Any, sharding: NamedSharding) -> Sums:
     # Not a `device_put`, in which many processes would first compare what each has.
-    def put(value: Any) -> jax.Array:
-        return jax.make_array_from_callback((), sharding, lambda _: np.asarray(value))
+    def put(leaf: jax.Array) -> jax.Array:
+        return jax.make_array_from_callback((), sharding, lambda _: np.zeros((), leaf.dtype))
 
-    return jax.tree.map(put, Sums.zeros(dtype))
+    return jax.tree.map(put, state.sums)

@@ -18,8 +18,9 @@ from vit_jax.training.distillation import TaughtStep, distillation_loss
 from vit_jax.training.ema import update_average
 from vit_jax.training.losses import classification_loss
 from vit_jax.training.mesh import batch_sharding, replicated
-from vit_jax.training.metrics import Sums
+from vit_jax.training.metrics import AnySums, OwnSums, Sums
 from vit_jax.training.mixing import Mixing, mix_batch
+from vit_jax.training.own import augmented
 from vit_jax.training.row_keys import key_of_rows
 from vit_jax.training.state import TrainState
 
@@ -30,9 +31,9 @@ Batch = dict[str, Any]
 # Each returns the new state, and the loss of the batch, which tells when the step is done.
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]
 # (state, batch, sums) -> sums with the batch's added.
-EvalStep = Callable[[TrainState, Batch, Sums], Sums]
+EvalStep = Callable[[TrainState, Batch, AnySums], AnySums]
 
-_DROPOUT, _AUGMENT, _MIX = 0, 1, 2
+_DROPOUT, _AUGMENT, _MIX, _OWN = 0, 1, 2, 3
 _DEVICES = "devices"
 
 
@@ -79,8 +80,11 @@ def _apply(
     frozen: nnx.State,
     images: jax.Array,
     rngs: nnx.Rngs | None = None,
-) -> Any:
-    """The model's output. Weights outside of its layers are gathered here, the others there."""
+) -> tuple[Any, nnx.State | None]:
+    """The model's output, and its other variables where the call has moved them.
+
+    Weights outside of its layers are gathered here, the others there.
+    """
     if run.gathered is not None:
         params, frozen = (
             nnx.map_state(
@@ -91,13 +95,40 @@ def _apply(
             )
             for state in (params, frozen)
         )
-    return nnx.merge(graph, params, frozen)(images, rngs=rngs)
+    if run.has_statistics:  # variables that belong to this trace, so that the call may move them
+        frozen = jax.tree.map(lambda leaf: leaf, frozen)
+    model = nnx.merge(graph, params, frozen)
+    outputs = model(images, rngs=rngs)
+    if not run.has_statistics:
+        return outputs, None
+    _, _, moved = nnx.split(model, run.trained, ...)
+    return outputs, moved
 
 
 def _prepared(run: "Run", step: jax.Array, batch: Batch) -> jax.Array:
     """The batch's images, augmented and normalised."""
     keys = example_keys(augment_key(run.config.seed), step // run.steps_per_epoch, batch["index"])
-    return run.prepare_train(keys, batch["image"], batch.get("crop"))
+    images = batch["image"]
+    if run.own.augment is not None:
+        own_keys = jax.vmap(lambda key: jax.random.fold_in(key, _OWN))(keys)
+        images = augmented(run.own.augment, own_keys, images)
+    return run.prepare_train(keys, images, batch.get("crop"))
+
+
+def _losses(run: "Run", outputs: Any, targets: jax.Array, smoothing: float) -> tuple[Any, Any]:
+    """The loss of each example, and what its figures are read from."""
+    if run.own.loss is None:
+        return classification_loss(outputs, targets, smoothing)
+    return run.own.loss(outputs, targets), outputs
+
+
+def _sums(run: "Run", losses: jax.Array, prediction: Any, batch: Batch) -> AnySums:
+    """The metrics of a batch."""
+    figures = run.own.figures
+    if figures is None:
+        return Sums.of_batch(losses, prediction, batch["label"], batch["mask"])
+    found = {name: measure(prediction, batch["label"]) for name, measure in figures.items()}
+    return OwnSums.of_batch(losses, found, batch["mask"])
 
 
 def _divided(batch: Batch, parts: int) -> Batch:
@@ -137,8 +168,11 @@ def _gradients(
     batch: Batch,
     dropout_key: jax.Array,
     teacher: nnx.State | None,
-) -> tuple[jax.Array, Sums, nnx.State]:
-    """The loss of a batch, its metrics, and the gradients. `teacher`: its arrays."""
+) -> tuple[jax.Array, tuple[AnySums, nnx.State | None], nnx.State]:
+    """The loss of a batch, its metrics, what the model moved, and the gradients.
+
+    `teacher`: its arrays.
+    """
     if run.mixing is None:
         images, targets = _prepared(run, state.step, batch), batch["label"]
     else:
@@ -148,19 +182,19 @@ def _gradients(
         assert teacher is not None
         taught = run.teacher.logits(teacher, images)
 
-    def loss_of(params: nnx.State) -> tuple[jax.Array, Sums]:
+    def loss_of(params: nnx.State) -> tuple[jax.Array, tuple[AnySums, nnx.State | None]]:
         rngs = nnx.Rngs(dropout=dropout_key)
-        logits = _apply(run, run.train_graph, params, state.frozen, images, rngs)
+        logits, moved = _apply(run, run.train_graph, params, state.frozen, images, rngs)
         smoothing = run.config.loss.label_smoothing
         if run.teacher is None or taught is None:
-            losses, prediction = classification_loss(logits, targets, smoothing)
+            losses, prediction = _losses(run, logits, targets, smoothing)
         else:
             distillation = run.teacher.config
             losses, prediction = distillation_loss(logits, targets, taught, distillation, smoothing)
-        return losses.mean(), Sums.of_batch(losses, prediction, batch["label"], batch["mask"])
+        return losses.mean(), (_sums(run, losses, prediction, batch), moved)
 
-    (loss, sums), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
-    return loss, sums, gradients
+    (loss, found), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+    return loss, found, gradients
 
 
 def _accumulated_gradients(
@@ -170,7 +204,7 @@ def _accumulated_gradients(
     dropout_key: jax.Array,
     first: Any,
     teacher: nnx.State | None,
-) -> tuple[jax.Array, Sums, nnx.State]:
+) -> tuple[jax.Array, AnySums, nnx.State]:
     """As `_gradients`, computed part by part: memory for the activations of one part.
 
     `first` is the batch's own first row in the global batch.
@@ -179,8 +213,9 @@ def _accumulated_gradients(
     rows = batch["label"].shape[0] // parts
     divided = _divided(batch, parts)
 
-    def of_part(part: Batch, key: jax.Array) -> tuple[jax.Array, Sums, nnx.State]:
-        return _gradients(run, state, part, key, teacher)
+    def of_part(part: Batch, key: jax.Array) -> tuple[jax.Array, AnySums, nnx.State]:
+        loss, (sums, _), gradients = _gradients(run, state, part, key, teacher)
+        return loss, sums, gradients
 
     def add_part(total: Any, numbered: tuple[jax.Array, Batch]) -> tuple[Any, None]:
         number, part = numbered
@@ -206,6 +241,7 @@ def _train_step(
         batch = _mixed(run, run.mixing, axis, state.step, batch)
     rows = batch["label"].shape[0]
     first = 0 if axis is None else rows * jax.lax.axis_index(axis)
+    moved = None
     if run.config.accumulation_steps > 1:
         loss, sums, gradients = _accumulated_gradients(
             run, state, batch, dropout_key, first, teacher
@@ -213,7 +249,7 @@ def _train_step(
     else:
         if axis is not None:
             dropout_key = key_of_rows(dropout_key, first, rows)
-        loss, sums, gradients = _gradients(run, state, batch, dropout_key, teacher)
+        loss, (sums, moved), gradients = _gradients(run, state, batch, dropout_key, teacher)
     if axis is not None:
         loss, gradients = jax.lax.pmean((loss, gradients), axis)
         sums = jax.lax.psum(sums, axis)
@@ -227,9 +263,9 @@ def _train_step(
     new_state = TrainState(
         step=step,
         params=params,
-        frozen=state.frozen,
+        frozen=state.frozen if moved is None else moved,
         opt_state=opt_state,
-        sums=state.sums + sums,
+        sums=cast(Any, state.sums) + sums,
         nonfinite_step=first,
         ema=ema,
     )
@@ -289,11 +325,12 @@ def pmap_train_step(run: "Run") -> TrainStep:
 def make_eval_step(run: "Run") -> EvalStep:
     """The metrics of one batch in eval mode, padding left out; donates the sums."""
 
-    def step(params: nnx.State, frozen: nnx.State, batch: Batch, sums: Sums) -> Sums:
+    def step(params: nnx.State, frozen: nnx.State, batch: Batch, sums: Any) -> AnySums:
         images = run.prepare_eval(batch["image"])
-        logits = _apply(run, run.eval_graph, params, frozen, images)
-        losses, prediction = classification_loss(logits, batch["label"])
-        return sums + Sums.of_batch(losses, prediction, batch["label"], batch["mask"])
+        outputs, _ = _apply(run, run.eval_graph, params, frozen, images)
+        losses, prediction = _losses(run, outputs, batch["label"], 0.0)
+        batch_sums: Any = _sums(run, losses, prediction, batch)
+        return sums + batch_sums
 
     whole, shardings = replicated(run.mesh), run.shardings
     compiled = jax.jit(

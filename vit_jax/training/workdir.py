@@ -6,12 +6,12 @@ import os
 import pathlib
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 
 from vit_jax.config import TrainConfig, check_resumable, load_config
-from vit_jax.config.serialize import config_version, to_json
+from vit_jax.config.serialize import config_own, config_version, to_json
 from vit_jax.storage import is_remote, write_bytes
 from vit_jax.training.processes import is_first, tell_all
 from vit_jax.training.records import read_rows
@@ -121,8 +121,15 @@ def writing(
         ) from error
 
 
-def check_config(config: TrainConfig, workdir: pathlib.Path) -> None:
+def check_config(
+    config: TrainConfig, workdir: pathlib.Path, own: Mapping[str, str] | None = None
+) -> None:
     """Refuses a work directory of a run that this config would not repeat.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      own: what it is given in Python, see `training.own`.
 
     Raises:
       ValueError: naming the fields that differ; or there are checkpoints and no config.
@@ -132,7 +139,7 @@ def check_config(config: TrainConfig, workdir: pathlib.Path) -> None:
     if path.exists():
         # A run that failed before its first row has nothing to lose: its config is replaced.
         if has_checkpoints or read_rows(workdir / METRICS_FILE):
-            check_resumable(load_config(path), config)
+            check_resumable(load_config(path), config, config_own(path), own)
     elif has_checkpoints:
         raise ValueError(
             f"{workdir} holds checkpoints but no {CONFIG_FILE}, so that nobody can tell whose they "
@@ -171,6 +178,8 @@ def check_pixels(
     )
 
 
-def store_config(config: TrainConfig, workdir: pathlib.Path) -> None:
+def store_config(
+    config: TrainConfig, workdir: pathlib.Path, own: Mapping[str, str] | None = None
+) -> None:
     """Writes config.json, whole or not at all."""
-    write_bytes(workdir / CONFIG_FILE, to_json(config).encode())
+    write_bytes(workdir / CONFIG_FILE, to_json(config, own).encode())

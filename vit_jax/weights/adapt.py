@@ -14,12 +14,14 @@ import numpy as np
 from vit_jax.layers.checks import check_bool, check_choice, check_int
 from vit_jax.layers.position import sinusoid_table
 from vit_jax.layers.position_resize import METHODS, check_grid, resample_kernel, resize_pos_embed
-from vit_jax.models.adaptable import PositionTable
+from vit_jax.layers.relative_bias import resize_bias_table, square_grid, table_rows
+from vit_jax.models.adaptable import BiasTable, PositionTable
 from vit_jax.models.base import VisionModel
 from vit_jax.weights.patch_channels import adapt_channels
 from vit_jax.weights.state_dict import state_dict, torch_shapes
 
 RESIZE = ("source", *METHODS)
+OldGrid = Sequence[int] | Mapping[str, Sequence[int]] | None
 
 
 def _rows(array: np.ndarray) -> int:
@@ -94,19 +96,48 @@ def _resize(
     return table, f"{old} to {new} by {method!r}, {positions.prefix} prefix rows kept"
 
 
-def _adapt_positions(
-    state: dict[str, np.ndarray],
-    positions: PositionTable | None,
-    method: str,
-    grid: Sequence[int] | None,
+def _resize_biases(
+    array: np.ndarray, table: BiasTable, grid: Sequence[int] | None
+) -> tuple[np.ndarray, str]:
+    """A table of biases for the model's grid, and what was done to it."""
+    rows, new = _rows(array), f"{table.grid[0]}x{table.grid[1]}"
+    if rows == table_rows(table.grid, table.class_rows) and grid is None:
+        return array, f"{rows} rows already, kept as of the model's {new} grid"
+    grid = square_grid(rows, table.class_rows) if grid is None else grid
+    if grid is None:
+        raise ValueError(
+            f"{table.name} of the state dict has {rows} rows: of no square grid; give "
+            "old_grid=(rows, columns)"
+        )
+    old_grid = check_grid("old_grid", grid)
+    resized = resize_bias_table(
+        array, old_grid, table.grid, method=table.method, class_rows=table.class_rows
+    )
+    old = f"{old_grid[0]}x{old_grid[1]}"
+    return resized, f"{new} already, kept" if old == new else f"{old} to {new} by {table.method!r}"
+
+
+def _adapt_tables(
+    state: dict[str, np.ndarray], model: VisionModel, method: str, old_grid: OldGrid
 ) -> list[str]:
-    if positions is None:
-        return ["positions: computed for every image, nothing to resize"]
-    name = positions.name
-    if name not in state:
-        return [f"{name}: not in the state dict, nothing to resize"]
-    state[name], done = _resize(np.asarray(state[name]), positions, method, grid)
-    return [f"{name}: {done}"]
+    """The model's positions and biases at its grids, a line each."""
+    positions = model.position_table()
+    tables = [*([] if positions is None else [positions]), *model.bias_tables()]
+    report = []
+    for table in tables:
+        name = table.name
+        if name not in state:
+            report.append(f"{name}: not in the state dict, nothing to resize")
+            continue
+        grid = old_grid.get(name) if isinstance(old_grid, Mapping) else old_grid
+        array = np.asarray(state[name])
+        state[name], done = (
+            _resize_biases(array, table, grid)
+            if isinstance(table, BiasTable)
+            else _resize(array, table, method, grid)
+        )
+        report.append(f"{name}: {done}")
+    return report or ["positions: computed for every image, nothing to resize"]
 
 
 def _adapt_kernel(state: dict[str, np.ndarray], model: VisionModel) -> list[str]:
@@ -192,7 +223,7 @@ def adapt(
     model: VisionModel,
     *,
     resize: str | None = None,
-    old_grid: Sequence[int] | None = None,
+    old_grid: OldGrid = None,
     head: str | Sequence[int] | None = None,
     in_chans: bool = False,
 ) -> tuple[dict[str, np.ndarray], list[str]]:
@@ -208,11 +239,13 @@ def adapt(
         has none; DINOv2's field `position_resize`; for T2T-ViT it computes the sinusoid table for
         the new size (its utils.py would interpolate: "bicubic"). The positions of `vit_encoder` and
         `vit_modular` are numbered rows without a grid: any method takes the first `max_tokens` of
-        more rows, and fewer are an error. The kernel of the patches of `vit` and `dinov2` for
-        another patch size is made as timm does it, whatever the method: so that it gives on a
-        resized patch what the old one gave on the patch.
-      old_grid: (rows, columns) of the patches in `state`. None: the model's where the number of
-        rows is the model's, else square.
+        more rows, and fewer are an error. Relative position biases (BEiT, Swin) become those of
+        another grid or window as the model's field `bias_resize` says, whatever the method. The
+        kernel of the patches of `vit` and `dinov2` for another patch size is made as timm does it,
+        whatever the method: so that it gives on a resized patch what the old one gave on the patch.
+      old_grid: (rows, columns) of the patches in `state`, or of Swin's windows; or those of each
+        table by its name. None, or a name left out: the model's where the number of rows is the
+        model's, else square.
       head: "drop" keeps the model's own last Linear in place of the stored one, and a layer before
         it (`pre_logits`) that only one of the two has is left out or kept with it; indices choose
         its classes from the stored ones, in their order. Both heads of a distilled model alike.
@@ -234,7 +267,7 @@ def adapt(
         raise ValueError(f"old_grid={old_grid} needs resize, one of {RESIZE}, got None")
     adapted, report = dict(state), []
     if resize is not None:
-        report += _adapt_positions(adapted, model.position_table(), resize, old_grid)
+        report += _adapt_tables(adapted, model, resize, old_grid)
         if model.patch_weights().is_resampled:
             report += _adapt_kernel(adapted, model)
     if head is not None:

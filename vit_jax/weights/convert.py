@@ -12,6 +12,7 @@ from rich.table import Table
 
 from vit_jax.models.base import VisionModel
 from vit_jax.models.registry import abstract_model, create_model
+from vit_jax.weights.adapt import OldGrid
 from vit_jax.weights.load import (
     LoadReport,
     load_into,
@@ -23,7 +24,7 @@ from vit_jax.weights.save import save_pretrained
 from vit_jax.weights.state_dict import torch_shapes
 from vit_jax.weights.wrappers import Rules
 
-_DIALECTS = {"timm": None, "hf": "huggingface", "google": "google", "orbax": "orbax"}
+_DIALECTS = {"own": None, "timm": "timm", "hf": "huggingface", "google": "google", "orbax": "orbax"}
 TARGETS = tuple(_DIALECTS)
 
 
@@ -33,10 +34,10 @@ def convert(
     name: str | None = None,
     *,
     fields: Mapping[str, Any],
-    to: str = "timm",
+    to: str = "own",
     ema: bool | None = None,
     resize: str | None = None,
-    old_grid: Sequence[int] | None = None,
+    old_grid: OldGrid = None,
     head: Literal["drop"] | Sequence[int] | None = None,
     in_chans: bool = False,
     rename: Rules = (),
@@ -52,7 +53,8 @@ def convert(
       target: as `save_pretrained` does.
       name: the registered model; None: the source's, or the only one that the weights fit.
       fields: of the design, beside what the source states.
-      to: "timm" (the model's own names; .safetensors or .pth), "hf", "google" or "orbax".
+      to: "own" (the names of the design's source; .safetensors or .pth), "timm" (for most designs
+        the same), "hf", "google" or "orbax".
       ema: see `load_pretrained`.
       resize: see `load_pretrained`.
       old_grid: see `load_pretrained`.

@@ -28,7 +28,12 @@ class DialectError(ValueError):
 def dialect_of(keys: Iterable[str]) -> Dialect | None:
     """The dialect in which arrays of these names speak; None for the models' own names."""
     names = list(keys)
-    return next((d for d in DIALECTS if any(re.search(d.told_by, name) for name in names)), None)
+    return next((dialect for dialect in DIALECTS if _is_told(dialect, names)), None)
+
+
+def _is_told(dialect: Dialect, names: Sequence[str]) -> bool:
+    patterns = (dialect.told_by,) if isinstance(dialect.told_by, str) else dialect.told_by
+    return all(any(re.search(pattern, name) for name in names) for pattern in patterns)
 
 
 def to_own(
@@ -73,7 +78,46 @@ def translate(dialect: Dialect, arrays: Mapping[str, np.ndarray]) -> Arrays:
         if said in own:
             raise DialectError(f"two of the arrays are {said}")
         own[said] = array
-    return _join(dialect, _split(dialect, own))
+    return _join(dialect, _without_zeros(dialect, _split(dialect, _masked(dialect, own))))
+
+
+def fields_told_by(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Fields of the model that arrays tell, by the names in a file, beside their shapes.
+
+    Raises:
+      DialectError: what they tell no model here has.
+    """
+    dialect = dialect_of(arrays)
+    if dialect is None or dialect.tells is None:
+        return {}
+    try:
+        return dialect.tells(arrays)
+    except ValueError as error:
+        raise DialectError(str(error)) from error
+
+
+def _masked(dialect: Dialect, arrays: Arrays) -> Arrays:
+    """Multiplies arrays by their masks, which are then left out."""
+    for template, mask in dialect.masked:
+        for name in list(arrays):
+            match = _pattern(mask).fullmatch(name)
+            target = _filled(template, match.groups()) if match else ""
+            if not match or target not in arrays:
+                continue
+            array, factor = arrays[target], arrays.pop(name)
+            if factor.shape != array.shape:
+                raise DialectError(f"{name}: wanted the shape {array.shape}, got {factor.shape}")
+            arrays[target] = array * factor.astype(array.dtype)
+    return arrays
+
+
+def _without_zeros(dialect: Dialect, arrays: Arrays) -> Arrays:
+    """Leaves out what there is not here, which has to be zero."""
+    for template in dialect.zero:
+        for name in [name for name in arrays if _pattern(template).fullmatch(name)]:
+            if arrays.pop(name).any():
+                raise DialectError(f"{name}: there is none here, and theirs is not zero")
+    return arrays
 
 
 def _first_part(name: str) -> str:
@@ -140,8 +184,12 @@ def dialect_for(model: VisionModel[Any], name: str) -> Dialect:
 
 
 def _others(dialect: Dialect, model: VisionModel[Any]) -> list[str]:
-    """The fields of a model that are others than the dialect's."""
-    return [f for f, value in dialect.fields.items() if getattr(model.config, f) != value]
+    """The fields of a model that are others than the dialect's, or more than it can say."""
+    several = (dialect.config[key] for key in dialect.scalars)
+    return [
+        *(f for f, value in dialect.fields.items() if getattr(model.config, f) != value),
+        *(f for f in several if isinstance(getattr(model.config, f), tuple)),
+    ]
 
 
 def heads_told_by(arrays: Mapping[str, np.ndarray], dialect: str | None) -> int | None:
@@ -208,6 +256,9 @@ def _with_shape(name: str, array: np.ndarray, layout: Sequence[str]) -> np.ndarr
     sizes = dict(zip(old, _with_axes(name, array, len(old)).shape, strict=True))
     if sizes.get("1", 1) != 1:
         raise DialectError(f"{name}: wanted the axes {layout[0]}, got the shape {array.shape}")
+    kept = [axis for axis in old if axis != "1"]
+    order = [kept.index(axis) for axis in new if axis != "1"]
+    array = array.reshape([sizes[axis] for axis in kept]).transpose(order)
     return array.reshape([1 if axis == "1" else sizes[axis] for axis in new])
 
 

@@ -151,6 +151,7 @@ def _remedies(model: VisionModel[Any], wanted: _Shapes, shapes: _Shapes) -> list
     rows, own_rows = (of.get(name, ())[-2:-1] for of in (shapes, wanted))
     # A row or two more or less are tokens, not patches.
     is_resized = rows and own_rows and abs(rows[0] - own_rows[0]) > 2
+    is_resized = is_resized or any(table.name in differ for table in model.bias_tables())
     if is_resized or (patches.name in differ and kernel[2:] != theirs[2:]):
         said.append(
             "resize='source' (--resize source, init_resize=source) resizes what depends on the "

@@ -12,7 +12,7 @@ from typing import Any
 from vit_jax.layers.checks import to_pair
 from vit_jax.models.base import VisionModel
 from vit_jax.models.dialect import Dialect
-from vit_jax.models.registry import DESIGNS, design_of, list_models, model_fields
+from vit_jax.models.registry import DESIGNS, design_of, model_fields, name_of_timm
 from vit_jax.models.spec import Preprocessing
 from vit_jax.weights.dialects import DIALECTS
 from vit_jax.weights.spec_json import (
@@ -52,9 +52,10 @@ def read_facts(folder: Path, notes: list[str]) -> tuple[StatedSpec, dict[str, An
     dialect = _stated_by_class(config)[0]
     if fields is None and dialect and known.keys() >= _SIZES & {*dialect.config.values()}:
         name, fields = _registered(dialect, known), known
-    elif fields is None and config.get("architecture") in list_models():
-        name = str(config["architecture"])
-        fields = read_stated(path, lambda: _timm_fields(name, config, stated))
+    elif fields is None and (of_timm := name_of_timm(config.get("architecture"))):
+        name, differing = of_timm
+        found_fields = read_stated(path, lambda: _timm_fields(of_timm[0], config, stated))
+        fields = {**differing, **found_fields}
     names = own.class_names
     labels = stated.get("label_names") or config.get("label_names") or config.get("id2label")
     if (listed := _as_list(labels)) and listed != labels_of(names, len(listed)):
@@ -187,7 +188,7 @@ def _value(dialect: Dialect, key: str, stated: Mapping[str, Any]) -> Any:
     value = stated[key]
     value = tuple(value) if isinstance(value, list) else value
     names = dialect.values.get(key, {})
-    return names.get(value, value) if isinstance(value, str) else value
+    return names.get(value, value) if isinstance(value, str | bool | int | float) else value
 
 
 def _fields_of(dialect: Dialect, stated: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,8 +215,9 @@ def config_of(model: VisionModel[Any], dialect: Dialect) -> dict[str, Any]:
         stated[key] = theirs.get(stated[key], stated[key])
     if "intermediate_size" in stated:
         stated["intermediate_size"] = int(fields.embed_dim * stated["intermediate_size"])
-    elif "mlp_ratio" in stated and stated["mlp_ratio"] == int(stated["mlp_ratio"]):
-        stated["mlp_ratio"] = int(stated["mlp_ratio"])  # as transformers has it
+    elif stated.get("mlp_ratio", 0.5) == int(stated.get("mlp_ratio", 0.5)):
+        kind = type(dialect.defaults.get("mlp_ratio", 4))  # transformers takes no other
+        stated["mlp_ratio"] = kind(stated["mlp_ratio"])
     stated |= dialect.settled
     return {
         "model_type": dialect.model_type,
@@ -238,17 +240,20 @@ def _timm_fields(name: str, config: Mapping[str, Any], stated: Mapping[str, Any]
         fields = {"in_chans": size[0], "img_size": tuple(size[1:]), **fields}
     if "global_pool" in own and isinstance(config.get("global_pool"), str):
         fields = {"global_pool": config["global_pool"], **fields}
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    return {**design_of(name).timm_fields, **fields}
 
 
 def _registered(dialect: Dialect, known: Mapping[str, Any]) -> str:
     """The registered name of the sizes in a design's fields; the design's where there is none."""
     design = next(d for d in DESIGNS if dialect in d.dialects)
-    free = {field for field in known if design.config_class.is_free(field)} - {"img_size"}
+    named = {"img_size", "window_size", "pretrained_window_sizes"}  # what names differ in
+    free = {field for field in known if design.config_class.is_free(field)} - named
     compared = known.keys() - free - {"norm_eps", "global_pool", "projection_dim"}
+    kinds = {other.model_type for other in design.dialects if other.model_type}
     for name in design.variants:
         fields = model_fields(name)
-        is_kin = name.startswith(dialect.model_type.partition("_")[0])
+        is_kin = len(kinds) == 1 or name.startswith(dialect.model_type.partition("_")[0])
         if is_kin and all(fields[field] == known[field] for field in compared):
             return name
     return design.design

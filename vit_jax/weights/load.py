@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 from flax import nnx
 
 from vit_jax.layers.checks import check_bool
@@ -14,8 +15,8 @@ from vit_jax.models.pretrained import published_at, published_of
 from vit_jax.models.registry import abstract_model, design_of, list_models, model_fields
 from vit_jax.models.registry import create_model as build_model
 from vit_jax.models.spec import ModelSpec
-from vit_jax.weights.adapt import adapt
-from vit_jax.weights.dialects import DialectError, heads_told_by, to_own
+from vit_jax.weights.adapt import OldGrid, adapt
+from vit_jax.weights.dialects import DialectError, fields_told_by, heads_told_by, to_own
 from vit_jax.weights.fit import explained, models_that_fit, number_of_classes
 from vit_jax.weights.formats import Weights, read_description, read_weights
 from vit_jax.weights.hub import fetch
@@ -24,9 +25,10 @@ from vit_jax.weights.run_folder import (
     is_weights_folder,
     load_checkpoint,
     model_of_run,
+    named_checkpoint,
 )
 from vit_jax.weights.spec_json import StatedSpec, read_spec
-from vit_jax.weights.state_dict import MisfitError, load_state_dict, state_dict
+from vit_jax.weights.state_dict import MisfitError, load_state_dict, state_dict, torch_shapes
 from vit_jax.weights.stated import check_description, check_stated
 from vit_jax.weights.wrappers import Rules
 
@@ -64,9 +66,9 @@ def from_pretrained(
     """Returns the model that a source holds, as the source states it, in eval mode.
 
     Args:
-      source: a work directory of a run, or a checkpoint in it, or weights as
-        `vit_jax.load_pretrained` takes them: a file, a folder of ours, of Hugging Face or timm, an
-        Orbax folder, or hf:OWNER/NAME.
+      source: a work directory of a run, a checkpoint in it, `RUN:best` for that of its best
+        validation, or weights as `vit_jax.load_pretrained` takes them: a file, a folder of ours, of
+        Hugging Face or timm, an Orbax folder, or hf:OWNER/NAME.
       name: the registered model; None: the source's, or the only one that the weights fit.
       ema: of a training checkpoint the averaged weights (True) or the raw ones (False); None takes
         the raw ones where there are both.
@@ -144,7 +146,7 @@ def load_with_notes(
         model,
         weights,
         str(source),
-        resize="source" if fields.keys() & {"img_size", "patch_size"} else None,
+        resize="source" if fields.keys() & {"img_size", "patch_size", "window_size"} else None,
         in_chans="in_chans" in fields,
     )
     notes = (*report.adapted, *report.left)
@@ -167,7 +169,7 @@ def load_pretrained(
     *,
     ema: bool | None = None,
     resize: str | None = None,
-    old_grid: Sequence[int] | None = None,
+    old_grid: OldGrid = None,
     head: Literal["drop"] | Sequence[int] | None = None,
     in_chans: bool = False,
 ) -> LoadReport:
@@ -182,9 +184,10 @@ def load_pretrained(
         Preprocessing that stands beside the weights becomes the model's.
       ema: of a training checkpoint the averaged weights (True) or the raw ones (False); None takes
         the raw ones where there are both.
-      resize: how position embeddings of another image size, and patches of another size, become
+      resize: how positions and biases of another image size, and patches of another size, become
         this model's: see `vit_jax.weights.adapt.adapt`; None refuses them.
-      old_grid: (rows, columns) of the patches in the file where they are not square.
+      old_grid: (rows, columns) of the patches in the file, or of Swin's windows, where they are not
+        square; of each table by its name where they differ.
       head: "drop" keeps the model's own head where the number of classes differs; a sequence of
         class indices cuts the head to those; None refuses.
       in_chans: adapts the patch embedding to this model's number of channels.
@@ -216,7 +219,7 @@ def load_into(
     source: str,
     *,
     resize: str | None = None,
-    old_grid: Sequence[int] | None = None,
+    old_grid: OldGrid = None,
     head: Literal["drop"] | Sequence[int] | None = None,
     in_chans: bool = False,
 ) -> LoadReport:
@@ -225,12 +228,13 @@ def load_into(
     Raises:
       ValueError: they do not fit; the model is unchanged.
     """
-    grid = check_stated(
+    grids = check_stated(
         model, weights.spec, source, resize, head=head, known_fields=weights.known_fields
     )
-    arrays, adapted = weights.arrays, []
+    left = list(weights.notes)
+    arrays, adapted = _without_spare_parts(model, weights.arrays, left), []
     if resize is not None or old_grid is not None or head is not None or in_chans:
-        old_grid = grid if old_grid is None else old_grid
+        old_grid = (grids or None) if old_grid is None else old_grid
         arrays, adapted = adapt(
             arrays, model, resize=resize, old_grid=old_grid, head=head, in_chans=in_chans
         )
@@ -238,12 +242,22 @@ def load_into(
         load_state_dict(model, arrays)
     except MisfitError as error:
         raise explained(error, model, arrays, source, weights.notes) from None
-    left = list(weights.notes)
     model.spec = _with_facts(model.spec, weights.spec, source, head, left)
     loaded = tuple(name for name in arrays if head != "drop" or not model.is_of_head(name))
     return LoadReport(
         source, weights.dialect, loaded, tuple(adapted), tuple(left), stated=weights.spec
     )
+
+
+def _without_spare_parts(
+    model: VisionModel, arrays: Mapping[str, np.ndarray], left: list[str]
+) -> dict[str, np.ndarray]:
+    """The arrays but for those of pretraining alone that the model does not have."""
+    spare = {*model.pretraining_parts} - {name.partition(".")[0] for name in torch_shapes(model)}
+    kept = {name: a for name, a in arrays.items() if name.partition(".")[0] not in spare}
+    if count := len(arrays) - len(kept):
+        left.append(f"{count} arrays for pretraining, left out")
+    return kept
 
 
 def _with_facts(
@@ -287,6 +301,7 @@ def read_source(source: str | os.PathLike, ema: bool | None, rename: Rules = ())
     name = str(source)
     if name.startswith(HUB_PREFIX):
         source = fetch(name.removeprefix(HUB_PREFIX))
+    source = named_checkpoint(source)
     run = _run_of(pathlib.Path(source), ema)
     if run is not None:
         if rename:
@@ -298,10 +313,12 @@ def read_source(source: str | os.PathLike, ema: bool | None, rename: Rules = ())
     check_description(weights.spec, name)
     try:
         arrays, dialect = to_own(weights.arrays, weights.notes)
+        told = fields_told_by(weights.arrays)
     except DialectError as error:
         raise ValueError(f"{name!r}: {error}") from error
     heads = heads_told_by(weights.arrays, dialect)
     known = weights.known_fields if heads is None else {"num_heads": heads}
+    known = {**known, **told}
     return dataclasses.replace(weights, arrays=arrays, known_fields=known, dialect=dialect)
 
 
@@ -314,7 +331,7 @@ def read_stated_model(source: str | os.PathLike) -> StatedSpec:
     name = str(source)
     if name.startswith(HUB_PREFIX):
         source = fetch(name.removeprefix(HUB_PREFIX))
-    path = pathlib.Path(source)
+    path = pathlib.Path(named_checkpoint(source))
     run = None if is_weights_folder(path) else model_of_run(path)
     if run is not None:
         stated = StatedSpec(run.name, {**model_fields(run.name), **run.fields})
@@ -407,7 +424,7 @@ def model_shapes(
       ValueError: no such name or source; or see `from_pretrained`.
     """
     fields = fields or {}
-    path = pathlib.Path(source)
+    path = pathlib.Path(named_checkpoint(source))
     if str(source) in list_models():
         if name is not None:
             raise ValueError(f"--model is for weights that do not say theirs, got {str(source)!r}")

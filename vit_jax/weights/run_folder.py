@@ -1,5 +1,6 @@
 """What a path holds: a training run, its model and its checkpoints, or a folder of weights."""
 
+import os
 import pathlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -8,7 +9,7 @@ from flax import nnx
 
 from vit_jax.config.serialize import read_config
 from vit_jax.models.base import VisionModel
-from vit_jax.storage import is_remote
+from vit_jax.storage import is_remote, run_path
 
 if TYPE_CHECKING:
     from vit_jax.weights.checkpoint_reading import CheckpointInfo
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 CONFIG_FILE = "config.json"
 CHECKPOINTS = "checkpoints"
 HUB_PREFIX = "hf:"
+BEST = ":best"  # after a work directory: the checkpoint of its best validation
 # What a folder of weights holds: Orbax's of named arrays, or Hugging Face's.
 ORBAX, SHARDS, SINGLE = "_METADATA", "model.safetensors.index.json", "model.safetensors"
 # What a checkpoint of a run holds, of which damage leaves one.
@@ -109,8 +111,47 @@ def model_of_run(path: pathlib.Path) -> RunModel | None:
             raise ValueError(f"data.image_size is {size!r}")
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{str(workdir / CONFIG_FILE)!r} cannot be read: {error!r}") from error
+    if name == "own":
+        raise ValueError(
+            f"the model of the run in {str(workdir)!r} was given in Python, as model= of "
+            "training.train: only there can it be built again"
+        )
     fields = {key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
     return RunModel(name, fields, size)
+
+
+def named_checkpoint(source: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """`source`, and of `RUN:best` the checkpoint of the run's best validation.
+
+    Raises:
+      ValueError: no such run, none that validated, or one that has not kept that checkpoint.
+    """
+    text = os.fspath(source)
+    if not text.endswith(BEST) or text.startswith(HUB_PREFIX):
+        return source
+    path = run_path(text)
+    if path.exists():
+        return source
+    workdir = path.with_name(path.name.removesuffix(BEST))
+    if run_directory(workdir) is None:
+        raise ValueError(f"{text!r}: wanted RUN{BEST} of a run, and {workdir} is no work directory")
+    # Here and not above: Orbax takes a second to import.
+    from vit_jax.weights.checkpoint_reading import DamagedCheckpointError, read_info
+
+    latest = find_checkpoint(workdir)
+    try:
+        best = read_info(latest, int(latest.name)).best_step
+    except DamagedCheckpointError as error:
+        raise ValueError(f"{text!r}: the checkpoint {latest} is damaged: {error}") from error
+    if best is None:
+        raise ValueError(f"{text!r}: the run has not validated, so that no checkpoint is its best")
+    found = workdir / CHECKPOINTS / str(best)
+    if not found.is_dir():
+        raise ValueError(
+            f"{text!r}: the best validation was at step {best}, whose checkpoint was not kept "
+            "(config.checkpoint.keep_best)"
+        )
+    return found
 
 
 def find_checkpoint(path: pathlib.Path) -> pathlib.Path:

@@ -48,8 +48,8 @@ def save_pretrained(
       path: the form follows from it: a .safetensors or a .pth / .pt file under the names and in the
         layouts of the model's PyTorch source, whose module loads it with `strict=True`.
       dialect: "huggingface" (path: a folder, which transformers' class of the design takes), for a
-        `vit_*` model "google" (path: a .npz file), or "orbax" (path: a folder; any model); None for
-        the source's own.
+        `vit_*` model "google" (path: a .npz file), "orbax" (path: a folder; any model), or "timm",
+        which for most designs has the source's names; None for the source's own.
 
     Returns:
       What of the description only vit_jax will read there, a line each: mostly nothing.
@@ -65,15 +65,15 @@ def save_pretrained(
         _write_google(model, path)
     elif dialect == "orbax":
         _write_orbax(model, path)
-    elif dialect is not None:
+    elif dialect not in (None, "timm"):
         raise ValueError(
-            f"dialect must be None, 'huggingface', 'google' or 'orbax', got {dialect!r}"
+            f"dialect must be None, 'huggingface', 'google', 'orbax' or 'timm', got {dialect!r}"
         )
     elif path.suffix == SAFETENSORS:
-        _write_safetensors(state_dict(model), path, model.spec)
+        _write_safetensors(_named(model, dialect), path, model.spec)
     elif path.suffix in TORCH_SUFFIXES:
         spec = json.dumps(spec_to_dict(model.spec)).encode()
-        write_torch_file(path, state_dict(model), {SPEC_FILE: spec})
+        write_torch_file(path, _named(model, dialect), {SPEC_FILE: spec})
     else:
         raise ValueError(
             f"weights are written as .safetensors, or as {', '.join(TORCH_SUFFIXES)}, got "
@@ -97,6 +97,12 @@ def _write_safetensors(
         metadata[SPEC] = json.dumps(spec_to_dict(spec))
     with whole(path) as partial:
         save_file(dict(arrays), partial, metadata=metadata)
+
+
+def _named(model: VisionModel[Any], dialect: str | None) -> dict[str, np.ndarray]:
+    """The model's arrays under its source's names, or under timm's where these are others."""
+    is_own = dialect is None or all(known.name != dialect for known in model.dialects)
+    return state_dict(model) if is_own else _said(model, "timm")
 
 
 def _said(model: VisionModel[Any], dialect: str) -> dict[str, np.ndarray]:

@@ -150,7 +150,7 @@ def state_dict(
             tied = _tied_to(name, array, like, found.keys())
             if tied is not None:
                 found[name] = found[tied].copy()
-            elif is_computed(array):
+            elif is_computed(array) or _is_buffer(model, name):
                 found[name] = array.copy()
         found = {
             name: found[name] for name in (*like, *(found.keys() - like.keys())) if name in found
@@ -159,8 +159,8 @@ def state_dict(
 
 
 def _place(array: np.ndarray, old: Any) -> jax.Array:
-    """The array in the type of the old one and, where that lies on devices, as it lies there."""
-    new = jnp.asarray(array, old.dtype)
+    """A copy in the type of the old one and, where that lies on devices, as it lies there."""
+    new = jnp.array(array, old.dtype)  # `asarray` would share the memory of PyTorch's tensor
     return jax.device_put(new, old.sharding) if isinstance(old, jax.Array) else new
 
 
@@ -168,6 +168,8 @@ def _tied_to(
     name: str, array: np.ndarray, mapping: Mapping[str, Any], known: Collection[str]
 ) -> str | None:
     """The known entry that is the same matrix: PyTorch names a tied head twice."""
+    if not array.size:
+        return None
     if array.ndim < 2 or not is_real(array.dtype) or bool((array == array.flat[:1]).all()):
         return None  # zeros and ones are equal by chance
     for other in known:
@@ -175,6 +177,11 @@ def _tied_to(
         if other != name and is_alike and np.array_equal(to_numpy(mapping[other]), array):
             return other
     return None
+
+
+def _is_buffer(model: nnx.Module, name: str) -> bool:
+    """Whether the model's source computes what may stand in a state dict under this name."""
+    return name.rpartition(".")[2] in getattr(model, "torch_buffers", ())
 
 
 class _Loading:
@@ -196,7 +203,7 @@ class _Loading:
         self.unused = [name for name in mapping if name not in known]
         for name in self.unused:
             array = to_numpy(mapping[name])
-            is_free = is_real(array.dtype) and is_computed(array)
+            is_free = _is_buffer(model, name) or (is_real(array.dtype) and is_computed(array))
             if strict and not is_free and _tied_to(name, array, mapping, known) is None:
                 self.problems.append(f"unexpected: {name}")
         for entries in every.values():

@@ -33,7 +33,7 @@ def check_stated(
     *,
     head: Any = None,
     known_fields: Mapping[str, Any] | None = None,
-) -> tuple[int, int] | None:
+) -> dict[str, tuple[int, int]]:
     """Refuses a source that states another model than the one its weights are for.
 
     Args:
@@ -45,7 +45,7 @@ def check_stated(
       known_fields: single fields that the source says.
 
     Returns:
-      The grid of the source's positions where it is another.
+      The grids of the source's tables of positions and biases that are others, by name.
 
     Raises:
       ValueError: a field that contradicts the model's, or positions for another grid.
@@ -62,19 +62,15 @@ def check_stated(
                 f"{source!r} is of a model with {field}={value!r}, this one has {own!r}: "
                 f"create_model(..., {field}={value!r})"
             )
-    grid = _stated_grid(stated, model)
-    if grid is not None and resize is None:
-        positions = model.position_table()
-        assert positions is not None
+    grids = _stated_grids(stated, model)
+    if grids and resize is None:
+        name, (rows, columns) = next(iter(grids.items()))
+        own = model.learned_grids[name]
         raise ValueError(
-            f"{positions.name} of {source!r} is for a grid of {_by(grid)} patches, this model's "
-            f"for {_by(positions.grid)}: resize='source' (--resize source, init_resize) resizes it"
+            f"{name} of {source!r} is for a grid of {rows}x{columns} patches, this model's for "
+            f"{own[0]}x{own[1]}: resize='source' (--resize source, init_resize) resizes it"
         )
-    return grid
-
-
-def _by(grid: tuple[int, int] | None) -> str:
-    return "none" if grid is None else f"{grid[0]}x{grid[1]}"
+    return grids
 
 
 def _normalised(config: DesignConfig, field: str, value: Any) -> Any:
@@ -85,15 +81,15 @@ def _normalised(config: DesignConfig, field: str, value: Any) -> Any:
         return value
 
 
-def _stated_grid(stated: StatedSpec, model: VisionModel[Any]) -> tuple[int, int] | None:
-    """Rows and columns of the learned positions of the model that a source states.
+def _stated_grids(stated: StatedSpec, model: VisionModel[Any]) -> dict[str, tuple[int, int]]:
+    """Rows and columns of the learned tables of the model that a source states, by name.
 
-    None where it does not state them, they are this model's, or they are the formula of any grid.
+    Without those that are this model's; none where it states no model of this design.
     """
-    positions = model.position_table()
+    own = model.learned_grids
     if stated.name is None or stated.fields is None or design_of(stated.name) is not type(model):
-        return None
-    if positions is None or positions.sinusoid:
-        return None
-    theirs = abstract_model(stated.name, **stated.fields).position_table()
-    return None if theirs is None or theirs.grid == positions.grid else theirs.grid
+        return {}
+    if not own:
+        return {}
+    theirs = abstract_model(stated.name, **stated.fields).learned_grids
+    return {name: grid for name, grid in theirs.items() if own.get(name, grid) != grid}

@@ -280,7 +280,11 @@ def run_fault(row: Fault) -> Report:
     with as_for_users():
         port, reference, inputs = build(row.arch, row)
         settings = {"precisions": ("float64",), **ARCHITECTURES[row.arch].settings}
-        return compare(port, reference, inputs, **{**settings, **row.settings})
+        settings |= row.settings
+        if settings.get("mode") == "train":
+            port.train()
+            reference.train()
+        return compare(port, reference, inputs, **settings)
 
 
 def run_clean(row: Clean) -> Report:

@@ -14,7 +14,7 @@ from flax import nnx
 
 from tests.parity.planted.base import ARCHITECTURES, CLEAN, build, carry, clean, normal, redraw
 from tests.parity.planted.base import Clean as _Clean
-from tests.parity.ports import Jax, Torch
+from tests.parity.ports import Jax, Torch, Unbiased
 
 RNGS = nnx.Rngs(0)
 TOKENS = normal(2, 6, 8)
@@ -280,7 +280,7 @@ def _():
 def _batch_norm_pair() -> Made:
     norm = (
         torch.nn.BatchNorm2d(8),
-        nnx.BatchNorm(8, momentum=0.9, epsilon=1e-5, rngs=RNGS),
+        Unbiased(8, momentum=0.9, epsilon=1e-5, use_fast_variance=False, rngs=RNGS),
     )
     return made(
         {"conv": conv(), "norm": norm},

@@ -7,6 +7,7 @@ from flax import nnx
 from torch import nn
 
 from tests.parity.planted.base import Port, architecture, normal
+from tests.parity.ports import Unbiased
 
 
 class TBasicBlock(nn.Module):
@@ -42,7 +43,7 @@ class TResNet(nn.Module):
 
 
 def batch_norm(dim: int, rngs: nnx.Rngs, epsilon: float = 1e-5) -> nnx.BatchNorm:
-    return nnx.BatchNorm(dim, momentum=0.9, epsilon=epsilon, rngs=rngs)
+    return Unbiased(dim, momentum=0.9, epsilon=epsilon, rngs=rngs)
 
 
 class BasicBlock(Port):

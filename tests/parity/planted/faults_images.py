@@ -9,6 +9,7 @@ _SKIPPED_NORM = "missing_norm|missing_module|another_input|layer_norm|unchanged_
 _RESIDUAL = "missing_term|residual|skip_connection"
 _ORDER = "permuted_axes|reordered|flatten_order"
 _GATE = "gate_order|gate|swapped_halves"
+_TRAIN = {"mode": "train"}
 _POSITION = "missing_term|position"
 
 # ---------------------------------------------------------------------------- ConvNeXt
@@ -262,6 +263,24 @@ fault(
     edit=put("bn1", use_running_average=False),
 )
 pair("resnet batch norm epsilon", "resnet relu6")
+fault(
+    "resnet biased running variance",
+    "resnet",
+    "layer1.bn2",
+    "batch_norm_unbiased",
+    "Its running variance takes the variance over n; PyTorch's the one over n - 1.",
+    edit=put("layer1.bn2", correction=0),
+    settings=_TRAIN,
+)
+fault(
+    "resnet momentum",
+    "resnet",
+    "bn1",
+    "batch_norm_momentum",
+    "PyTorch's momentum taken for Flax's, which is one minus it.",
+    edit=put("bn1", momentum=0.1),
+    settings=_TRAIN,
+)
 
 # ---------------------------------------------------------------------------- MobileNet
 

@@ -232,11 +232,11 @@ class Perceiver(Port):
         for _ in range(2):
             y = self.attn(self.norm_latents(latents), context, context)
             latents = y if self.has("no_residual") else latents + y
-            value, gate = jnp.split(self.wide(self.norm_ff(latents)), 2, -1)
+            both = self.wide(self.norm_ff(latents))
+            value, gate = jnp.split(both, 2, -1)
             if self.has("gate_first"):
                 value, gate = gate, value
             if self.has("interleaved_gate"):
-                both = self.wide(self.norm_ff(latents))
                 value, gate = both[..., ::2], both[..., 1::2]
             latents = latents + self.narrow(value * nnx.gelu(gate, approximate=False))
         return self.head(latents.sum(1) if self.has("sum") else latents.mean(1))

@@ -25,7 +25,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(prog="vit-jax plot", description="Draws pictures, PNG files.")
+    parser = Parser(prog="vit-jax plot", description="Draws pictures: .png, .jpg, .pdf or .svg.")
     kinds = parser.add_subparsers(metavar="WHAT", required=True)
     for kind, text in KINDS.items():
         kinds.add_parser(kind, help=text, add_help=False)

@@ -54,7 +54,14 @@ def _code(value: Any) -> str:
         )
     if value is Ellipsis:
         return "..."
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return in_digits(value) if isinstance(value, float) else str(value)
+
+
+def in_digits(value: float) -> str:
+    """Six digits, and more of what would read as a round number and is none."""
+    short = f"{value:.6g}"
+    is_near = short == f"{value:.2g}" and abs(float(short) - value) > 1e-10 * abs(value)
+    return f"{value:.12g}" if is_near else short
 
 
 def has_slots(value: Any) -> bool:

@@ -85,7 +85,9 @@ class Case:
             ways = [] if order is None else [value.transpose(order)]
         if not ways:
             return None
-        return min(ways, key=expected.error), expected.array
+        # Of tokens as many as channels the other order is no nearer for being wrong.
+        way = ways[0] if value.ndim == 3 else min(ways, key=expected.error)
+        return way, expected.array
 
     def frames(self) -> list[str]:
         """The calls in which the first bad value may be made, the innermost first."""
@@ -134,6 +136,8 @@ class Case:
             given = [s for s in wrong if program.made(s) is None and not program.is_parameter(s)]
             if not given or len(given) < len(wrong) or not program.frame:
                 return trial, program
+            if given == [self.entry(program)]:
+                return trial, program
             parent, outer = program.frame, None
             while parent and outer is None:
                 parent = parent.rpartition(".")[0]
@@ -146,6 +150,14 @@ class Case:
             if moved is None:
                 return trial, program
             trial, program = moved, outer
+
+    def entry(self, program: Program) -> int | None:
+        """The slot of what the module of a program is given, where that is known to be right."""
+        stage = f"{BEFORE}{program.frame}"
+        if not any(point.stage == stage and point.is_good for point in self.points[: self.bad]):
+            return None
+        expected = self.forward.expected[stage][0]
+        return program.find(expected.array) if isinstance(expected, Whole) else None
 
     def apply(self, trial: Trial, program: Program) -> None:
         """Changes the reference wherever that makes it agree with the model furthest."""

@@ -1,5 +1,7 @@
 """Why a model departs, from the values: what the reference would have to compute to give ours."""
 
+import itertools
+
 import numpy as np
 
 from vit_jax.inspect.stages import split_stage
@@ -54,11 +56,27 @@ def dissect(run: Comparison) -> Found | None:
 
 def _place(trial: Trial, program: Program) -> str:
     """The path of the module whose code a trial changes."""
-    call = program.calls[trial.at]
-    if trial.inserts or trial.entered is not None:
+    if trial.entered is not None:
+        return _common([trial.entered.rpartition(".")[0], *_makers(trial, program)])
+    if trial.inserts:
         # What a module gave is right: it is what is done with it.
         return program.frame
-    return call.stages[-1]
+    return program.calls[trial.at].stages[-1]
+
+
+def _makers(trial: Trial, program: Program) -> list[str]:
+    """Where the values are made that a trial gives in the place of others."""
+    makers = [program.made(slot) for slot in trial.sources.values()]
+    return [program.frame if made is None else program.calls[made].path for made in makers]
+
+
+def _common(paths: list[str]) -> str:
+    """The path of the module that all of these are in."""
+    parts = itertools.takewhile(
+        lambda names: len(set(names)) == 1,
+        zip(*(path.split(".") for path in paths), strict=False),
+    )
+    return ".".join(names[0] for names in parts)
 
 
 def _known(run: Comparison, path: str) -> str:

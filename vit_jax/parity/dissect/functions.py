@@ -29,7 +29,8 @@ def functions_of(call: Call, arguments: dict[str, tuple[str | int, Any]]) -> Ite
             if other == name:
                 continue
             fault = "gelu" if "gelu" in name and "gelu" in other else "activation"
-            yield Change(fault, f"{other}()", _applied(function))
+            text = other if other.endswith(")") else f"{other}()"
+            yield Change(fault, text, _applied(function))
     if name == "softmax":
         yield Change("softmax", "sigmoid()", _applied(torch.sigmoid))
         yield Change("softmax", "log_softmax()", _applied(lambda x: x.log_softmax(-1)))

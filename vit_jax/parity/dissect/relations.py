@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vit_jax.parity.dissect.arguments import in_digits
 from vit_jax.parity.values import rms
 
 _SAME = 1e-10  # of the rms
@@ -142,10 +143,10 @@ def _factor(got: np.ndarray, want: np.ndarray, others: Mapping) -> Relation | No
     if ratio and _same(got, ratio * want, rms(got)):
         if abs(ratio + 1) < _SAME:
             return Relation("sign", "it has the other sign")
-        return Relation("factor", f"it is {ratio:.6g} times the reference's")
+        return Relation("factor", f"it is {in_digits(ratio)} times the reference's")
     offset = float(np.mean(got - want))
     if offset and _same(got, want + offset):
-        return Relation("offset", f"it is the reference's plus {offset:.6g}")
+        return Relation("offset", f"it is the reference's plus {in_digits(offset)}")
     for axis in range(want.ndim):
         rest = tuple(k for k in range(want.ndim) if k != axis)
         if want.shape[axis] in (1, want.size) or want.size < 4 * want.shape[axis]:
@@ -233,7 +234,9 @@ def _terms(got: np.ndarray, want: np.ndarray, others: Mapping[str, np.ndarray]) 
                 return Relation(
                     "doubled_term", f"it is the reference's with {name} added once more"
                 )
-            return Relation("extra_term", f"it is the reference's plus {times:.6g} times {name}")
+            return Relation(
+                "extra_term", f"it is the reference's plus {in_digits(times)} times {name}"
+            )
     return None
 
 
@@ -243,7 +246,7 @@ def _clamped(got: np.ndarray, want: np.ndarray, others: Mapping) -> Relation | N
         low, high = float(one.min()), float(one.max())
         if _same(np.clip(other, low, high), one) and low < high:
             ends = [
-                f"{what} {end:.6g}"
+                f"{what} {in_digits(end)}"
                 for what, end, cut in (
                     ("from below at", low, other.min() < low - 1e-9),
                     ("from above at", high, other.max() > high + 1e-9),

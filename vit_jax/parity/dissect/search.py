@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from vit_jax.inspect.stages import Stage
+from vit_jax.parity.dissect.arguments import in_digits
 from vit_jax.parity.dissect.changes import Knob, changes_of
 from vit_jax.parity.dissect.exchanges import exchanges, other_operands
 from vit_jax.parity.dissect.functions import activations
-from vit_jax.parity.dissect.program import Apply, Insert, Program, quiet
+from vit_jax.parity.dissect.program import Apply, Call, Insert, Program, quiet
 from vit_jax.parity.dissect.relations import reorders
-from vit_jax.parity.dissect.watch import Site
+from vit_jax.parity.dissect.watch import Site, site_in_words
 from vit_jax.parity.torch_run import to_numpy
 from vit_jax.parity.values import rms
 
@@ -185,13 +186,15 @@ class Search:
                 if here is None or not np.isfinite(here).all():
                     break
                 off = here - self.want
-                if np.max(np.abs(off), initial=0.0) <= SAME * self.scale:
-                    nice = float(f"{x:.4g}")
-                    return nice if self.is_it(value(nice)) else x
                 step = 1e-4 * abs(x) or 1e-6
                 there = value(x + step)
                 if there is None:
                     break
+                if np.max(np.abs(off), initial=0.0) <= SAME * self.scale:
+                    if self.is_it(there):  # as would any other, of what saturates
+                        break
+                    nice = float(f"{x:.4g}")
+                    return nice if self.is_it(value(nice)) else x
                 slope = (there - here) / step
                 square = float(np.vdot(slope, slope))
                 if not np.isfinite(square) or square <= (1e-14 * self.scale) ** 2:
@@ -264,7 +267,7 @@ class Search:
                     lambda x, slot=slot, apply=apply: self.result(inserts={slot: apply(x)}), start
                 )
                 if number is not None and abs(number - start) > 1e-12:
-                    text = f"{self.name(slot)} {sign} {number:.6g}"
+                    text = f"{self.name(slot)} {sign} {in_digits(number)}"
                     yield Trial(fault, text, self.at(slot), inserts={slot: apply(number)})
 
     def exchanged(self) -> Iterator[Trial]:
@@ -284,7 +287,8 @@ class Search:
                     sources = {(index, slot): other}
                     if self.is_it(self.result(sources=sources)):
                         name = call.site.function
-                        text = f"{name} of {self.name(other)} and not of {self.name(slot)}"
+                        of, instead = two_names(self.program, other, slot)
+                        text = f"{name} of {of} and not of {instead}"
                         yield Trial("another_input", text, index, sources=sources)
             for slot in call.outputs:
                 for other in before:
@@ -321,9 +325,8 @@ def handed(program: Program, target: int, got: np.ndarray, stage: Stage) -> Tria
         if made is not None and made >= users[0]:
             continue
         if np.max(np.abs(to_numpy(value) - got), initial=0.0) <= SAME * max(rms(got), 1e-300):
-            text = (
-                f"{stage.path} of {slot_name(program, slot)}, not of {slot_name(program, target)}"
-            )
+            of, instead = two_names(program, slot, target)
+            text = f"{stage.path} of {of}, not of {instead}"
             sources = {(users[0], target): slot}
             return Trial("another_input", text, users[0], sources=sources, entered=stage.path)
     return None
@@ -334,8 +337,36 @@ def slot_name(program: Program, slot: int) -> str:
     made = program.made(slot)
     if made is None:
         user = next(call for call in program.calls if slot in call.slots)
-        return f"what {user.site.function} is given"
+        inside = _inside(program, user)
+        return f"what {inside[0] if inside else user.site.function} is given"
     call = program.calls[made]
-    if len(call.stages) > call.stages.index(program.frame) + 1:
-        return f"the output of {call.path}"
-    return f"the output of {call.site.function}"
+    inside = _inside(program, call)
+    if not inside:
+        return f"the output of {call.site.function}"
+    users = [other.stages for other in program.calls if slot in other.slots]
+    left = [
+        path
+        for path, stage in zip(inside, call.stages[-len(inside) :], strict=True)
+        if not users or any(stage not in stages for stages in users)
+    ]
+    if left:
+        return f"the output of {left[0]}"
+    return f"the output of {call.site.function} in {call.path}"
+
+
+def _inside(program: Program, call: Call) -> list[str]:
+    """The modules of a program that a call is in, the outermost first."""
+    stages = call.stages[call.stages.index(program.frame) + 1 :]
+    return [stage.partition("#")[0] for stage in stages]
+
+
+def two_names(program: Program, one: int, other: int) -> tuple[str, str]:
+    """Two slots in words, with their places in the code where the names are the same."""
+    names = slot_name(program, one), slot_name(program, other)
+    if names[0] != names[1]:
+        return names
+    makers = [program.made(slot) for slot in (one, other)]
+    sites = ["" if m is None else site_in_words(program.calls[m].site) for m in makers]
+    if sites[0] != sites[1]:
+        return names[0] + sites[0], names[1] + sites[1]
+    return f"{names[0]} in another call", names[1]
