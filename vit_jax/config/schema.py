@@ -263,8 +263,14 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(kw_only=True)
 class LossConfig:
-    """Softmax cross-entropy and what softens it."""
+    """What is minimised: softmax cross-entropy and what softens it, or MAE's reconstruction."""
 
+    kind: str = _option(
+        '"cross_entropy" of the classes; "reconstruction": of hidden patches, the pretraining of a '
+        "model with a decoder (mae_vit_*), which needs no labels",
+        "cross_entropy",
+        choices=("cross_entropy", "reconstruction"),
+    )
     label_smoothing: float = _option(
         "share of the target spread evenly over all classes", 0.0, minimum=0, below=1
     )

@@ -358,6 +358,23 @@ class Mae(AnyGridModel[MaeConfig]):
         Raises:
           ValueError: a model without a decoder; see `forward_features`.
         """
+        losses, predicted, mask = self._reconstruct(images, noise, rngs)
+        return Reconstruction(losses.mean(), predicted, mask)
+
+    def reconstruction_losses(
+        self,
+        images: Float[Array, "batch height width channels"],
+        noise: Float[Array, "batch patches"],
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "batch"]:
+        """The loss of each image, of which that of `reconstruct` is the mean; see there."""
+        return self._reconstruct(images, noise, rngs)[0]
+
+    def _reconstruct(
+        self, images: jax.Array, noise: jax.Array, rngs: nnx.Rngs | None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The loss of each image, the predicted pixels and the mask."""
         if not self.config.decoder:
             raise ValueError("this model has no decoder: build it with decoder=True")
         grid = self.token_grid(*images.shape[1:3])
@@ -370,7 +387,7 @@ class Mae(AnyGridModel[MaeConfig]):
         predicted = self._decode(tokens, places, grid, decoder_key)
         error = jnp.square(predicted - self.pixel_targets(images)).mean(axis=-1)  # (B, N)
         mask = mask.astype(error.dtype)
-        return Reconstruction((error * mask).sum() / mask.sum(), predicted, mask)
+        return (error * mask).sum(axis=1) / mask.sum(axis=1), predicted, mask
 
     def _decode(
         self, tokens: jax.Array, places: jax.Array, grid: tuple[int, int], key: jax.Array | None
@@ -402,6 +419,16 @@ class Mae(AnyGridModel[MaeConfig]):
         patches = jnp.einsum("mn,bnd->bmd", along, table[:, 1:], precision="highest")
         return jnp.concatenate([table[:, :1], patches], axis=1)
 
+    def pixels(
+        self, images: Float[Array, "batch height width channels"]
+    ) -> Float[Array, "batch patches pixels"]:
+        """The pixels of each patch, row by row, the channels of a pixel together."""
+        rows, columns = self.patch_embed.patch_size
+        batch, height, width, channels = images.shape
+        x = images.astype(self.dtype)
+        x = x.reshape(batch, height // rows, rows, width // columns, columns, channels)
+        return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, rows * columns * channels)
+
     def pixel_targets(
         self, images: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch patches pixels"]:
@@ -409,11 +436,7 @@ class Mae(AnyGridModel[MaeConfig]):
 
         With `norm_pix_loss` less their mean, over the root of their unbiased variance + 1e-6.
         """
-        rows, columns = self.patch_embed.patch_size
-        batch, height, width, channels = images.shape
-        x = images.astype(self.dtype)
-        x = x.reshape(batch, height // rows, rows, width // columns, columns, channels)
-        x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, rows * columns * channels)
+        x = self.pixels(images)
         if not self.config.norm_pix_loss:
             return x
         mean, variance = x.mean(axis=-1, keepdims=True), x.var(axis=-1, ddof=1, keepdims=True)

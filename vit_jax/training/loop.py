@@ -118,7 +118,16 @@ def train(
     validate(config)
     workdir = run_path(workdir)
     splits = None if data is None else own_splits(data, class_names)
-    own = Own(splits, model, loss, dict(metrics or {}), augment, tuple(callbacks), tuple(loggers))
+    own = Own(
+        splits,
+        model,
+        loss,
+        dict(metrics or {}),
+        augment,
+        tuple(callbacks),
+        tuple(loggers),
+        config.loss.kind == "reconstruction",
+    )
     # Quiet longer than with companions: where one is lost, Orbax's threads find out late.
     with StopSignals() as signals, quiet_orbax(), companions(workdir), held(workdir):
         config, stated = with_stated_fields(config, workdir)

@@ -56,7 +56,11 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Own:
-    """What a run is given beside its config; see `vit_jax.training.train`."""
+    """What a run is given beside its config; see `vit_jax.training.train`.
+
+    Attributes:
+      reconstructs: whether the config's loss is that of MAE's pretraining.
+    """
 
     data: Splits | None = None
     model: OwnModule | None = None
@@ -65,6 +69,7 @@ class Own:
     augment: ImageAugment | None = None
     callbacks: Sequence[Callable[[Report], None]] = ()
     loggers: Sequence[Logger] = ()
+    reconstructs: bool = False
 
     def __post_init__(self) -> None:
         named = {"loss": self.loss, "augment": self.augment}
@@ -84,12 +89,12 @@ class Own:
     @property
     def is_classification(self) -> bool:
         """Whether the loss is the config's, so that labels are classes."""
-        return self.loss is None
+        return self.loss is None and not self.reconstructs
 
     @property
     def figures(self) -> dict[str, Measure] | None:
         """What rows show beside the loss; None: top1 and top5, as sums of their own."""
-        if self.loss is not None:
+        if not self.is_classification:
             return dict(self.metrics)
         return {"top1": _top(1), "top5": _top(5), **self.metrics} if self.metrics else None
 

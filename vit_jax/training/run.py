@@ -90,7 +90,7 @@ class Run:
     ):
         _check_independent(config, model)
         self.config, self.mesh, self.splits = config, mesh, splits
-        self.own = own or Own()
+        self.own = own or _nothing_own(config)
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = steps_per_epoch * config.num_epochs
         if self.total_steps >= 2**31:
@@ -236,7 +236,7 @@ def open_run(config: TrainConfig, stated: Collection[str] = (), own: Own | None 
     Raises:
       ValueError: data, model, batch and devices do not fit each other.
     """
-    own = own or Own()
+    own = own or _nothing_own(config)
     mesh, data = config_mesh(config), config.data
     _check_own(config, own)
     model = None if own.model is not None else model_to_train(config)
@@ -270,6 +270,10 @@ def open_run(config: TrainConfig, stated: Collection[str] = (), own: Own | None 
     return Run(config, mesh, model, steps_per_epoch(source, data.batch_size), splits, own)
 
 
+def _nothing_own(config: TrainConfig) -> Own:
+    return Own(reconstructs=config.loss.kind == "reconstruction")
+
+
 def _limit_labels(splits: Splits, num_classes: int | None) -> None:
     """Lets the caller's images without names of classes have no label that the model has not."""
     for part in (splits.train, splits.validation, splits.test):
@@ -301,6 +305,11 @@ def _check_own(config: TrainConfig, own: Own) -> None:
             raise ValueError(f"config.{name} is for a registered model, and model= is the caller's")
     if own.data is not None and config.data.num_train_examples is not None:
         raise ValueError("config.data.num_train_examples: wanted None with data= of the caller")
+    if own.reconstructs and (own.loss is not None or own.metrics or own.model is not None):
+        raise ValueError(
+            'config.loss.kind: wanted "cross_entropy" with loss=, metrics= or model= of the '
+            'caller, got "reconstruction"'
+        )
     if not own.is_classification:
         used = {
             "mix": config.mix.mixup_alpha or config.mix.cutmix_alpha,
@@ -309,7 +318,7 @@ def _check_own(config: TrainConfig, own: Own) -> None:
         }
         for name in (name for name, value in used.items() if value):
             raise ValueError(
-                f"config.{name} is for the classification loss, and loss= is the caller's: leave "
+                f"config.{name} is for the classification loss, and this run has another: leave "
                 "out one of the two"
             )
 
@@ -467,6 +476,11 @@ def _check_model(
         )
     if own.is_classification:
         _check_classes(model, config, source, stated)
+    if own.reconstructs and not getattr(model.config, "decoder", False):
+        raise ValueError(
+            f'config.loss.kind "reconstruction": {config.model.name} has no decoder: wanted '
+            "mae_vit_* with config.model.kwargs.decoder=true"
+        )
     # A model that does not take images of this size says so itself.
     batch, side = config.data.batch_size, config.data.image_size
     size = model.img_size if side is None else (side, side)

@@ -1,6 +1,7 @@
 """The training step and the evaluation step: pure functions, compiled for a mesh."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from vit_jax.data.augment import example_keys
 from vit_jax.layers.forms import compiler_options
+from vit_jax.layers.masking import patch_noise
 from vit_jax.layers.stack import constrain
 from vit_jax.training.distillation import TaughtStep, distillation_loss
 from vit_jax.training.ema import update_average
@@ -80,10 +82,12 @@ def _apply(
     frozen: nnx.State,
     images: jax.Array,
     rngs: nnx.Rngs | None = None,
+    noise: jax.Array | None = None,
 ) -> tuple[Any, nnx.State | None]:
     """The model's output, and its other variables where the call has moved them.
 
-    Weights outside of its layers are gathered here, the others there.
+    Weights outside of its layers are gathered here, the others there. With `noise` the output is
+    the loss of each image's hidden patches.
     """
     if run.gathered is not None:
         params, frozen = (
@@ -98,7 +102,10 @@ def _apply(
     if run.has_statistics:  # variables that belong to this trace, so that the call may move them
         frozen = jax.tree.map(lambda leaf: leaf, frozen)
     model = nnx.merge(graph, params, frozen)
-    outputs = model(images, rngs=rngs)
+    if noise is None:
+        outputs = model(images, rngs=rngs)
+    else:
+        outputs = model.reconstruction_losses(images, noise, rngs=rngs)
     if not run.has_statistics:
         return outputs, None
     _, _, moved = nnx.split(model, run.trained, ...)
@@ -115,8 +122,18 @@ def _prepared(run: "Run", step: jax.Array, batch: Batch) -> jax.Array:
     return run.prepare_train(keys, images, batch.get("crop"))
 
 
+def _noise(run: "Run", step: jax.Array | int, batch: Batch) -> jax.Array | None:
+    """What decides which patches of the images are hidden; None where none are."""
+    if not run.own.reconstructs:
+        return None
+    num_patches = math.prod(run.model.token_grid(*run.model.input_size))
+    return patch_noise(run.config.seed, step, batch["index"], num_patches)
+
+
 def _losses(run: "Run", outputs: Any, targets: jax.Array, smoothing: float) -> tuple[Any, Any]:
     """The loss of each example, and what its figures are read from."""
+    if run.own.reconstructs:
+        return outputs, outputs
     if run.own.loss is None:
         return classification_loss(outputs, targets, smoothing)
     return run.own.loss(outputs, targets), outputs
@@ -184,7 +201,8 @@ def _gradients(
 
     def loss_of(params: nnx.State) -> tuple[jax.Array, tuple[AnySums, nnx.State | None]]:
         rngs = nnx.Rngs(dropout=dropout_key)
-        logits, moved = _apply(run, run.train_graph, params, state.frozen, images, rngs)
+        noise = _noise(run, state.step, batch)
+        logits, moved = _apply(run, run.train_graph, params, state.frozen, images, rngs, noise)
         smoothing = run.config.loss.label_smoothing
         if run.teacher is None or taught is None:
             losses, prediction = _losses(run, logits, targets, smoothing)
@@ -327,7 +345,8 @@ def make_eval_step(run: "Run") -> EvalStep:
 
     def step(params: nnx.State, frozen: nnx.State, batch: Batch, sums: Any) -> AnySums:
         images = run.prepare_eval(batch["image"])
-        outputs, _ = _apply(run, run.eval_graph, params, frozen, images)
+        noise = _noise(run, 0, batch)  # the same at every evaluation
+        outputs, _ = _apply(run, run.eval_graph, params, frozen, images, noise=noise)
         losses, prediction = _losses(run, outputs, batch["label"], 0.0)
         batch_sums: Any = _sums(run, losses, prediction, batch)
         return sums + batch_sums

@@ -12,6 +12,7 @@ KINDS = {
     "soft-splits": "the overlapping windows of a T2T-ViT",
     "attention": "what a model attends to, over the image",
     "positions": "how alike the position embeddings are",
+    "reconstruction": "what a pretrained MAE makes of images that are mostly hidden",
     "filters": "the filters of the first layer",
 }
 
