@@ -49,7 +49,7 @@ def test_neighbours_are_those_by_hand_whatever_is_compared_at_a_time(monkeypatch
     np.fill_diagonal(cosines, -np.inf)
     want = np.argsort(-cosines, axis=1, kind="stable")[:, :3]
     for at_a_time in (2**24, 14):  # 14: two of seven
-        monkeypatch.setattr(embedding, "_SIMILARITIES", at_a_time)
+        monkeypatch.setattr(embedding, "SIMILARITIES", at_a_time)
         indices, similarities = nearest(features, 3)
         np.testing.assert_array_equal(indices[:6], want[:6])
         np.testing.assert_allclose(

@@ -32,7 +32,7 @@ def knn_by_hand(k: int, temperature: float) -> np.ndarray:
 def test_neighbours_vote_as_by_hand_whatever_is_compared_at_a_time(monkeypatch) -> None:
     want = knn_by_hand(7, 0.2)
     for at_a_time in (2**24, 300):
-        monkeypatch.setattr(probing, "_SIMILARITIES", at_a_time)  # 300: five queries of 60
+        monkeypatch.setattr(probing, "SIMILARITIES", at_a_time)  # 300: five queries of 60
         got = knn_classify(NEAR, LABELS, QUERIES, num_classes=3, k=7, temperature=0.2)
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
 

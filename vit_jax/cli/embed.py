@@ -4,12 +4,19 @@ import argparse
 import json
 import pathlib
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from vit_jax.cli import jax_setup
-from vit_jax.cli.parsing import Parser, add_model, count, load_given_model, printable
+from vit_jax.cli.parsing import (
+    Parser,
+    add_images,
+    add_model,
+    count,
+    given_images,
+    load_given_model,
+    printable,
+)
 
 if TYPE_CHECKING:
     from vit_jax.inference.embed import Embeddings
@@ -24,17 +31,10 @@ def run(arguments: Sequence[str]) -> int:
         raise ValueError(
             "nothing to make: wanted --out FILE.npz, --neighbours PICTURE.png or --pairs N"
         )
-    from vit_jax.inference.images import find_images
-
-    paths = find_images(options.images)
-    if not paths:
-        raise ValueError(
-            f"no image in {', '.join(options.images)}: wanted files, folders, patterns"
-        )
+    paths = given_images(options)
     jax_setup.set_up_jax()
     from vit_jax.inference.embed import closest_pairs, embed, save_embeddings
 
-    warnings.filterwarnings("ignore", module="PIL")  # as in predict
     model = load_given_model(options)
     found = embed(model, paths, options.batch_size)
     for path, why in found.unread.items():
@@ -96,12 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         "are those of a high cosine similarity.",
     )
     add_model(parser)
-    parser.add_argument(
-        "images",
-        metavar="IMAGE",
-        nargs="+",
-        help="image files, folders of them (at any depth), or patterns such as 'a/**/*.jpg'",
-    )
+    add_images(parser)
     parser.add_argument(
         "--out", metavar="FILE.npz", help="takes features (N, D), paths (N,) and the model's name"
     )
@@ -118,9 +113,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--pairs", type=count, metavar="N", help="tells the N pairs that are most alike"
-    )
-    parser.add_argument(
-        "--batch-size", type=count, default=32, metavar="N", help="images at a time (default: 32)"
     )
     parser.add_argument("--json", action="store_true", help="a pair a line as an object")
     return parser

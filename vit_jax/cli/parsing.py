@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -114,6 +115,37 @@ def add_fields(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="a constructor field of the model; may be given again",
     )
+
+
+def add_images(parser: Parser) -> None:
+    """The image files of a command, for `given_images`."""
+    parser.add_argument(
+        "images",
+        metavar="IMAGE",
+        nargs="+",
+        help="image files, folders of them (at any depth), or patterns such as 'a/**/*.jpg'",
+    )
+    parser.add_argument(
+        "--batch-size", type=count, default=32, metavar="N", help="images at a time (default: 32)"
+    )
+
+
+def given_images(options: argparse.Namespace) -> list[str]:
+    """The files that the arguments of `add_images` name.
+
+    Raises:
+      ValueError: there are none.
+    """
+    from vit_jax.inference.images import find_images
+
+    paths = find_images(options.images)
+    if not paths:
+        raise ValueError(
+            f"no image in {', '.join(options.images)}: wanted files, folders, patterns"
+        )
+    # Pillow warns of files that are odd; those that cannot be read we name ourselves.
+    warnings.filterwarnings("ignore", module="PIL")
+    return paths
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

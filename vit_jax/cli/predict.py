@@ -4,12 +4,19 @@ import argparse
 import dataclasses
 import json
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vit_jax.cli import jax_setup
-from vit_jax.cli.parsing import Parser, add_model, count, load_given_model, printable
+from vit_jax.cli.parsing import (
+    Parser,
+    add_images,
+    add_model,
+    count,
+    given_images,
+    load_given_model,
+    printable,
+)
 
 if TYPE_CHECKING:
     from vit_jax.inference.predict import Prediction
@@ -20,18 +27,10 @@ _BAR = 20  # characters of a probability of 1
 def run(arguments: Sequence[str]) -> int:
     """`predict CHECKPOINT_OR_WEIGHTS IMAGE...`; 1 if an image could not be read."""
     options = _parser().parse_args(arguments)
-    from vit_jax.inference.images import find_images
-
-    paths = find_images(options.images)
-    if not paths:
-        raise ValueError(
-            f"no image in {', '.join(options.images)}: wanted files, folders, patterns"
-        )
+    paths = given_images(options)
     jax_setup.set_up_jax()
     from vit_jax.inference.predict import predict
 
-    # Pillow warns of files that are odd; those that cannot be read we name ourselves.
-    warnings.filterwarnings("ignore", module="PIL")
     unread = 0
     model = load_given_model(options)
     for prediction in predict(model, paths, options.top, options.batch_size):
@@ -70,17 +69,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="vit-jax predict", description="Tells what a trained model sees in image files."
     )
     add_model(parser)
-    parser.add_argument(
-        "images",
-        metavar="IMAGE",
-        nargs="+",
-        help="image files, folders of them (at any depth), or patterns such as 'a/**/*.jpg'",
-    )
+    add_images(parser)
     parser.add_argument(
         "--top", type=count, default=5, metavar="N", help="classes told (default: 5)"
-    )
-    parser.add_argument(
-        "--batch-size", type=count, default=32, metavar="N", help="images at a time (default: 32)"
     )
     parser.add_argument("--json", action="store_true", help="an object a line on standard output")
     return parser

@@ -22,7 +22,7 @@ from vit_jax.storage import check_output, write_bytes
 
 _FORMATS = {".npz": b"PK"}
 # Similarities that are held at a time: 64 MiB of float32.
-_SIMILARITIES = 2**24
+SIMILARITIES = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ def nearest(features: Float[np.ndarray, "n d"], k: int) -> tuple[np.ndarray, np.
     k = min(k, len(features) - 1)
     wide = np.asarray(features, np.float64)
     unit = wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), np.finfo(float).tiny)
-    rows = max(1, _SIMILARITIES // len(unit))
+    rows = max(1, SIMILARITIES // len(unit))
     indices, similarities = [], []
     for start in range(0, len(unit), rows):
         found = unit[start : start + rows] @ unit.T

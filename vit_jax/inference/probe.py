@@ -16,11 +16,8 @@ from jaxtyping import Array, Float, Int
 
 from vit_jax.data.sources import ImageSource
 from vit_jax.inference.classifier import Classifier
-from vit_jax.inference.embed import features_of
+from vit_jax.inference.embed import SIMILARITIES, features_of
 from vit_jax.models.base import VisionModel
-
-# Similarities that are held at a time: 64 MiB of float32.
-_SIMILARITIES = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +101,7 @@ def knn_classify(
         voted = jax.nn.one_hot(labels[which], num_classes, dtype=weights.dtype)
         return jnp.einsum("nk,nkc->nc", weights, voted, precision="highest")
 
-    rows = max(1, min(len(features), _SIMILARITIES // max(len(bank), k * num_classes)))
+    rows = max(1, min(len(features), SIMILARITIES // max(len(bank), k * num_classes)))
     found = []
     for start in range(0, len(features), rows):
         chunk = features[start : start + rows]
