@@ -118,16 +118,7 @@ def train(
     validate(config)
     workdir = run_path(workdir)
     splits = None if data is None else own_splits(data, class_names)
-    own = Own(
-        splits,
-        model,
-        loss,
-        dict(metrics or {}),
-        augment,
-        tuple(callbacks),
-        tuple(loggers),
-        config.loss.kind == "reconstruction",
-    )
+    own = Own(splits, model, loss, dict(metrics or {}), augment, tuple(callbacks), tuple(loggers))
     # Quiet longer than with companions: where one is lost, Orbax's threads find out late.
     with StopSignals() as signals, quiet_orbax(), companions(workdir), held(workdir):
         config, stated = with_stated_fields(config, workdir)
@@ -381,7 +372,7 @@ class _Loop:
     def _note_best(self, row: Row) -> None:
         if row["split"] != "validation":
             return
-        sign, name = (1, "top1") if self.run.own.is_classification else (-1, "loss")
+        sign, name = (1, "top1") if self.run.is_classification else (-1, "loss")
         score = sign * row.get(f"ema_{name}", row[name])
         if self.best is None or score > self.best[0]:
             self.best = (score, row["step"])

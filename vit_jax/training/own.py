@@ -56,11 +56,7 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Own:
-    """What a run is given beside its config; see `vit_jax.training.train`.
-
-    Attributes:
-      reconstructs: whether the config's loss is that of MAE's pretraining.
-    """
+    """What a run is given beside its config; see `vit_jax.training.train`."""
 
     data: Splits | None = None
     model: OwnModule | None = None
@@ -69,7 +65,6 @@ class Own:
     augment: ImageAugment | None = None
     callbacks: Sequence[Callable[[Report], None]] = ()
     loggers: Sequence[Logger] = ()
-    reconstructs: bool = False
 
     def __post_init__(self) -> None:
         named = {"loss": self.loss, "augment": self.augment}
@@ -86,15 +81,13 @@ class Own:
                     f"already ({', '.join(sorted(_TAKEN))}), got {name!r}"
                 )
 
-    @property
-    def is_classification(self) -> bool:
-        """Whether the loss is the config's, so that labels are classes."""
-        return self.loss is None and not self.reconstructs
+    def figures(self, of_classes: bool) -> dict[str, Measure] | None:
+        """What rows show beside the loss; None: top1 and top5, as sums of their own.
 
-    @property
-    def figures(self) -> dict[str, Measure] | None:
-        """What rows show beside the loss; None: top1 and top5, as sums of their own."""
-        if not self.is_classification:
+        Args:
+          of_classes: whether the loss is the cross entropy of classes.
+        """
+        if not of_classes:
             return dict(self.metrics)
         return {"top1": _top(1), "top5": _top(5), **self.metrics} if self.metrics else None
 

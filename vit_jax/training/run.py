@@ -62,6 +62,9 @@ class Run:
       model: its `spec` says how images are prepared and what the classes are; its layers have the
         form that suits the devices.
       platform: of the devices, as JAX names it.
+      reconstructs: whether the loss is that of MAE's pretraining.
+      is_classification: whether it is the cross entropy of classes.
+      figures: what rows show beside the loss, see `Own.figures`.
       total_steps: updates.
       schedule: the learning rate of the n-th update, from 0.
       optimizer: the update rule.
@@ -90,7 +93,10 @@ class Run:
     ):
         _check_independent(config, model)
         self.config, self.mesh, self.splits = config, mesh, splits
-        self.own = own or _nothing_own(config)
+        self.own = own or Own()
+        self.reconstructs = _reconstructs(config)
+        self.is_classification = _is_classification(config, self.own)
+        self.figures = self.own.figures(self.is_classification)
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = steps_per_epoch * config.num_epochs
         if self.total_steps >= 2**31:
@@ -143,7 +149,7 @@ class Run:
             made = create_model(model.name, rngs=Streams(seed), **model.kwargs)
         else:
             made = build_own_model(self.model.config, self.own.model, seed)
-        average, figures = bool(self.config.ema.decay), self.own.figures
+        average, figures = bool(self.config.ema.decay), self.figures
         zeros = Sums.zeros if figures is None else lambda dtype: OwnSums.zeros(dtype, figures)
         return initial_state(made, self.optimizer, self.trained, average, zeros)
 
@@ -236,7 +242,7 @@ def open_run(config: TrainConfig, stated: Collection[str] = (), own: Own | None 
     Raises:
       ValueError: data, model, batch and devices do not fit each other.
     """
-    own = own or _nothing_own(config)
+    own = own or Own()
     mesh, data = config_mesh(config), config.data
     _check_own(config, own)
     model = None if own.model is not None else model_to_train(config)
@@ -263,15 +269,19 @@ def open_run(config: TrainConfig, stated: Collection[str] = (), own: Own | None 
             )
     assert model is not None
     _check_model(model, config, source, stated, own)
-    _limit_labels(splits, model.num_classes if own.is_classification else None)
+    _limit_labels(splits, model.num_classes if _is_classification(config, own) else None)
     set_preprocessing(model, config, statistics_of(config, source.channels), source)
     names = splits.class_names or None
     model.spec = dataclasses.replace(model.spec, class_names=names)
     return Run(config, mesh, model, steps_per_epoch(source, data.batch_size), splits, own)
 
 
-def _nothing_own(config: TrainConfig) -> Own:
-    return Own(reconstructs=config.loss.kind == "reconstruction")
+def _reconstructs(config: TrainConfig) -> bool:
+    return config.loss.kind == "reconstruction"
+
+
+def _is_classification(config: TrainConfig, own: Own) -> bool:
+    return own.loss is None and not _reconstructs(config)
 
 
 def _limit_labels(splits: Splits, num_classes: int | None) -> None:
@@ -305,12 +315,12 @@ def _check_own(config: TrainConfig, own: Own) -> None:
             raise ValueError(f"config.{name} is for a registered model, and model= is the caller's")
     if own.data is not None and config.data.num_train_examples is not None:
         raise ValueError("config.data.num_train_examples: wanted None with data= of the caller")
-    if own.reconstructs and (own.loss is not None or own.metrics or own.model is not None):
+    if _reconstructs(config) and (own.loss is not None or own.metrics or own.model is not None):
         raise ValueError(
             'config.loss.kind: wanted "cross_entropy" with loss=, metrics= or model= of the '
             'caller, got "reconstruction"'
         )
-    if not own.is_classification:
+    if not _is_classification(config, own):
         used = {
             "mix": config.mix.mixup_alpha or config.mix.cutmix_alpha,
             "distillation": config.distillation.kind != "none",
@@ -474,9 +484,10 @@ def _check_model(
             f"the images of {source.name} have {channels} channels and the model takes "
             f"{model.in_chans}: set config.model.kwargs.in_chans={channels}"
         )
-    if own.is_classification:
+    is_classification = _is_classification(config, own)
+    if is_classification:
         _check_classes(model, config, source, stated)
-    if own.reconstructs and not getattr(model.config, "decoder", False):
+    if _reconstructs(config) and not getattr(model.config, "decoder", False):
         raise ValueError(
             f'config.loss.kind "reconstruction": {config.model.name} has no decoder: wanted '
             "mae_vit_* with config.model.kwargs.decoder=true"
@@ -488,10 +499,10 @@ def _check_model(
     images = jax.ShapeDtypeStruct((batch, *size, channels), np.float32)
     outputs = nnx.eval_shape(lambda m, x: m(x, rngs=nnx.Rngs(dropout=0)), model, images)
     labels = jax.ShapeDtypeStruct((batch, *source.label_shape), source.label_dtype)
-    for name, measure in {"loss": own.loss, **(own.figures or {})}.items():
+    for name, measure in {"loss": own.loss, **(own.figures(is_classification) or {})}.items():
         if measure is not None:
             check_measure(name, measure, outputs, labels)
-    for part in jax.tree.leaves(outputs) if own.is_classification else ():
+    for part in jax.tree.leaves(outputs) if is_classification else ():
         if part.shape != (batch, model.num_classes):
             raise ValueError(
                 f"config.model.kwargs: the model's output has shape {part.shape}, wanted logits of "

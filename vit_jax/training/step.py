@@ -124,7 +124,7 @@ def _prepared(run: "Run", step: jax.Array, batch: Batch) -> jax.Array:
 
 def _noise(run: "Run", step: jax.Array | int, batch: Batch) -> jax.Array | None:
     """What decides which patches of the images are hidden; None where none are."""
-    if not run.own.reconstructs:
+    if not run.reconstructs:
         return None
     num_patches = math.prod(run.model.token_grid(*run.model.input_size))
     return patch_noise(run.config.seed, step, batch["index"], num_patches)
@@ -132,7 +132,7 @@ def _noise(run: "Run", step: jax.Array | int, batch: Batch) -> jax.Array | None:
 
 def _losses(run: "Run", outputs: Any, targets: jax.Array, smoothing: float) -> tuple[Any, Any]:
     """The loss of each example, and what its figures are read from."""
-    if run.own.reconstructs:
+    if run.reconstructs:
         return outputs, outputs
     if run.own.loss is None:
         return classification_loss(outputs, targets, smoothing)
@@ -141,10 +141,9 @@ def _losses(run: "Run", outputs: Any, targets: jax.Array, smoothing: float) -> t
 
 def _sums(run: "Run", losses: jax.Array, prediction: Any, batch: Batch) -> AnySums:
     """The metrics of a batch."""
-    figures = run.own.figures
-    if figures is None:
+    if run.figures is None:
         return Sums.of_batch(losses, prediction, batch["label"], batch["mask"])
-    found = {name: measure(prediction, batch["label"]) for name, measure in figures.items()}
+    found = {name: measure(prediction, batch["label"]) for name, measure in run.figures.items()}
     return OwnSums.of_batch(losses, found, batch["mask"])
 
 
