@@ -103,6 +103,7 @@ def test_the_command(run, photos, tmp_path, capsys) -> None:
     [
         ([], "nothing to make: wanted --out FILE.npz, --neighbours PICTURE.png or --pairs N"),
         (["--out", "x.txt"], "'x.txt': wanted a file .npz"),
+        (["--neighbours", "x.txt"], "'x.txt': wanted a file .png, .jpg"),
         (["--pairs", "0"], "--pairs"),
     ],
 )

@@ -104,6 +104,16 @@ def test_resume_is_bit_for_bit(tmp_path: pathlib.Path) -> None:
     assert seen.reports[-2:] == [("validation", 12), ("end", 12)]
     assert seen.points[0][1].keys() >= {"train/loss", "train/absolute_error"}
     assert seen.closed
+    again = Kept()  # a finished run: no row is written again, and the model of the end is had
+    assert train_with({}, config, tmp_path / "whole", callbacks=[again], loggers=[again]) == final
+    assert again.reports == [("end", 12)]
+    assert (again.points, again.closed) == ([], True)
+    refused = Kept()
+    with pytest.raises(ValueError, match="it holds no images"):
+        train_with({"data": []}, config, tmp_path / "none", loggers=[refused])
+    with pytest.raises(ValueError, match="wanted a number for each example"):
+        train_with({"loss": lambda y, t: 0.0}, config, tmp_path / "none", loggers=[refused])
+    assert refused.closed
     stopping = Kept(stop_at=6)
     with pytest.raises(Stop):
         train_with({}, config, tmp_path / "cut", callbacks=[stopping], loggers=[stopping])
@@ -179,6 +189,10 @@ def test_classes_of_arrays(tmp_path: pathlib.Path) -> None:
         ),
         ({"loss": lambda y, t: y @ t}, {}, r"loss: wanted a number for each .* it fails"),
         ({"metrics": {"loss": absolute_error}}, {}, "metrics: wanted names .* got 'loss'"),
+        ({"metrics": {"ema_loss": absolute_error}}, {}, r"already .*, ema_\*\), got 'ema_loss'"),
+        ({"data": {"training": ITEMS}}, {}, 'wanted "train", got training'),
+        ({"data": {"train": None}}, {}, 'wanted "train", got train'),
+        ({"class_names": ["a", "b"]}, {}, r"wanted classes, .* labels of shape \(2,\) float64"),
         ({"metrics": {"a": 3}}, {}, r"metrics\['a'\]: wanted a function, got 3"),
         ({"augment": lambda k, x: x / 2}, {}, r"augment: wanted an image .* uint8 .* float32"),
         ({}, {"mix__mixup_alpha": 0.2}, "config.mix is for the classification loss"),
@@ -189,7 +203,7 @@ def test_classes_of_arrays(tmp_path: pathlib.Path) -> None:
         ({"data": [np.zeros((8, 8), np.uint8)]}, {}, r"item 0: wanted \(image, label\)"),
         ({"data": [(np.zeros((8, 8)), 1)]}, {}, r"wanted a PIL image or uint8 .* got float64"),
     ],
-    ids=range(14),
+    ids=range(18),
 )
 def test_what_does_not_fit_is_named(given, fields, message, tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match=message):
@@ -209,6 +223,15 @@ def test_items_that_differ_are_named() -> None:
         OwnSource([(grey, 0), (grey, [0, 1])])[1]
     with pytest.raises(ValueError, match=r"channels 3 are not train's, 1"):
         own_splits({"train": [(grey, 0)], "test": [(colour, 0)]})
+
+
+def test_splits_of_other_labels_and_images_that_cannot_be_read_are_named() -> None:
+    grey = np.zeros((4, 4), np.uint8)
+    with pytest.raises(ValueError, match=r"label_dtype dtype\('float32'\) are not train's"):
+        own_splits({"train": [(grey, 0)], "validation": [(grey, 0.5)]})
+    floats = Image.fromarray(np.zeros((4, 4), np.float32))
+    with pytest.raises(ValueError, match=r"images: image 1: its pixels .F. are numbers"):
+        OwnSource([(grey, 0), (floats, 0)], name="images")[1]
 
 
 def test_a_hugging_face_data_set_states_its_classes() -> None:
@@ -232,6 +255,30 @@ def test_a_function_is_known_by_its_source_and_what_it_was_made_with() -> None:
     assert identity(made(np.ones(3))) != identity(made(np.zeros(3)))
     assert identity(functools.partial(made, 1)) != identity(functools.partial(made, 2))
     assert identity(squared_error) != identity(absolute_error)
+
+    class Weighted:
+        def __init__(self, weight: float) -> None:
+            self.weight = weight
+
+        def loss(self, outputs: Any, labels: Any) -> Any:
+            return self.weight * outputs
+
+    assert identity(Weighted(1.0).loss) == identity(Weighted(1.0).loss)
+    assert identity(Weighted(1.0).loss) != identity(Weighted(2.0).loss)
+
+    def keyword(weight: float) -> Any:
+        def loss(outputs: Any, labels: Any, *, by: float = weight) -> Any:
+            return by * outputs
+
+        return loss
+
+    assert identity(keyword(1.0)) != identity(keyword(2.0))
+
+    def with_a_module(module: Any) -> Any:
+        return lambda outputs, labels: module.abs(outputs)
+
+    assert identity(with_a_module(jnp)) == identity(with_a_module(jnp))
+    assert identity(nnx.Dropout(0.1, rngs=nnx.Rngs(0)))  # whose key is no plain array
     assert "test_own.squared_error" in identity(squared_error)
     with pytest.raises(ValueError, match="a resume could not compare"):
         identity(made(object()))
@@ -246,7 +293,7 @@ def test_a_function_is_known_by_its_source_and_what_it_was_made_with() -> None:
     assert marks[0] == marks[1]
     assert marks[0][0] != marks[2][0]
     assert marks[0][1] != marks[2][1]
-    assert Own().identities() == {}
+    assert Own().identities == {}
 
 
 class Net(nnx.Module):
@@ -327,3 +374,21 @@ def test_a_module_that_is_made_keeps_its_arrays(tmp_path: pathlib.Path) -> None:
 def test_models_that_do_not_fit_are_named(model, fields, message, tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match=message):
         train_with({"model": model}, own_net(**fields), tmp_path / "run")
+
+
+def test_metrics_of_classes_see_what_the_prediction_is_read_from(tmp_path: pathlib.Path) -> None:
+    """Of two heads the mean of their logits; a loss in bfloat16 is summed in float32."""
+    seen = []
+
+    def is_right(outputs: jax.Array, labels: jax.Array) -> jax.Array:
+        seen.append(outputs)
+        return outputs.argmax(axis=-1) == labels
+
+    config = tiny(model__kwargs__distilled=True, num_epochs=1)
+    found = train(config, tmp_path / "run", metrics={"is_right": is_right})
+    assert found["test_is_right"] == pytest.approx(found["test_top1"])
+    assert {(output.shape[1:], output.dtype) for output in seen} == {((10,), np.dtype("float32"))}
+    own_type = OWN | {"loss": lambda y, t: squared_error(y, t).astype(jnp.bfloat16)}
+    assert train_with(own_type, regression(num_epochs=1), tmp_path / "narrow")["train_loss"]
+    sums = [row["loss"] for row in rows(tmp_path / "narrow")]
+    assert any(value != float(jnp.bfloat16(value)) for value in sums)

@@ -17,6 +17,7 @@ from vit_jax.cli.parsing import (
     load_given_model,
     printable,
 )
+from vit_jax.storage import check_output
 
 if TYPE_CHECKING:
     from vit_jax.inference.embed import Embeddings
@@ -33,8 +34,12 @@ def run(arguments: Sequence[str]) -> int:
         )
     paths = given_images(options)
     jax_setup.set_up_jax()
-    from vit_jax.inference.embed import closest_pairs, embed, save_embeddings
+    from vit_jax.inference.embed import FORMATS, closest_pairs, embed, save_embeddings
+    from vit_jax.plots import figure
 
+    for out, kinds in ((options.out, FORMATS), (options.neighbours, figure.FORMATS)):
+        if out:
+            check_output(pathlib.Path(out), kinds)
     model = load_given_model(options)
     found = embed(model, paths, options.batch_size)
     for path, why in found.unread.items():

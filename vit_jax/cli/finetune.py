@@ -123,7 +123,9 @@ def _look_and_choose(folder: str, options: "argparse.Namespace") -> tuple[TrainC
     start = _start(options.source, options.model)
     checked = check(folder)
     exclude = _skipped(checked, folder, options.skip_damaged)
-    available, left_out = open_folder(folder, exclude)
+    available, left_out = checked.splits, checked.left_out
+    if exclude:
+        available, left_out = open_folder(folder, exclude)
     splits = choose_splits({name: len(part) for name, part in available.items()})
     named = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     used = {name: select(available, split) for name, split in named.items() if split}

@@ -99,7 +99,7 @@ def _read_split(
         row = int(np.argmax(labels >= len(layout.class_names)))
         raise ValueError(
             f"{path}: label {row} is {labels[row]}, but {name} has {len(layout.class_names)} "
-            "classes (labels 0 to 9)"
+            f"classes (labels 0 to {len(layout.class_names) - 1})"
         )
     return images, labels
 

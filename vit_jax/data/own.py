@@ -45,6 +45,11 @@ class OwnSource(ImageSource):
         self.channels = image.shape[2]
         self.label_shape = label.shape
         self.label_dtype = np.dtype(np.int32 if label.dtype.kind in "iub" else np.float32)
+        if self.class_names and (self.label_shape or self.label_dtype != np.int32):
+            raise ValueError(
+                f"{name}: wanted classes, as class_names has names of them, got labels of shape "
+                f"{self.label_shape} {label.dtype}"
+            )
         self._example(0, image, label)
 
     def __len__(self) -> int:
@@ -71,7 +76,10 @@ class OwnSource(ImageSource):
     def _pixels(self, index: int, image: Any) -> np.ndarray:
         if isinstance(image, Image.Image):
             grey = image.mode in ("1", "L", "I;16", "LA")
-            return pixels_of(image, self.channels or (1 if grey else 3))
+            try:
+                return pixels_of(image, self.channels or (1 if grey else 3))
+            except ValueError as error:
+                raise ValueError(f"{self.name}: image {index}: {error}") from error
         pixels = np.asarray(image)
         if pixels.ndim == 2:
             pixels = pixels[:, :, None]
@@ -119,6 +127,8 @@ def own_splits(data: Any, class_names: Sequence[str] | None = None) -> Splits:
     """
     if isinstance(data, Splits):
         return data
+    if isinstance(data, Mapping) and data.get("train") is None:
+        raise ValueError(f'data: wanted "train", got {", ".join(map(str, data)) or "nothing"}')
     parts = dict(data) if isinstance(data, Mapping) and "train" in data else {"train": data}
     if unknown := [name for name in parts if name not in SPLITS]:
         raise ValueError(f"data: wanted splits named {', '.join(SPLITS)}, got {unknown[0]!r}")
@@ -129,7 +139,7 @@ def own_splits(data: Any, class_names: Sequence[str] | None = None) -> Splits:
     }
     train = sources["train"]
     for name, source in sources.items():
-        for fact in ("class_names", "channels", "label_shape"):
+        for fact in ("class_names", "channels", "label_shape", "label_dtype"):
             ours, theirs = getattr(train, fact), getattr(source, fact)
             if ours != theirs:
                 raise ValueError(f"data[{name!r}]: its {fact} {theirs!r} are not train's, {ours!r}")

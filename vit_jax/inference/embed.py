@@ -20,7 +20,7 @@ from vit_jax.inference.preprocess import host_size, shown
 from vit_jax.models.base import VisionModel
 from vit_jax.storage import check_output, write_bytes
 
-_FORMATS = {".npz": b"PK"}
+FORMATS = {".npz": b"PK"}
 # Similarities that are held at a time: 64 MiB of float32.
 SIMILARITIES = 2**24
 
@@ -163,7 +163,7 @@ def save_embeddings(
       OSError: it cannot be written.
     """
     path = pathlib.Path(out)
-    check_output(path, _FORMATS)
+    check_output(path, FORMATS)
     buffer = io.BytesIO()
     np.savez(
         buffer,

@@ -36,8 +36,9 @@ def plot_curves(rows: Rows, directory: pathlib.Path) -> list[pathlib.Path]:
       OSError: they cannot be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    loss = "cross entropy" if any("top1" in row for row in rows) else "loss"
     return [
-        _draw(rows, ("loss", "ema_loss"), "cross entropy", directory / "loss.png"),
+        _draw(rows, ("loss", "ema_loss"), loss, directory / "loss.png"),
         _draw(rows, ("top1", "top5", "ema_top1"), "accuracy", directory / "accuracy.png"),
     ]
 

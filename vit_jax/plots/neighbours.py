@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vit_jax.plots.figure import new_figure, save_figure
+from vit_jax.plots.figure import new_figure, save_figure, show_image
 
 
 def plot_neighbours(
@@ -25,7 +25,7 @@ def plot_neighbours(
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for places, row in zip(axes, rows, strict=True):
         for place, (image, text) in zip(places, row, strict=True):
-            place.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
+            show_image(place, image)
             place.set_title(text, fontsize=7, y=-0.22)
             place.set_axis_off()
     save_figure(figure, out)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vit_jax.plots.figure import COLOURS, new_figure, save_figure
+from vit_jax.plots.figure import COLOURS, new_figure, save_figure, show_image
 
 
 def plot_segmentations(
@@ -35,7 +35,7 @@ def plot_segmentations(
     figure = new_figure(1.7 * columns, 1.7 * len(images) + 0.6, "constrained")
     axes = figure.subplots(len(images), columns, squeeze=False)
     for row, image in zip(axes, range(len(images)), strict=True):
-        row[0].imshow(images[image].squeeze(), cmap="gray", vmin=0, vmax=255)
+        show_image(row[0], images[image])
         for place, classes in zip(row[1:], maps.values(), strict=True):
             place.imshow(table[classes[image]], interpolation="nearest")
     for place, title in zip(axes[0], ["image", *maps], strict=True):

@@ -97,10 +97,11 @@ def train(
         each example, (B,), in place of the cross entropy. The best checkpoint is then that of the
         lowest validation loss.
       metrics: the same, by name: their means over the examples stand in the rows. With the cross
-        entropy beside top1 and top5.
+        entropy they are given its logits (of two heads their mean), and stand with top1 and top5.
       augment: a pure function (key, image (H, W, C) uint8) -> image of the same shape and type,
         applied in the step before what the config augments, keyed by (seed, epoch, index).
-      callbacks: called in each process with a `Report` after each row is written.
+      callbacks: called in each process with a `Report` after each row is written; that of the end
+        also where the run is finished already.
       loggers: take the figures of each row, in process 0: see `Logger`.
 
     A resume compares the functions' names and a hash of their sources with those in config.json:
@@ -120,10 +121,10 @@ def train(
     splits = None if data is None else own_splits(data, class_names)
     own = Own(splits, model, loss, dict(metrics or {}), augment, tuple(callbacks), tuple(loggers))
     # Quiet longer than with companions: where one is lost, Orbax's threads find out late.
-    with StopSignals() as signals, quiet_orbax(), companions(workdir), held(workdir):
+    with StopSignals() as signals, quiet_orbax(), companions(workdir), held(workdir), _closing(own):
         config, stated = with_stated_fields(config, workdir)
         records = _records(config, workdir, own)
-        if test := records.find("test"):
+        if (test := records.find("test")) and not callbacks:  # which want the model of the end
             if is_first() and config.log.progress != "none":
                 num_classes = config.model.kwargs.get("num_classes")
                 said = describe(test, num_classes)
@@ -150,11 +151,20 @@ def train(
     return _final_metrics(records)
 
 
+@contextlib.contextmanager
+def _closing(own: Own) -> Iterator[None]:
+    """Closes the caller's loggers, however the run ends."""
+    with contextlib.ExitStack() as stack:
+        for logger in own.loggers if is_first() else ():
+            stack.callback(logger.close)
+        yield
+
+
 def _records(config: TrainConfig, workdir: pathlib.Path, own: Own) -> Records:
     """The rows of the run so far; process 0 has them all, the others what decides what is due."""
     path, rows = workdir / METRICS_FILE, []
     if is_first():
-        check_config(config, workdir, own.identities())
+        check_config(config, workdir, own.identities)
         rows = read_rows(path)
     known = tell_all([row for row in rows if row["split"] != "train"])
     return Records(path, rows, write=True) if is_first() else Records(path, known, write=False)
@@ -226,7 +236,8 @@ class _Loop:
             self.step, counts = info.step, info.rows
             known = info.best_top1 is not None and info.best_step is not None
             self.best = (info.best_top1, info.best_step) if known else None  # pyright: ignore
-            is_done = self.step == run.total_steps and run.data.test is None
+            is_tested = run.data.test is None or records.find("test") is not None
+            is_done = self.step == run.total_steps and is_tested
             resuming = f"resuming {workdir} at step {self.step} of {run.total_steps}"
             quiet.say(f"the run in {workdir} is finished" if is_done else resuming)
         teacher = run.teacher
@@ -241,7 +252,7 @@ class _Loop:
                 else None
             )
             if is_first():
-                store_config(config, workdir, run.own.identities())
+                store_config(config, workdir, run.own.identities)
         for row in records.rows:
             self._note_best(row)
         self._keep_best()
@@ -273,10 +284,9 @@ class _Loop:
         return place(state, run.shardings)
 
     def close(self) -> None:
-        """Closes the event file and the caller's loggers."""
-        for logger in (self.events, *self._loggers):
-            if logger is not None:
-                logger.close()
+        """Closes the event file."""
+        if self.events is not None:
+            self.events.close()
 
     def train(self) -> None:
         """Makes all updates that remain, with their rows, validations and checkpoints."""
@@ -417,7 +427,7 @@ class _Loop:
     def test(self) -> None:
         """Evaluates the test split with the final weights, once the last checkpoint is complete."""
         self.checkpoints.wait()
-        if self.run.data.test is not None:
+        if self.run.data.test is not None and self.records.find("test") is None:
             self._evaluate("test", self.run.data.test)
         if self.records.rows:
             self._call_back("end", self.records.rows[-1])

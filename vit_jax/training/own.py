@@ -17,9 +17,9 @@ import numpy as np
 from flax import nnx
 
 from vit_jax.data.splits import Splits
-from vit_jax.training.losses import mean_of_heads, wide
 from vit_jax.training.metrics import label_ranks
 from vit_jax.training.own_model import OwnModule
+from vit_jax.training.progress import OF_THE_RUN
 
 # (outputs of the model, labels of the batch) -> a number for each example.
 Measure = Callable[[Any, jax.Array], jax.Array]
@@ -75,10 +75,11 @@ class Own:
             if function is not None and not callable(function):
                 raise ValueError(f"{name}: wanted a function, got {function!r}")
         for name in self.metrics:
-            if not isinstance(name, str) or not name.isidentifier() or name in _TAKEN:
+            is_name = isinstance(name, str) and name.isidentifier()
+            if not is_name or name in _TAKEN or name.startswith("ema_"):
                 raise ValueError(
                     f"metrics: wanted names of letters, digits and underscores that no row has "
-                    f"already ({', '.join(sorted(_TAKEN))}), got {name!r}"
+                    f"already ({', '.join(sorted(_TAKEN))}, ema_*), got {name!r}"
                 )
 
     def figures(self, of_classes: bool) -> dict[str, Measure] | None:
@@ -91,6 +92,7 @@ class Own:
             return dict(self.metrics)
         return {"top1": _top(1), "top5": _top(5), **self.metrics} if self.metrics else None
 
+    @functools.cached_property
     def identities(self) -> dict[str, str]:
         """What decides the numbers of the run, for its config.json: names and hashes of sources."""
         found = {}
@@ -103,13 +105,12 @@ class Own:
         return found | {f"metrics.{name}": identity(m) for name, m in self.metrics.items()}
 
 
-_TAKEN = {"step", "epoch", "split", "loss", "learning_rate", "images_per_second", "top1", "top5"}
+_TAKEN = OF_THE_RUN | {"loss", "top1", "top5"}
 
 
 def _top(k: int) -> Measure:
     def among_the_first(outputs: Any, labels: jax.Array) -> jax.Array:
-        logits = mean_of_heads(outputs) if isinstance(outputs, tuple) else wide(outputs)
-        return label_ranks(logits, labels) < k
+        return label_ranks(outputs, labels) < k
 
     return among_the_first
 
@@ -118,7 +119,8 @@ def identity(function: Any) -> str:
     """The qualified name of a function and a hash of its source, comments and layout left out.
 
     What it was made with counts too: the arguments of a partial, the variables of a closure, the
-    attributes of an object that is called, the arrays of a module. What it calls does not.
+    attributes of an object that is called or whose method is, the arrays of a module. What it calls
+    does not, nor what a decorator of `functools.wraps` was made with.
 
     Raises:
       ValueError: it has no source, or was made with what has no exact words.
@@ -130,6 +132,9 @@ def identity(function: Any) -> str:
         arrays = [(path, _exact(x[...])) for path, x in nnx.to_flat_state(nnx.state(function))]
         mark = hashlib.sha256(repr(arrays).encode()).hexdigest()[:16]
         return f"{identity(type(function))} with arrays {mark}"
+    method = inspect.unwrap(function)
+    if inspect.ismethod(method) and not inspect.isclass(method.__self__):
+        return f"{identity(method.__func__)} of {identity(method.__self__)}"
     is_object = not (inspect.isroutine(function) or inspect.isclass(function))
     code = type(function) if is_object else inspect.unwrap(function)
     mark = hashlib.sha256(_source(code).encode()).hexdigest()[:16]
@@ -137,6 +142,7 @@ def identity(function: Any) -> str:
     if is_object:
         return f"{name} with {_exact(sorted(vars(function).items()))}"
     made_with = [*(getattr(code, "__defaults__", None) or ())]
+    made_with += sorted((getattr(code, "__kwdefaults__", None) or {}).items())
     made_with += [cell.cell_contents for cell in getattr(code, "__closure__", None) or ()]
     return f"{name} with {_exact(made_with)}" if made_with else name
 
@@ -173,9 +179,12 @@ def _exact(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"({', '.join(map(_exact, value))})"
     if isinstance(value, np.ndarray | jax.Array):
-        array = np.asarray(value)
+        is_key = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+        array = np.asarray(jax.random.key_data(value) if is_key else value)
         mark = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
         return f"{array.dtype}{array.shape} {mark}"
+    if isinstance(value, types.ModuleType):
+        return value.__name__
     if callable(value):
         return identity(value)
     raise ValueError(

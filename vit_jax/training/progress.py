@@ -7,7 +7,7 @@ from typing import Any, TextIO
 
 from vit_jax.training.records import Row
 
-_OF_THE_RUN = {"step", "epoch", "split", "learning_rate", "images_per_second"}
+OF_THE_RUN = {"step", "epoch", "split", "learning_rate", "images_per_second"}
 
 
 def _duration(seconds: float) -> str:
@@ -18,7 +18,7 @@ def _duration(seconds: float) -> str:
 
 def measured(row: Row) -> list[str]:
     """The names of a row's loss and metrics."""
-    return [name for name in row if name not in _OF_THE_RUN]
+    return [name for name in row if name not in OF_THE_RUN]
 
 
 def describe(row: Row, num_classes: int | None = None) -> str:

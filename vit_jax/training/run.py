@@ -26,6 +26,7 @@ from vit_jax.models.registry import abstract_model, create_model, design_of
 from vit_jax.models.spec import Preprocessing
 from vit_jax.models.streams import Streams
 from vit_jax.training.distillation import make_teacher
+from vit_jax.training.losses import classification_loss
 from vit_jax.training.mesh import (
     AXES,
     check_batch,
@@ -486,7 +487,7 @@ def _check_model(
         )
     is_classification = _is_classification(config, own)
     if is_classification:
-        _check_classes(model, config, source, stated)
+        _check_classes(model, config, source, stated, own)
     if _reconstructs(config) and not getattr(model.config, "decoder", False):
         raise ValueError(
             f'config.loss.kind "reconstruction": {config.model.name} has no decoder: wanted '
@@ -499,19 +500,28 @@ def _check_model(
     images = jax.ShapeDtypeStruct((batch, *size, channels), np.float32)
     outputs = nnx.eval_shape(lambda m, x: m(x, rngs=nnx.Rngs(dropout=0)), model, images)
     labels = jax.ShapeDtypeStruct((batch, *source.label_shape), source.label_dtype)
-    for name, measure in {"loss": own.loss, **(own.figures(is_classification) or {})}.items():
-        if measure is not None:
-            check_measure(name, measure, outputs, labels)
+    where, advice = "config.model.kwargs", ": choose another global_pool"
+    if own.model is not None:
+        where, advice = "model", ""
     for part in jax.tree.leaves(outputs) if is_classification else ():
         if part.shape != (batch, model.num_classes):
             raise ValueError(
-                f"config.model.kwargs: the model's output has shape {part.shape}, wanted logits of "
-                f"shape {(batch, model.num_classes)}: choose another global_pool"
+                f"{where}: the model's output has shape {part.shape}, wanted logits of shape "
+                f"{(batch, model.num_classes)}{advice}"
             )
+    if is_classification:  # as the steps do: metrics see what the prediction is read from
+        _, outputs = jax.eval_shape(classification_loss, outputs, labels)
+    for name, measure in {"loss": own.loss, **(own.figures(is_classification) or {})}.items():
+        if measure is not None:
+            check_measure(name, measure, outputs, labels)
 
 
 def _check_classes(
-    model: VisionModel[Any], config: TrainConfig, source: ImageSource, stated: Collection[str]
+    model: VisionModel[Any],
+    config: TrainConfig,
+    source: ImageSource,
+    stated: Collection[str],
+    own: Own,
 ) -> None:
     if source.label_shape or source.label_dtype.kind != "i":
         raise ValueError(
@@ -520,6 +530,11 @@ def _check_classes(
         )
     if not source.class_names:
         return  # the model decides: see `_limit_labels`
+    if own.model is not None and model.num_classes != source.num_classes:
+        raise ValueError(
+            f"model: its output has {model.num_classes} classes, and {source.name} has "
+            f"{source.num_classes}"
+        )
     if model.num_classes < source.num_classes:
         raise ValueError(
             f"{source.name} has {source.num_classes} classes and the model's head only "

@@ -18,7 +18,7 @@ from vit_jax.layers.masking import patch_noise
 from vit_jax.layers.stack import constrain
 from vit_jax.training.distillation import TaughtStep, distillation_loss
 from vit_jax.training.ema import update_average
-from vit_jax.training.losses import classification_loss
+from vit_jax.training.losses import classification_loss, wide
 from vit_jax.training.mesh import batch_sharding, replicated
 from vit_jax.training.metrics import AnySums, OwnSums, Sums
 from vit_jax.training.mixing import Mixing, mix_batch
@@ -133,10 +133,10 @@ def _noise(run: "Run", step: jax.Array | int, batch: Batch) -> jax.Array | None:
 def _losses(run: "Run", outputs: Any, targets: jax.Array, smoothing: float) -> tuple[Any, Any]:
     """The loss of each example, and what its figures are read from."""
     if run.reconstructs:
-        return outputs, outputs
+        return wide(outputs), outputs
     if run.own.loss is None:
         return classification_loss(outputs, targets, smoothing)
-    return run.own.loss(outputs, targets), outputs
+    return wide(run.own.loss(outputs, targets)), outputs
 
 
 def _sums(run: "Run", losses: jax.Array, prediction: Any, batch: Batch) -> AnySums:
