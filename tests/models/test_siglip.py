@@ -28,9 +28,10 @@ from tests.models.backbones import (
 from tests.models.test_clip import TEXT, VISION
 from tests.tiers import mostly_slow
 from tests.weights.designs import assert_close
+from vit_jax.layers.unfold import cut_patches
 from vit_jax.models.registry import abstract_model
 from vit_jax.models.siglip import Siglip
-from vit_jax.models.siglip_naflex import SiglipNaflex, cut_patches, naflex_size, pack_images
+from vit_jax.models.siglip_naflex import SiglipNaflex, naflex_size, pack_images
 from vit_jax.parity import OptimizerSpec, assert_parity
 from vit_jax.weights.huggingface import read_facts
 from vit_jax.weights.load import load_with_notes

@@ -111,6 +111,23 @@ def left_alone(config: TrainConfig, *fields: str) -> TrainConfig:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, kwargs=kwargs))
 
 
+def test_windows_are_taken_from_the_weights_as_the_image_size_is(tmp_path):
+    name = "swin_tiny_patch4_window7_224"
+    fields = {"img_size": 32, "embed_dim": 8, "depths": (1, 1), "num_heads": (1, 2)}
+    fields |= {"window_size": 2, "in_chans": 1}
+    path = tmp_path / "swin.safetensors"
+    save_pretrained(vit_jax.create_model(name, rngs=nnx.Rngs(0), **fields), path)
+
+    def taken(**given):
+        config = tiny(init_from=str(path), model__name=name, model__kwargs={}, **given)
+        return with_stated_fields(config)[0].model.kwargs
+
+    assert taken() == fields
+    sizes = ("img_size", "window_size")
+    left = {field: value for field, value in fields.items() if field not in sizes}
+    assert taken(init_resize="source") == left
+
+
 @pytest.mark.parametrize("form", ["run", "weights"])
 def test_what_the_weights_state_need_not_be_said_again(form, finished, first_state, tmp_path):
     """Nor when the run goes on, when they may be gone; and what is said otherwise is refused."""

@@ -208,12 +208,16 @@ def _start(source: str | None, name: str | None) -> Start:
             "have 3: wanted weights of a model of colour images"
         )
     spec = model.spec
-    own, kind = model_fields(spec.name), design_of(spec.name).config_class
+    own, design = model_fields(spec.name), design_of(spec.name)
     fields = {
         field: value
         for field, value in spec.fields
-        if field == "img_size"
-        or (value != own.get(field) and field != "num_classes" and not kind.is_free(field))
+        if field in design.named_by
+        or (
+            value != own.get(field)
+            and field != "num_classes"
+            and not design.config_class.is_free(field)
+        )
     }
     start = Start(spec.name, fields, source or "")
     if (stated := spec.preprocessing) is None:

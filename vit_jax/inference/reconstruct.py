@@ -1,6 +1,7 @@
 """Images as a pretrained MAE completes them."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from flax import nnx
 from vit_jax.inference.preprocess import preprocess, preprocessing_of
 from vit_jax.layers.forms import eval_graph
 from vit_jax.layers.masking import patch_noise
+from vit_jax.layers.windows import window_merge
 from vit_jax.models.mae import Mae
 
 
@@ -61,21 +63,20 @@ def reconstruct(
     def run(variables: nnx.State, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         made = nnx.merge(graph, variables)
         _, patches, mask = made.reconstruct(x, noise)
+        own = made.pixels(x)
         if made.config.norm_pix_loss:
-            own = made.pixels(x)
-            deviation = jnp.sqrt(own.var(axis=-1, ddof=1, keepdims=True) + 1e-6)
-            patches = patches * deviation + own.mean(axis=-1, keepdims=True)
-        return made.pixels(x), patches, mask
+            mean, deviation = made.pixel_scale(own)
+            patches = patches * deviation + mean
+        return own, patches, mask
 
     true, patches, mask = (np.asarray(found) for found in run(nnx.state(model), x))
     preprocessing = preprocessing_of(model)
     mean, std = np.asarray(preprocessing.mean), np.asarray(preprocessing.std)
 
     def picture(values: np.ndarray) -> np.ndarray:
-        height, width = model.patch_embed.patch_size
-        cells = values.reshape(len(x), rows, columns, height, width, -1)
-        whole = cells.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape)
-        return (whole * std + mean).clip(0, 1)
+        patch = model.patch_embed.patch_size
+        pixels = values.reshape(-1, math.prod(patch), x.shape[-1])
+        return (window_merge(pixels, patch, x.shape[1:3]) * std + mean).clip(0, 1)
 
     hidden = mask[..., None] > 0
     return Completed(

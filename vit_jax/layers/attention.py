@@ -137,23 +137,22 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "batch tokens dim"],
-        context: jax.Array | None = None,
-        *,
+        *context: jax.Array,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch tokens dim"]:
         """Tokens to tokens; `context` is what all blocks are given: here the mask of the keys."""
         attn_key, proj_key = split_key(key, 2)
-        q, k, v = self.queries_keys_values(x, context)
-        mask = self.key_mask(context)
-        x = attend(q, k, v, scale=self.scale, dropout=self.attn_drop, key=attn_key, mask=mask)
+        q, k, v = self.queries_keys_values(x, *context)
+        weights = self.weights(q, k, *context).astype(v.dtype)
+        x = jnp.matmul(self.attn_drop(weights, attn_key), v)
         return self.proj_drop(self.project(merge_heads(x)), proj_key)
 
-    def key_mask(self, context: jax.Array | None) -> Bool[Array, "batch tokens"] | None:
-        """Which tokens may be attended to; None: all."""
-        return context
+    def weights(self, q: jax.Array, k: jax.Array, *context: jax.Array) -> jax.Array:
+        """What the values of each key are multiplied with, before dropout: (B, heads, N, N)."""
+        return softmax_weights(q, k, scale=self.scale, mask=context[0] if context else None)
 
     def queries_keys_values(
-        self, x: Float[Array, "batch tokens dim"], context: jax.Array | None = None
+        self, x: Float[Array, "batch tokens dim"], *context: jax.Array
     ) -> tuple[Float[Array, "batch heads tokens head_dim"], ...]:
         """Tokens to the heads that attend."""
         del context
@@ -168,11 +167,11 @@ class Attention(nnx.Module):
         return q, k, v
 
     def attention_weights(
-        self, x: Float[Array, "batch tokens dim"], context: jax.Array | None = None
+        self, x: Float[Array, "batch tokens dim"], *context: jax.Array
     ) -> Float[Array, "batch heads tokens tokens"]:
         """The weights that a call with these tokens gives the values, before dropout."""
-        q, k, _ = self.queries_keys_values(x, context)
-        return softmax_weights(q, k, scale=self.scale, mask=self.key_mask(context))
+        q, k, _ = self.queries_keys_values(x, *context)
+        return self.weights(q, k, *context)
 
     def project(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
         """The merged heads to the output."""

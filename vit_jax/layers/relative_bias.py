@@ -26,11 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.typing import Dtype
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
-from vit_jax.layers.attention import Attention, attend, merge_heads, softmax_weights
+from vit_jax.layers.attention import Attention, softmax_weights
 from vit_jax.layers.checks import check_choice
-from vit_jax.layers.dropout import split_key
 from vit_jax.layers.position_resize import check_grid, resize_matrix
 
 Grid = tuple[int, int]
@@ -233,18 +232,9 @@ class BiasedAttention(Attention):
         types = {name: kind[name] for name in ("dtype", "param_dtype")}
         self.bias = RelativePositionBias(grid, num_heads, **types) if grid else None
 
-    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self,
-        x: Float[Array, "batch tokens dim"],
-        *context: jax.Array,
-        key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "batch tokens dim"]:
-        """Tokens to tokens; `context`: see `score_bias`."""
-        attn_key, proj_key = split_key(key, 2)
-        q, k, v = self.queries_keys_values(x)
-        bias = self.score_bias(*context)
-        x = attend(q, k, v, scale=self.scale, dropout=self.attn_drop, key=attn_key, bias=bias)
-        return self.proj_drop(self.project(merge_heads(x)), proj_key)
+    def weights(self, q: jax.Array, k: jax.Array, *context: jax.Array) -> jax.Array:
+        """See `Attention.weights`; `context`: see `score_bias`."""
+        return softmax_weights(q, k, scale=self.scale, bias=self.score_bias(*context))
 
     def score_bias(
         self, down: jax.Array, along: jax.Array, *shared: jax.Array
@@ -257,10 +247,3 @@ class BiasedAttention(Attention):
         """
         biases = [*shared] if self.bias is None else [self.bias(down, along), *shared]
         return functools.reduce(operator.add, biases) if biases else None
-
-    def attention_weights(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, x: Float[Array, "batch tokens dim"], *context: jax.Array
-    ) -> Float[Array, "batch heads tokens tokens"]:
-        """The weights that a call with these tokens gives the values, before dropout."""
-        q, k, _ = self.queries_keys_values(x)
-        return softmax_weights(q, k, scale=self.scale, bias=self.score_bias(*context))

@@ -119,14 +119,15 @@ class RotaryAttention(Attention):
     Its context is the table of `rotations`.
     """
 
-    def key_mask(self, context: jax.Array | None) -> None:
-        """None: all tokens may be attended to."""
+    def weights(self, q: jax.Array, k: jax.Array, *context: jax.Array) -> jax.Array:
+        """See `Attention.weights`: all tokens may be attended to."""
         del context
+        return super().weights(q, k)
 
     def queries_keys_values(
-        self, x: Float[Array, "batch tokens dim"], context: jax.Array | None = None
+        self, x: Float[Array, "batch tokens dim"], *context: jax.Array
     ) -> tuple[Float[Array, "batch heads tokens head_dim"], ...]:
         """Tokens to the heads that attend."""
-        assert context is not None
+        (table,) = context
         q, k, v = super().queries_keys_values(x)
-        return rotated(q, context), rotated(k, context), v
+        return rotated(q, table), rotated(k, table), v

@@ -146,8 +146,8 @@ class SwinBlock(nnx.Module):
         x = jnp.roll(x, (-shift[0], -shift[1]), (1, 2)) if is_shifted else x
         x = _padded(x, how.window)
         whole = x.shape[1], x.shape[2]
-        regions = jnp.asarray(shift_regions(whole, how.window, shift)) if is_shifted else None
-        windows = self.attn(window_partition(x, how.window), regions, key=key)
+        regions = [jnp.asarray(shift_regions(whole, how.window, shift))] if is_shifted else []
+        windows = self.attn(window_partition(x, how.window), *regions, key=key)
         x = window_merge(windows, how.window, whole)
         x = cut(x) if how.pads_shifted else x
         x = jnp.roll(x, shift, (1, 2)) if is_shifted else x

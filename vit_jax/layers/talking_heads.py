@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype, Initializer
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from vit_jax.layers.attention import Attention, attend, check_heads, merge_heads
-from vit_jax.layers.dropout import Dropout, split_key
+from vit_jax.layers.dropout import Dropout
 from vit_jax.layers.linear import Linear
 
 
@@ -37,37 +37,14 @@ class TalkingHeadsAttention(Attention):
         self.proj_l = Linear(num_heads, num_heads, **kind)
         self.proj_w = Linear(num_heads, num_heads, **kind)
 
-    def __call__(
-        self,
-        x: Float[Array, "batch tokens dim"],
-        context: jax.Array | None = None,
-        *,
-        key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "batch tokens dim"]:
-        """Tokens to tokens."""
+    def weights(self, q: jax.Array, k: jax.Array, *context: jax.Array) -> jax.Array:
+        """After the second mixing: a row may have negative entries, and a sum that is not one."""
         del context
-        attn_key, proj_key = split_key(key, 2)
-        q, k, v = self.queries_keys_values(x)
-        weights = self.attn_drop(self._weights(q, k), attn_key)
-        return self.proj_drop(self.project(merge_heads(jnp.matmul(weights, v))), proj_key)
-
-    def _weights(self, q: jax.Array, k: jax.Array) -> jax.Array:
         scores = jnp.matmul(q * jnp.asarray(self.scale, q.dtype), k.swapaxes(-1, -2))
         scores = _mixed(self.proj_l, scores)
         wide = jnp.promote_types(scores.dtype, jnp.float32)
         weights = jax.nn.softmax(scores.astype(wide), axis=-1).astype(scores.dtype)
         return _mixed(self.proj_w, weights)
-
-    def attention_weights(
-        self, x: Float[Array, "batch tokens dim"], context: jax.Array | None = None
-    ) -> Float[Array, "batch heads tokens tokens"]:
-        """What a call with these tokens multiplies the values with, before dropout.
-
-        After the second mixing: a row may have negative entries, and a sum that is not one.
-        """
-        del context
-        q, k, _ = self.queries_keys_values(x)
-        return self._weights(q, k)
 
 
 class ClassAttention(nnx.Module):

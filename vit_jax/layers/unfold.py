@@ -1,5 +1,7 @@
 """im2col: an image as a matrix of patches."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -27,6 +29,15 @@ def extract_patches(
     x = images.reshape(batch, rows, patch_height, columns, patch_width, channels)
     x = x.transpose(0, 1, 3, 5, 2, 4)  # (B, rows, columns, C, patch height, patch width)
     return x.reshape(batch, rows * columns, channels * patch_height * patch_width)
+
+
+def cut_patches(images: Any, patch_size: tuple[int, int]) -> Any:
+    """Images (B, H, W, C), of JAX or NumPy, to patches row by row: (B, N, height * width * C)."""
+    batch, height, width, channels = images.shape
+    rows, columns = height // patch_size[0], width // patch_size[1]
+    x = images.reshape(batch, rows, patch_size[0], columns, patch_size[1], channels)
+    x = x.transpose(0, 1, 3, 2, 4, 5)  # (B, rows, columns, patch height, patch width, C)
+    return x.reshape(batch, rows * columns, -1)
 
 
 def window_filters(

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
-from vit_jax.layers.attention import Attention, merge_heads
-from vit_jax.layers.dropout import split_key
+from vit_jax.layers.attention import Attention
 from vit_jax.layers.initializers import trunc_normal, zeros
 from vit_jax.layers.linear import Linear
 from vit_jax.layers.relative_bias import pair_biases, table_rows
@@ -79,44 +78,17 @@ class WindowAttention(Attention):
         self,
         q: Float[Array, "windows heads tokens head_dim"],
         k: Float[Array, "windows heads tokens head_dim"],
-        regions: Int[Array, "regions tokens"] | None,
+        *context: Int[Array, "regions tokens"],
     ) -> Float[Array, "windows heads tokens tokens"]:
         """The softmax of the scores."""
         scores = self.similarity(q, k)
         scores = scores + pair_biases(self.bias_of_distances(), self.window).astype(scores.dtype)
-        if regions is not None:
+        for regions in context:
             is_apart = regions[:, :, None] != regions[:, None, :]
             mask = jnp.where(is_apart, self.apart, 0.0).astype(scores.dtype)
             images = scores.reshape(-1, len(mask), *scores.shape[1:]) + mask[None, :, None]
             scores = images.reshape(-1, *scores.shape[1:])
         return jax.nn.softmax(scores, axis=-1)
-
-    def __call__(
-        self,
-        x: Float[Array, "windows tokens dim"],
-        context: Int[Array, "regions tokens"] | None = None,
-        *,
-        key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "windows tokens dim"]:
-        """Tokens to tokens.
-
-        Args:
-          x: (B * windows, N, D), of `windows.window_partition`.
-          context: of `windows.shift_regions`, of all windows of an image; None: none is shifted.
-          key: of the dropouts.
-        """
-        attn_key, proj_key = split_key(key, 2)
-        q, k, v = self.queries_keys_values(x)
-        weights = self.weights(q, k, context).astype(v.dtype)
-        x = jnp.matmul(self.attn_drop(weights, attn_key), v)
-        return self.proj_drop(self.project(merge_heads(x)), proj_key)
-
-    def attention_weights(
-        self, x: Float[Array, "windows tokens dim"], context: jax.Array | None = None
-    ) -> Float[Array, "windows heads tokens tokens"]:
-        """The weights that a call with these tokens gives the values, before dropout."""
-        q, k, _ = self.queries_keys_values(x)
-        return self.weights(q, k, context)
 
 
 class CosineWindowAttention(WindowAttention):

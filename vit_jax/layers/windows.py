@@ -4,24 +4,29 @@ Liu et al. 2021 (2103.14030) and 2022 (2111.09883); microsoft/Swin-Transformer (
 1.0.31 (models/swin_transformer*.py).
 """
 
+from typing import Any
+
 import numpy as np
-from jaxtyping import Array, Float
 
 
-def window_partition(
-    x: Float[Array, "batch rows columns dim"], window: tuple[int, int]
-) -> Float[Array, "windows tokens dim"]:
-    """Cuts maps into windows: (B * windows, tokens of a window, D), image by image, row by row."""
+def window_partition(x: Any, window: tuple[int, int]) -> Any:
+    """Cuts maps into windows, image by image, row by row.
+
+    Args:
+      x: (B, rows, columns, D), of JAX or NumPy.
+      window: rows and columns of one.
+
+    Returns:
+      (B * windows, tokens of a window, D).
+    """
     batch, rows, columns, dim = x.shape
     down, along = rows // window[0], columns // window[1]
     x = x.reshape(batch, down, window[0], along, window[1], dim)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, window[0] * window[1], dim)
 
 
-def window_merge(
-    windows: Float[Array, "windows tokens dim"], window: tuple[int, int], size: tuple[int, int]
-) -> Float[Array, "batch rows columns dim"]:
-    """Undoes `window_partition`; `size`: rows and columns of the maps."""
+def window_merge(windows: Any, window: tuple[int, int], size: tuple[int, int]) -> Any:
+    """Undoes `window_partition`, of JAX or NumPy; `size`: rows and columns of the maps."""
     down, along = size[0] // window[0], size[1] // window[1]
     x = windows.reshape(-1, down, along, *window, windows.shape[-1])
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, *size, windows.shape[-1])
@@ -40,9 +45,7 @@ def shift_regions(
         for side, extent, moved in zip(size, window, shift, strict=True)
     )
     regions = rows[:, None] * 3 + columns
-    down, along = size[0] // window[0], size[1] // window[1]
-    regions = regions.reshape(down, window[0], along, window[1])
-    return regions.transpose(0, 2, 1, 3).reshape(-1, window[0] * window[1])
+    return window_partition(regions[None, :, :, None], window)[..., 0]
 
 
 def log_coordinates(window: tuple[int, int], trained: tuple[int, int]) -> np.ndarray:

@@ -45,6 +45,8 @@ class AnyGridModel(VisionModel[Config]):
     patch_embed: PatchEmbed
     num_features: int
     head_drop: Dropout
+    norm: nnx.LayerNorm | None
+    fc_norm: nnx.LayerNorm | None = None
     pos_embed: nnx.Param
 
     def token(self, count: int, std: float, rngs: nnx.Rngs, width: int | None = None) -> nnx.Param:
@@ -148,7 +150,7 @@ class AnyGridModel(VisionModel[Config]):
     def position_table(self) -> PositionTable | None:
         """One learned table for the tokens that have positions, and the grid."""
         return PositionTable(
-            self.position_name,
+            "pos_embed",
             self.pos_embed.shape[1],
             self.table_grid,
             self.position_rows,
@@ -166,9 +168,8 @@ class AnyGridModel(VisionModel[Config]):
         table, grid = variable[...].astype(self.dtype), self.table_grid
         if (rows, columns) == grid:
             return table
-        dtype = np.dtype(np.float64 if self.dtype == jnp.float64 else np.float32)
         down, along = (
-            jnp.asarray(resize_matrix(old, new, self._resize_method, dtype), self.dtype)
+            jnp.asarray(resize_matrix(old, new, self._resize_method, self.matrix_dtype), self.dtype)
             for old, new in zip(grid, (rows, columns), strict=True)
         )
         patches = table[0, self.position_rows :].reshape(*grid, -1)
@@ -188,13 +189,18 @@ class AnyGridModel(VisionModel[Config]):
         height, width = (count * side for count, side in sides)
         return images[:, :height, :width].astype(self.dtype)
 
+    def last_norm(self, tokens: jax.Array) -> jax.Array:
+        """The last norm; none where it stands behind the pooling."""
+        return tokens if self.norm is None else self.norm(tokens)
+
     def pooled(self, tokens: jax.Array) -> jax.Array:
-        """Tokens (B, N, D) to what `global_pool` says: (B, features)."""
+        """Tokens (B, N, D) to what `global_pool` says: (B, features), normed where `fc_norm` is."""
         pool = getattr(self.config, "global_pool", "token")
-        if pool == "token":
-            return tokens[:, 0]
-        patches = tokens[:, self.num_prefix_tokens :].mean(axis=1)
-        return patches if pool == "avg" else jnp.concatenate([tokens[:, 0], patches], axis=-1)
+        pooled = tokens[:, 0]
+        if pool != "token":
+            patches = tokens[:, self.num_prefix_tokens :].mean(axis=1)
+            pooled = patches if pool == "avg" else jnp.concatenate([pooled, patches], axis=-1)
+        return pooled if self.fc_norm is None else self.fc_norm(pooled)
 
     def forward_head(
         self,
@@ -215,6 +221,11 @@ class AnyGridModel(VisionModel[Config]):
         """
         x = self.head_drop(self.pooled(tokens), self.dropout_key(rngs))
         return x if pre_logits or self.head is None else self.head(x)
+
+    @property
+    def matrix_dtype(self) -> np.dtype:
+        """In which a resize finds its places: float64 of a float64 model, else float32."""
+        return np.dtype(np.float64 if self.dtype == jnp.float64 else np.float32)
 
     @property
     def _resize_method(self) -> str:

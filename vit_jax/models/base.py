@@ -81,6 +81,8 @@ class VisionModel(nnx.Module, Generic[Config]):
       position_name: the position table in the state dict, or a token where there is none; its last
         axis is `embed_dim` wide.
       token_names: what the names of tokens and position tables contain in the state dict.
+      resized_by: fields another value of which resizes weights that are loaded.
+      named_by: free fields in which registered names differ, beside their sizes.
       takes_any_size: whether images of other sizes than `img_size` are taken.
       independent: fields that may let the images of a batch depend on each other, and the value
         with which they do not.
@@ -109,6 +111,8 @@ class VisionModel(nnx.Module, Generic[Config]):
     head_tokens: ClassVar[tuple[str, ...]] = ()
     head_fields: ClassVar[tuple[str, ...]] = ()
     takes_any_size: ClassVar[bool] = False
+    resized_by: ClassVar[tuple[str, ...]] = ("img_size", "patch_size")
+    named_by: ClassVar[tuple[str, ...]] = ("img_size",)
     independent: ClassVar[Mapping[str, Any]] = {}
     dialects: ClassVar[tuple[Dialect, ...]] = ()
     timm_names: ClassVar[Mapping[str, tuple[str, Mapping[str, Any]]]] = {}

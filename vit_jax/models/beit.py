@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from vit_jax.layers.checks import check_bool, check_choice, check_number
@@ -296,8 +295,7 @@ class Beit(AnyGridModel[BeitConfig]):
 
     def position_table(self) -> PositionTable | None:
         """One learned table for the class token and the grid, where there is one."""
-        table = super().position_table() if self.config.use_abs_pos_emb else None
-        return table and dataclasses.replace(table, name="pos_embed")
+        return super().position_table() if self.config.use_abs_pos_emb else None
 
     def bias_tables(self) -> list[BiasTable]:
         """The table that all blocks share, then that of each block, where there are such."""
@@ -319,19 +317,10 @@ class Beit(AnyGridModel[BeitConfig]):
         tokens = jnp.concatenate([self.repeated(self.cls_token, images), patches], axis=1)
         if self.config.use_abs_pos_emb:
             tokens = tokens + self.positions(*grid)
-        dtype = np.dtype(np.float64 if self.dtype == jnp.float64 else np.float32)
+        dtype = self.matrix_dtype
         matrices = tuple(
             jnp.asarray(matrix, dtype)
             for matrix in bias_matrices(self.table_grid, grid, self.config.bias_resize, dtype)
         )
         shared = () if self.rel_pos_bias is None else (self.rel_pos_bias(*matrices),)
         return self.pos_drop(tokens, drop_key), blocks_key, *matrices, *shared
-
-    def last_norm(self, tokens: jax.Array) -> jax.Array:
-        """The last norm; none with `global_pool="avg"`, which has it behind the pooling."""
-        return tokens if self.norm is None else self.norm(tokens)
-
-    def pooled(self, tokens: jax.Array) -> jax.Array:
-        """Tokens (B, N, D) to what the head sees: (B, D)."""
-        pooled = super().pooled(tokens)
-        return pooled if self.fc_norm is None else self.fc_norm(pooled)

@@ -200,7 +200,3 @@ class Cait(AnyGridModel[CaitConfig]):
         for block in self.blocks_token_only:
             token = block(patches, token)
         return self.last_norm(jnp.concatenate([token, patches], axis=1))
-
-    def last_norm(self, tokens: jax.Array) -> jax.Array:
-        """The last norm."""
-        return self.norm(tokens)

@@ -264,7 +264,3 @@ class Dinov2(AnyGridModel[Dinov2Config]):
             tokens.append(self.repeated(self.reg_token, images))
         tokens.append(patches + positions[:, 1:])
         return jnp.concatenate(tokens, axis=1), self.dropout_key(rngs)
-
-    def last_norm(self, tokens: jax.Array) -> jax.Array:
-        """The last norm."""
-        return self.norm(tokens)

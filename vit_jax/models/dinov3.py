@@ -384,7 +384,3 @@ class Dinov3(AnyGridModel[Dinov3Config]):
             self.dtype,
             config.rope_rounding,
         )
-
-    def last_norm(self, tokens: jax.Array) -> jax.Array:
-        """The last norm."""
-        return self.norm(tokens)

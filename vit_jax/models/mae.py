@@ -24,6 +24,7 @@ from vit_jax.layers.norm import layer_norm
 from vit_jax.layers.position import grid_sinusoid_table
 from vit_jax.layers.position_resize import METHODS, resize_matrix
 from vit_jax.layers.stack import run_layers, stack_layers
+from vit_jax.layers.unfold import cut_patches
 from vit_jax.layers.variables import Frozen
 from vit_jax.models.any_grid import AnyGridModel
 from vit_jax.models.base import Variant
@@ -331,15 +332,6 @@ class Mae(AnyGridModel[MaeConfig]):
         position = self.pos_embed[:, :1].astype(self.dtype)
         return jnp.concatenate([token + position, patches], axis=1)
 
-    def last_norm(self, tokens: jax.Array) -> jax.Array:
-        """The last norm; none with `global_pool="avg"`, which has it behind the pooling."""
-        return tokens if self.norm is None else self.norm(tokens)
-
-    def pooled(self, tokens: jax.Array) -> jax.Array:
-        """Tokens (B, N, D) to what the head sees: (B, D)."""
-        pooled = super().pooled(tokens)
-        return pooled if self.fc_norm is None else self.fc_norm(pooled)
-
     def reconstruct(
         self,
         images: Float[Array, "batch height width channels"],
@@ -413,8 +405,7 @@ class Mae(AnyGridModel[MaeConfig]):
         if self.config.decoder_resize == "grid" or (rows, columns) == self.table_grid:
             return self.positions(rows, columns, self.decoder_pos_embed)
         table = self.decoder_pos_embed[...].astype(self.dtype)
-        dtype = np.dtype(np.float64 if self.dtype == jnp.float64 else np.float32)
-        along = resize_matrix(table.shape[1] - 1, rows * columns, "bicubic", dtype)
+        along = resize_matrix(table.shape[1] - 1, rows * columns, "bicubic", self.matrix_dtype)
         along = jnp.asarray(along, self.dtype)
         patches = jnp.einsum("mn,bnd->bmd", along, table[:, 1:], precision="highest")
         return jnp.concatenate([table[:, :1], patches], axis=1)
@@ -423,11 +414,7 @@ class Mae(AnyGridModel[MaeConfig]):
         self, images: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch patches pixels"]:
         """The pixels of each patch, row by row, the channels of a pixel together."""
-        rows, columns = self.patch_embed.patch_size
-        batch, height, width, channels = images.shape
-        x = images.astype(self.dtype)
-        x = x.reshape(batch, height // rows, rows, width // columns, columns, channels)
-        return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, rows * columns * channels)
+        return cut_patches(images.astype(self.dtype), self.patch_embed.patch_size)
 
     def pixel_targets(
         self, images: Float[Array, "batch height width channels"]
@@ -439,5 +426,16 @@ class Mae(AnyGridModel[MaeConfig]):
         x = self.pixels(images)
         if not self.config.norm_pix_loss:
             return x
-        mean, variance = x.mean(axis=-1, keepdims=True), x.var(axis=-1, ddof=1, keepdims=True)
-        return (x - mean) / jnp.sqrt(variance + 1e-6)
+        mean, deviation = self.pixel_scale(x)
+        return (x - mean) / deviation
+
+    @staticmethod
+    def pixel_scale(
+        pixels: Float[Array, "batch patches pixels"],
+    ) -> tuple[Float[Array, "batch patches 1"], Float[Array, "batch patches 1"]]:
+        """The mean of each patch, and what `norm_pix_loss` divides by."""
+        mean, variance = (
+            pixels.mean(axis=-1, keepdims=True),
+            pixels.var(axis=-1, ddof=1, keepdims=True),
+        )
+        return mean, jnp.sqrt(variance + 1e-6)

@@ -296,10 +296,6 @@ class Siglip(AnyGridModel[Config]):
         patches = self.patch_embed(self.whole_patches(images))
         return patches + self.positions(rows, columns), self.dropout_key(rngs)
 
-    def last_norm(self, tokens: jax.Array) -> jax.Array:
-        """The last norm."""
-        return self.norm(tokens)
-
     def pooled(self, tokens: jax.Array) -> jax.Array:
         """Tokens (B, N, D) to the image's embedding: (B, D)."""
         if self.config.global_pool == "map" and self.attn_pool is not None:

@@ -19,6 +19,7 @@ from vit_jax.layers.checks import check_choice, check_int, to_pair
 from vit_jax.layers.linear import torch_linear
 from vit_jax.layers.patch_embed import patch_grid
 from vit_jax.layers.position_resize import METHODS
+from vit_jax.layers.unfold import cut_patches
 from vit_jax.models.adaptable import PatchWeights
 from vit_jax.models.base import Variant
 from vit_jax.models.config import Size, checked
@@ -79,15 +80,6 @@ class PatchLinear(nnx.Module):
         self, images: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch patches dim"]:
         return self.proj(cut_patches(images, self.patch_size))
-
-
-def cut_patches(images: Any, patch_size: tuple[int, int]) -> Any:
-    """Images (B, H, W, C), of JAX or NumPy, to patches row by row: (B, N, height * width * C)."""
-    batch, height, width, channels = images.shape
-    rows, columns = height // patch_size[0], width // patch_size[1]
-    x = images.reshape(batch, rows, patch_size[0], columns, patch_size[1], channels)
-    x = x.transpose(0, 1, 3, 2, 4, 5)  # (B, rows, columns, patch height, patch width, C)
-    return x.reshape(batch, rows * columns, -1)
 
 
 def naflex_size(

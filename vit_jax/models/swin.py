@@ -112,8 +112,6 @@ _DEFAULTS = {
     "qkv_bias": True,
     "layer_norm_eps": 1e-5,
     "drop_path_rate": 0.1,
-    "hidden_act": "gelu",
-    "use_absolute_embeddings": False,
 }
 
 

@@ -164,6 +164,8 @@ class SwinModel(VisionModel[Config]):
     position_name = "patch_embed.norm.weight"
     takes_any_size = True
     prefix_tokens = ()
+    resized_by = ("img_size", "patch_size", "window_size")
+    named_by = ("img_size", "window_size", "pretrained_window_sizes")
     torch_names = ((r"^stages\.", "layers."),)
     torch_buffers = ("relative_position_index", "relative_coords_table", "attn_mask")
     timm_fields: ClassVar[Mapping[str, Any]] = {"window_rule": "timm", "bias_resize": "geometric"}

@@ -72,7 +72,8 @@ def with_stated_fields(
             name == design.design and stated.name and design_of(stated.name) is design
         )
         fields = stated.fields if is_same and stated.fields else {}
-    adapted = {"img_size": config.init_resize != "none", "num_classes": config.init_head != "load"}
+    adapted = dict.fromkeys(design.named_by, config.init_resize != "none")
+    adapted["num_classes"] = config.init_head != "load"
     own, kwargs = model_fields(name), config.model.kwargs
     taken = {
         field: value

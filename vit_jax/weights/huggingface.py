@@ -215,7 +215,7 @@ def config_of(model: VisionModel[Any], dialect: Dialect) -> dict[str, Any]:
         stated[key] = theirs.get(stated[key], stated[key])
     if "intermediate_size" in stated:
         stated["intermediate_size"] = int(fields.embed_dim * stated["intermediate_size"])
-    elif stated.get("mlp_ratio", 0.5) == int(stated.get("mlp_ratio", 0.5)):
+    elif "mlp_ratio" in stated and stated["mlp_ratio"] == int(stated["mlp_ratio"]):
         kind = type(dialect.defaults.get("mlp_ratio", 4))  # transformers takes no other
         stated["mlp_ratio"] = kind(stated["mlp_ratio"])
     stated |= dialect.settled
@@ -247,8 +247,7 @@ def _timm_fields(name: str, config: Mapping[str, Any], stated: Mapping[str, Any]
 def _registered(dialect: Dialect, known: Mapping[str, Any]) -> str:
     """The registered name of the sizes in a design's fields; the design's where there is none."""
     design = next(d for d in DESIGNS if dialect in d.dialects)
-    named = {"img_size", "window_size", "pretrained_window_sizes"}  # what names differ in
-    free = {field for field in known if design.config_class.is_free(field)} - named
+    free = {field for field in known if design.config_class.is_free(field)} - {*design.named_by}
     compared = known.keys() - free - {"norm_eps", "global_pool", "projection_dim"}
     kinds = {other.model_type for other in design.dialects if other.model_type}
     for name in design.variants:

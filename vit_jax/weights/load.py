@@ -28,7 +28,7 @@ from vit_jax.weights.run_folder import (
     named_checkpoint,
 )
 from vit_jax.weights.spec_json import StatedSpec, read_spec
-from vit_jax.weights.state_dict import MisfitError, load_state_dict, state_dict, torch_shapes
+from vit_jax.weights.state_dict import MisfitError, load_state_dict, state_dict
 from vit_jax.weights.stated import check_description, check_stated
 from vit_jax.weights.wrappers import Rules
 
@@ -146,7 +146,7 @@ def load_with_notes(
         model,
         weights,
         str(source),
-        resize="source" if fields.keys() & {"img_size", "patch_size", "window_size"} else None,
+        resize="source" if fields.keys() & {*model.resized_by} else None,
         in_chans="in_chans" in fields,
     )
     notes = (*report.adapted, *report.left)
@@ -253,7 +253,7 @@ def _without_spare_parts(
     model: VisionModel, arrays: Mapping[str, np.ndarray], left: list[str]
 ) -> dict[str, np.ndarray]:
     """The arrays but for those of pretraining alone that the model does not have."""
-    spare = {*model.pretraining_parts} - {name.partition(".")[0] for name in torch_shapes(model)}
+    spare = {part for part in model.pretraining_parts if not hasattr(model, part)}
     kept = {name: a for name, a in arrays.items() if name.partition(".")[0] not in spare}
     if count := len(arrays) - len(kept):
         left.append(f"{count} arrays for pretraining, left out")
