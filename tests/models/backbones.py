@@ -1,5 +1,6 @@
 """transformers' image towers beside ours: random weights, saved and loaded, compared."""
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 import vit_jax
 from tests.parity.test_foreign import redrawn
+from vit_jax.weights.state_dict import torch_shapes
 
 FLOAT64: dict[str, Any] = {"dtype": "float64", "param_dtype": "float64"}
 
@@ -64,8 +66,23 @@ def outputs(model: Any, x: np.ndarray) -> Any:
     return forward(model, jnp.asarray(x))
 
 
-def assert_folder_back(model: Any, module: Any, folder: Path) -> None:
-    """Their class takes our folder, key by key, number by number."""
+def parameters_of(model: Any) -> int:
+    """How many numbers PyTorch's state dict of a model has."""
+    return sum(math.prod(shape) for shape in torch_shapes(model).values())
+
+
+def assert_state_dict_is_read(model: Any, module: Any, folder: Path, *fields: str) -> None:
+    """Names in their modules are other than in files; `fields`: what arrays do not show."""
+    torch.save(module.state_dict(), folder / "memory.pth")
+    names = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", *fields)
+    given: dict[str, Any] = {name: getattr(model.config, name) for name in names}
+    found = vit_jax.from_pretrained(folder / "memory.pth", name=model.spec.name, **FLOAT64, **given)
+    for name, array in vit_jax.state_dict(found).items():
+        np.testing.assert_array_equal(array, vit_jax.state_dict(model)[name])
+
+
+def assert_weights_back(model: Any, module: Any, folder: Path) -> Any:
+    """Their class takes our folder, key by key, number by number; returns what it made of it."""
     vit_jax.save_pretrained(model, folder, dialect="huggingface")
     again, info = type(module).from_pretrained(
         folder, dtype=torch.float64, output_loading_info=True
@@ -73,6 +90,12 @@ def assert_folder_back(model: Any, module: Any, folder: Path) -> None:
     assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     for name, array in module.state_dict().items():
         np.testing.assert_array_equal(again.state_dict()[name], array)
+    return again
+
+
+def assert_folder_back(model: Any, module: Any, folder: Path) -> None:
+    """Their class takes our folder: its weights, and its configuration field by field."""
+    again = assert_weights_back(model, module, folder)
     said, wanted = (
         config.get("vision_config", config)
         for config in (again.config.to_dict(), module.config.to_dict())

@@ -18,17 +18,21 @@ from tests.models.backbones import (
     FLOAT64,
     assert_defaults,
     assert_folder_back,
+    assert_state_dict_is_read,
     images,
     ours,
     outputs,
+    parameters_of,
     theirs,
     transformers,
 )
 from tests.models.timm_models import (
+    assert_drawn_alike,
     assert_preprocessing_is_timms,
     timm_models,
     with_weights_of,
 )
+from tests.models.uses import assert_forms_agree
 from tests.parity.test_foreign import redrawn
 from tests.tiers import mostly_slow
 from tests.weights.designs import assert_close
@@ -126,12 +130,7 @@ def test_images_of_other_sizes_and_the_way_back(kind: str, head: str, tmp_path: 
     with pytest.raises(ValueError, match="divisible by patch_size, 8x8, got 32x36"):
         model(jnp.zeros((1, 32, 36, 3)))
     assert_folder_back(model, module, tmp_path / "ours")
-    torch.save(module.state_dict(), tmp_path / "memory.pth")  # other names than in files
-    names = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "norm_eps")
-    fields = {name: getattr(model.config, name) for name in (*names, "init_values")}
-    in_memory = vit_jax.from_pretrained(tmp_path / "memory.pth", name="beit", **FLOAT64, **fields)
-    for name, array in vit_jax.state_dict(in_memory).items():
-        np.testing.assert_array_equal(array, vit_jax.state_dict(model)[name])
+    assert_state_dict_is_read(model, module, tmp_path, "mlp_ratio", "norm_eps", "init_values")
 
 
 @pytest.mark.slow
@@ -176,7 +175,7 @@ def test_timm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_sizes_of_the_release(name: str, tmp_path: Path) -> None:
     model = abstract_model(name)
     shapes = torch_shapes(model)
-    assert sum(int(np.prod(shape)) for shape in shapes.values()) == PARAMETERS[name]
+    assert parameters_of(model) == PARAMETERS[name]
     assert {"blocks.0.gamma_1", "blocks.0.attn.q_bias", "fc_norm.weight"} <= shapes.keys()
     assert_preprocessing_is_timms(model, "beit", tmp_path)
     config = model.config
@@ -231,11 +230,7 @@ def test_initial_weights() -> None:
     fields: dict[str, Any] = {**_TIMM, "embed_dim": 64, "num_classes": 1000}
     state = vit_jax.state_dict(vit_jax.create_model("beit", rngs=nnx.Rngs(0), **fields))
     module = timm_models("beit").Beit(**fields)
-    for name, tensor in module.state_dict().items():
-        want, got = tensor.numpy(), state[name]
-        spread = 0.1 if want.size > 1000 else 0.5
-        assert got.std() == pytest.approx(want.std(), rel=spread, abs=1e-9), name
-        assert got.mean() == pytest.approx(want.mean(), abs=spread * want.std() + 1e-9), name
+    assert_drawn_alike(state, module, spread=0.5)
 
 
 @pytest.mark.slow
@@ -245,15 +240,8 @@ def test_other_forms_give_the_same_numbers(tmp_path: Path) -> None:
     module = redrawn(timm_models("beit").Beit(**fields))
     model = with_weights_of(module, "beit", **fields)
     vit_jax.save_pretrained(model, tmp_path / "w.safetensors")
-    logits = nnx.jit(lambda m, x: m(x))
     x = jnp.asarray(images(24, 16), jnp.float32)
-    want = logits(model, x)
-    others: dict[str, Any] = {"scan_layers": True, "remat": "blocks", "patchify": "unfold"}
-    for other in ({field: value} for field, value in others.items()):
-        again = vit_jax.from_pretrained(tmp_path / "w.safetensors", **other)
-        np.testing.assert_allclose(logits(again, x), want, rtol=0, atol=1e-5)
-    half = vit_jax.from_pretrained(tmp_path / "w.safetensors", dtype="bfloat16")
-    np.testing.assert_allclose(logits(half, x), want, rtol=0, atol=0.05)
+    assert_forms_agree(model, tmp_path / "w.safetensors", x)
 
 
 @pytest.mark.slow

@@ -11,12 +11,14 @@ import torch
 from flax import nnx
 
 import vit_jax
-from tests.models.backbones import FLOAT64, images, outputs
+from tests.models.backbones import FLOAT64, images, outputs, parameters_of
 from tests.models.timm_models import (
+    assert_drawn_alike,
     assert_preprocessing_is_timms,
     timm_models,
     with_weights_of,
 )
+from tests.models.uses import assert_forms_agree, logits
 from tests.parity.test_foreign import redrawn
 from tests.tiers import mostly_slow
 from tests.weights.designs import assert_close
@@ -24,7 +26,6 @@ from vit_jax.inspect.attention import attention_maps, class_attention
 from vit_jax.layers.position_resize import resize_pos_embed
 from vit_jax.models.registry import abstract_model
 from vit_jax.parity import OptimizerSpec, assert_parity
-from vit_jax.weights.state_dict import torch_shapes
 
 _FIELDS: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2}
 _FIELDS |= {"num_heads": 4, "num_classes": 5, "init_values": 0.1}
@@ -109,8 +110,7 @@ def test_tokens_blocks_and_images_of_other_sizes(kind: str) -> None:
 @pytest.mark.parametrize("name", mostly_slow(PARAMETERS, ["cait_xxs24_224"]))
 def test_sizes_of_the_release(name: str, tmp_path: Path) -> None:
     model = abstract_model(name)
-    shapes = torch_shapes(model)
-    assert sum(int(np.prod(shape)) for shape in shapes.values()) == PARAMETERS[name]
+    assert parameters_of(model) == PARAMETERS[name]
     assert_preprocessing_is_timms(model, "cait", tmp_path)
 
 
@@ -119,12 +119,8 @@ def test_initial_weights_and_names_are_timms() -> None:
     fields: dict[str, Any] = {**_FIELDS, "embed_dim": 64, "num_classes": 1000}
     state = vit_jax.state_dict(vit_jax.create_model("cait", rngs=nnx.Rngs(0), **fields))
     module = timm_models("cait").Cait(**fields)
-    for name, tensor in module.state_dict().items():
-        want, got = tensor.numpy(), state.pop(name)
-        spread = 0.1 if want.size > 1000 else 0.8  # of the heads' 4 x 4
-        assert got.std() == pytest.approx(want.std(), rel=spread, abs=1e-9), name
-        assert got.mean() == pytest.approx(want.mean(), abs=spread * want.std() + 1e-9), name
-    assert not state
+    assert_drawn_alike(state, module, spread=0.8)  # of the heads' 4 x 4
+    assert state.keys() == module.state_dict().keys()
 
 
 @pytest.mark.slow
@@ -133,17 +129,10 @@ def test_other_forms_give_the_same_numbers(tmp_path: Path) -> None:
     module, model = pair("two and two")
     del module
     vit_jax.save_pretrained(model, tmp_path / "w.safetensors")
-    logits = nnx.jit(lambda m, x: m(x))
     x = jnp.asarray(images(24, 32), jnp.float32)
-    want = logits(model, x)
-    others: dict[str, Any] = {"scan_layers": True, "remat": "blocks", "patchify": "unfold"}
-    for other in ({field: value} for field, value in others.items()):
-        again = vit_jax.from_pretrained(tmp_path / "w.safetensors", **other)
-        np.testing.assert_allclose(logits(again, x), want, rtol=0, atol=1e-5)
-    half = vit_jax.from_pretrained(tmp_path / "w.safetensors", dtype="bfloat16")
-    np.testing.assert_allclose(logits(half, x), want, rtol=0, atol=0.1)
+    assert_forms_agree(model, tmp_path / "w.safetensors", x, bfloat16=0.1)
     larger = vit_jax.from_pretrained(tmp_path / "w.safetensors", img_size=(24, 32))
-    np.testing.assert_allclose(logits(larger, x), want, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(logits(larger, x), logits(model, x), rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow

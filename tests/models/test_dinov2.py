@@ -11,16 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import nnx
-from PIL import Image
 
 import vit_jax
+from tests.models.backbones import (
+    FLOAT64,
+    assert_state_dict_is_read,
+    assert_weights_back,
+    parameters_of,
+)
+from tests.models.uses import FORMS, assert_forms_agree, assert_is_used, grey
 from tests.parity.test_foreign import redrawn
 from tests.tiers import mostly_slow
-from tests.training.runs import rows, tiny
+from tests.training.runs import tiny
 from tests.weights.designs import assert_close, assert_same_weights
-from vit_jax import cli
-from vit_jax.inspect.summary import summarize
 from vit_jax.models.registry import abstract_model
 from vit_jax.parity import OptimizerSpec, assert_parity
 from vit_jax.training import train
@@ -40,7 +43,6 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         {"use_swiglu_ffn": True, "num_register_tokens": 2},
     ),
 }
-FLOAT64: dict[str, Any] = {"dtype": "float64", "param_dtype": "float64"}
 # Parameters of the release, the mask token among them.
 PARAMETERS = {
     "dinov2_vits14": 22_056_576,
@@ -138,22 +140,8 @@ TABLE: list[torch.Tensor] = []
 def test_a_folder_there_and_back(kind: str, head: str, tmp_path: Path) -> None:
     module = theirs(kind, head)
     model = ours(module, tmp_path / "theirs")
-    vit_jax.save_pretrained(model, tmp_path / "ours", dialect="huggingface")
-    again, info = type(module).from_pretrained(
-        tmp_path / "ours", dtype=torch.float64, output_loading_info=True
-    )
-    assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    for name, array in module.state_dict().items():
-        np.testing.assert_array_equal(again.state_dict()[name], array)
-    torch.save(module.state_dict(), tmp_path / "memory.pth")  # other names than in files
-    in_memory = vit_jax.from_pretrained(
-        tmp_path / "memory.pth", name="dinov2", **FLOAT64, **{
-            field: getattr(model.config, field)
-            for field in ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "swiglu")
-        },
-    )  # fmt: skip
-    for name, array in vit_jax.state_dict(in_memory).items():
-        np.testing.assert_array_equal(array, vit_jax.state_dict(model)[name])
+    assert_weights_back(model, module, tmp_path / "ours")
+    assert_state_dict_is_read(model, module, tmp_path, "swiglu")
 
 
 _RELEASE = (
@@ -203,7 +191,7 @@ def test_names_of_the_release(kind: str, tmp_path: Path) -> None:
 def test_sizes_of_the_release(name: str, tmp_path: Path) -> None:
     model = abstract_model(name)
     shapes = torch_shapes(model)
-    assert sum(int(np.prod(shape)) for shape in shapes.values()) == PARAMETERS[name]
+    assert parameters_of(model) == PARAMETERS[name]
     assert {"mask_token", "blocks.0.ls1.gamma", "pos_embed"} <= shapes.keys()
     assert ("register_tokens" in shapes) == name.endswith("reg")
     assert model.input_size == (224, 224)
@@ -248,21 +236,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.usefixtures("promoting")
 def test_what_a_name_does(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It trains, predicts, is converted, summarised, scanned, rematerialised and resized."""
-    assert rows(run)[-1]["split"] == "test"
-    model = vit_jax.from_pretrained(run)
+    model, weights = assert_is_used(run, tmp_path, capsys)
     assert (vit_jax.state_dict(model)["mask_token"] == 0).all()
-    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
-    assert cli.main(["predict", str(run), str(tmp_path / "a.png"), "--json", "--top=1"]) == 0
-    assert json.loads(capsys.readouterr().out)["top"][0]["name"] in "0123456789"
-    assert cli.main(["convert", str(run), str(tmp_path / "w.pth")]) == 0
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 12, 8, 1)).astype(np.float32))
-    logits = nnx.jit(lambda m, x: m(x))
-    want = logits(model, x)
-    for other in ({"scan_layers": True}, {"remat": "blocks"}, {"patchify": "unfold"}):
-        again = vit_jax.from_pretrained(tmp_path / "w.pth", **other)
-        np.testing.assert_allclose(logits(again, x), want, rtol=0, atol=1e-5)
-    half = vit_jax.from_pretrained(tmp_path / "w.pth", dtype="bfloat16")
-    np.testing.assert_allclose(logits(half, x), want, rtol=0, atol=0.05)
-    larger = vit_jax.from_pretrained(tmp_path / "w.pth", img_size=(12, 8))
-    np.testing.assert_allclose(logits(larger, x), want, rtol=0, atol=1e-5)
-    assert summarize(model).parameters == sum(a.size for a in vit_jax.state_dict(model).values())
+    assert_forms_agree(model, weights, grey(12, 8), (*FORMS, {"img_size": (12, 8)}))

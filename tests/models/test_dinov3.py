@@ -17,9 +17,11 @@ from tests.models.backbones import (
     answers,
     assert_defaults,
     assert_folder_back,
+    assert_state_dict_is_read,
     images,
     ours,
     outputs,
+    parameters_of,
     pooled,
     theirs,
     transformers,
@@ -91,12 +93,7 @@ def test_images_of_other_sizes_and_the_way_back(kind: str, tmp_path: Path) -> No
     with pytest.raises(ValueError, match="divisible by patch_size, 8x8, got 32x36"):
         model(jnp.zeros((1, 32, 36, 3)))
     assert_folder_back(model, module, tmp_path / "ours")
-    torch.save(module.state_dict(), tmp_path / "memory.pth")  # other names than in files
-    names = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
-    fields = {name: getattr(model.config, name) for name in names}
-    in_memory = vit_jax.from_pretrained(tmp_path / "memory.pth", name="dinov3", **FLOAT64, **fields)
-    for name, array in vit_jax.state_dict(in_memory).items():
-        np.testing.assert_array_equal(array, vit_jax.state_dict(model)[name])
+    assert_state_dict_is_read(model, module, tmp_path, "mlp_ratio")
 
 
 def release(module: Any, rounding: str) -> dict[str, torch.Tensor]:
@@ -264,7 +261,7 @@ def test_train_mode_draws_positions() -> None:
 def test_sizes_of_the_release(name: str, tmp_path: Path) -> None:
     model = abstract_model(name)
     shapes = torch_shapes(model)
-    assert sum(int(np.prod(shape)) for shape in shapes.values()) == PARAMETERS[name]
+    assert parameters_of(model) == PARAMETERS[name]
     assert "storage_tokens" in shapes
     assert "blocks.0.attn.k_bias" not in shapes
     assert model.input_size == (256, 256)

@@ -16,9 +16,12 @@ from tests.models.backbones import (
     answers,
     assert_defaults,
     assert_folder_back,
+    assert_state_dict_is_read,
+    assert_weights_back,
     images,
     ours,
     outputs,
+    parameters_of,
     theirs,
     transformers,
 )
@@ -32,7 +35,7 @@ from vit_jax.models.mae import Mae
 from vit_jax.models.registry import abstract_model
 from vit_jax.parity import OptimizerSpec, assert_parity
 from vit_jax.weights.dialects import to_own
-from vit_jax.weights.state_dict import torch_shapes, trained_names
+from vit_jax.weights.state_dict import trained_names
 
 pytestmark = pytest.mark.xdist_group("huggingface")
 
@@ -126,13 +129,8 @@ def test_the_loss_its_gradient_other_sizes_and_the_way_back(kind: str, tmp_path:
         assert_close(got.loss, want.loss.detach().numpy())
         np.testing.assert_array_equal(got.mask, want.mask.numpy())
     assert_folder_back(model, module, tmp_path / "ours")
-    torch.save(module.state_dict(), tmp_path / "memory.pth")  # other names than in files
-    names = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias")
-    names += ("decoder_depth", "decoder_num_heads", "decoder_mlp_dim", "norm_eps")
-    fields = {name: getattr(model.config, name) for name in names}
-    in_memory = vit_jax.from_pretrained(tmp_path / "memory.pth", name="mae", **FLOAT64, **fields)
-    for name, array in vit_jax.state_dict(in_memory).items():
-        np.testing.assert_array_equal(array, vit_jax.state_dict(model)[name])
+    names = ("mlp_ratio", "qkv_bias", "decoder_depth", "decoder_num_heads", "decoder_mlp_dim")
+    assert_state_dict_is_read(model, module, tmp_path, *names, "norm_eps")
 
 
 @pytest.mark.slow
@@ -186,13 +184,7 @@ def test_the_encoder_alone(kind: str, tmp_path: Path) -> None:
             assert_close(answer, want.last_hidden_state.numpy()[:, 0])
             for block, hidden in zip(blocks, want.hidden_states[1:], strict=True):
                 assert_close(block, hidden.numpy())
-    vit_jax.save_pretrained(model, tmp_path / "ours", dialect="huggingface")
-    again, info = type(module).from_pretrained(
-        tmp_path / "ours", dtype=torch.float64, output_loading_info=True
-    )
-    assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    for name, array in module.state_dict().items():
-        np.testing.assert_array_equal(again.state_dict()[name], array)
+    assert_weights_back(model, module, tmp_path / "ours")
 
 
 @pytest.mark.slow
@@ -250,8 +242,7 @@ def test_positions_are_those_of_transformers(grid: tuple[int, int]) -> None:
 def test_sizes_of_the_release(name: str) -> None:
     for decoder, count in zip((False, True), PARAMETERS[name], strict=True):
         model = abstract_model(name, decoder=decoder)
-        shapes = torch_shapes(model)
-        assert sum(int(np.prod(shape)) for shape in shapes.values()) == count
+        assert parameters_of(model) == count
         assert not {"pos_embed", "decoder_pos_embed"} & {*trained_names(model)}
     preprocessing = abstract_model(name, depth=0).spec.preprocessing
     assert preprocessing is not None

@@ -21,6 +21,7 @@ from tests.models.backbones import (
     images,
     ours,
     outputs,
+    parameters_of,
     pooled,
     theirs,
     transformers,
@@ -35,7 +36,6 @@ from vit_jax.models.siglip_naflex import SiglipNaflex, naflex_size, pack_images
 from vit_jax.parity import OptimizerSpec, assert_parity
 from vit_jax.weights.huggingface import read_facts
 from vit_jax.weights.load import load_with_notes
-from vit_jax.weights.state_dict import torch_shapes
 
 pytestmark = pytest.mark.xdist_group("huggingface")
 
@@ -295,8 +295,7 @@ def test_patches_of_another_shape_are_refused() -> None:
 )
 def test_sizes_of_the_release(name: str, tmp_path: Path) -> None:
     model = abstract_model(name)
-    shapes = torch_shapes(model)
-    assert sum(int(np.prod(shape)) for shape in shapes.values()) == PARAMETERS[name]
+    assert parameters_of(model) == PARAMETERS[name]
     config = model.config
     vision = {
         "hidden_size": config.embed_dim,

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from PIL import Image
 from safetensors.numpy import save_file
 
 import vit_jax
@@ -22,17 +21,17 @@ from tests.models.backbones import (
     images,
     ours,
     outputs,
+    parameters_of,
     pooled,
     theirs,
     transformers,
 )
 from tests.models.timm_models import assert_preprocessing_is_timms, timm_models
+from tests.models.uses import assert_forms_agree, assert_is_used, grey
 from tests.parity.test_foreign import redrawn
 from tests.tiers import mostly_slow
-from tests.training.runs import rows, tiny
+from tests.training.runs import tiny
 from tests.weights.designs import assert_close, redraw
-from vit_jax import cli
-from vit_jax.inspect.summary import summarize
 from vit_jax.layers.relative_bias import relative_index, resize_bias_table
 from vit_jax.models.macs import count_macs
 from vit_jax.models.registry import abstract_model
@@ -337,8 +336,7 @@ def test_sizes_of_the_release(name: str, tmp_path: Path) -> None:
     """Its parameters and multiply-accumulates, and the name that its config.json has."""
     model = abstract_model(name)
     parameters, gmacs = RELEASE[name]
-    shapes = torch_shapes(model)
-    assert sum(int(np.prod(shape)) for shape in shapes.values()) == parameters
+    assert parameters_of(model) == parameters
     found = count_macs(model, jax.ShapeDtypeStruct((1, *model.img_size, 3), jnp.float32)) / 1e9
     assert found == pytest.approx(gmacs, rel=0.006)
     config = model.config
@@ -451,22 +449,9 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.usefixtures("promoting")
 def test_what_a_name_does(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It trains, predicts, is converted, summarised and rematerialised."""
-    assert rows(run)[-1]["split"] == "test"
-    model = vit_jax.from_pretrained(run)
-    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
-    assert cli.main(["predict", str(run), str(tmp_path / "a.png"), "--json", "--top=1"]) == 0
-    assert json.loads(capsys.readouterr().out)["top"][0]["name"] in "0123456789"
-    assert cli.main(["convert", str(run), str(tmp_path / "w.pth")]) == 0
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 11, 8, 1)).astype(np.float32))
-    logits = nnx.jit(lambda m, x: m(x))
-    want = logits(model, x)
-    others: list[dict[str, Any]] = [{"remat": "blocks"}, {"remat": "dots"}, {"patchify": "unfold"}]
-    for other in others:
-        again = vit_jax.from_pretrained(tmp_path / "w.pth", **other)
-        np.testing.assert_allclose(logits(again, x), want, rtol=0, atol=1e-5)
-    half = vit_jax.from_pretrained(tmp_path / "w.pth", dtype="bfloat16")
-    np.testing.assert_allclose(logits(half, x), want, rtol=0, atol=0.05)
-    assert summarize(model).parameters == sum(a.size for a in vit_jax.state_dict(model).values())
+    model, weights = assert_is_used(run, tmp_path, capsys)
+    forms = ({"remat": "blocks"}, {"remat": "dots"}, {"patchify": "unfold"})
+    assert_forms_agree(model, weights, grey(11, 8), forms)
 
 
 @pytest.mark.slow

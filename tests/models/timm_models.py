@@ -6,7 +6,7 @@ import importlib.machinery
 import importlib.util
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -79,6 +79,15 @@ def with_weights_of(module: Any, name: str, **fields: Any) -> Any:
     vit_jax.load_state_dict(model, {key: t.numpy() for key, t in module.state_dict().items()})
     model.eval()
     return model
+
+
+def assert_drawn_alike(state: Mapping[str, Any], module: Any, *, spread: float) -> None:
+    """Initial weights of one spread and mean, to a tenth; small arrays to `spread` of it."""
+    for name, tensor in module.state_dict().items():
+        want, got = tensor.numpy(), state[name]
+        near = 0.1 if want.size > 1000 else spread
+        assert got.std() == pytest.approx(want.std(), rel=near, abs=1e-9), name
+        assert got.mean() == pytest.approx(want.mean(), abs=near * want.std() + 1e-9), name
 
 
 def assert_preprocessing_is_timms(model: Any, file: str, folder: Path) -> None:

@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import types
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from tests.training.runs import arrays, rows, tiny
 from vit_jax.data.own import OwnSource, own_splits
 from vit_jax.training import train
 from vit_jax.training.own import Own, identity
+from vit_jax.training.step import _prepared
 
 
 def make_items(count: int = 48) -> list[tuple[Image.Image, np.ndarray]]:
@@ -136,16 +138,44 @@ def test_each_part_changes_the_numbers(tmp_path: pathlib.Path) -> None:
         models[report.step] = report.model()
 
     config = regression(num_epochs=1)
-    train_with({}, config, tmp_path / "run", callbacks=[keep])
-    images = jnp.ones((1, 8, 8, 1))
+    held = ITEMS[32:40:2]  # of 8x8 pixels, and fewer than a batch, which is padded
+    data = {"train": ITEMS[:32], "validation": held}
+    found = train_with({"data": data}, config, tmp_path / "run", callbacks=[keep])
+    images = jnp.stack([np.asarray(image)[..., None] for image, _ in held]) / 127.5 - 1
+    outputs, labels = models[4](images), np.stack([label for _, label in held])
+    for name, measure in (("loss", squared_error), ("absolute_error", absolute_error)):
+        want = measure(outputs, labels).mean()
+        np.testing.assert_allclose(found[f"validation_{name}"], want, rtol=1e-5)
     assert (models[2](images) != models[4](images)).all()
-    plain = train_with({"augment": None}, config, tmp_path / "plain")
-    assert plain["train_loss"] != rows(tmp_path / "run")[-3]["loss"]
-    found = json.loads((tmp_path / "run/config.json").read_text())["own"]
-    assert found.keys() == {"data", "loss", "augment", "metrics.absolute_error"}
+    plain = train_with({"data": data, "augment": None}, config, tmp_path / "plain")
+    assert plain["train_loss"] != found["train_loss"]
+    stored = json.loads((tmp_path / "run/config.json").read_text())["own"]
+    assert stored.keys() == {"data", "loss", "augment", "metrics.absolute_error"}
     lost = [row["loss"] for row in rows(tmp_path / "run") if row["split"] == "validation"]
     info = next((tmp_path / "run/checkpoints/4/info").glob("*"))
     assert json.loads(info.read_text())["best_top1"] == -min(lost)
+
+
+def test_an_augmentation_has_a_key_of_seed_epoch_and_image() -> None:
+    def drawn(key: jax.Array, image: jax.Array) -> jax.Array:
+        return jax.random.bits(key, image.shape, jnp.uint8)
+
+    def prepared(step: int, indices: list[int], seed: int = 3) -> np.ndarray:
+        run: Any = types.SimpleNamespace(
+            config=types.SimpleNamespace(seed=seed),
+            steps_per_epoch=4,
+            own=Own(augment=drawn),
+            prepare_train=lambda keys, images, crop: images,
+        )
+        images = jnp.zeros((len(indices), 4, 4, 1), jnp.uint8)
+        batch = {"image": images, "index": jnp.asarray(indices)}
+        return np.asarray(_prepared(run, jnp.asarray(step), batch))
+
+    first = prepared(0, [5, 6])
+    assert (first[0] != first[1]).any()
+    np.testing.assert_array_equal(prepared(3, [6, 5]), first[::-1])
+    for other in (prepared(4, [5, 6]), prepared(0, [5, 6], seed=4)):
+        assert (other != first).any(axis=(1, 2, 3)).all()
 
 
 def test_classes_of_arrays(tmp_path: pathlib.Path) -> None:
@@ -335,6 +365,9 @@ def test_any_module_is_trained_and_resumed(tmp_path: pathlib.Path) -> None:
     assert (nets[12].norm.mean[...] != nets[2].norm.mean[...]).all()
     assert nets[12].drop.deterministic
     assert nets[12].norm.use_running_average
+    stored = arrays(tmp_path / "whole", 12)
+    averaged, last = (stored[f"{item}/net.out.bias"] for item in ("ema", "model"))
+    assert np.asarray(nets[12].out.bias[...]).tobytes() == averaged != last
     with pytest.raises(Stop):
         train_with({"model": Net}, config, tmp_path / "cut", callbacks=[Kept(stop_at=6)])
     assert train_with({"model": Net}, config, tmp_path / "cut") == final

@@ -68,6 +68,23 @@ def test_its_rows_are_the_loss_of_the_hidden_patches(run: pathlib.Path) -> None:
     np.testing.assert_allclose(found["loss"], loss, rtol=1e-5)
 
 
+def test_each_step_hides_other_patches(tmp_path: pathlib.Path) -> None:
+    """Of the same images, with weights that stay: its losses by hand."""
+    from vit_jax.data import open_splits
+
+    still = {"data__num_train_examples": 32, "optimizer__learning_rate": 1e-12}
+    train(pretraining(**still, log__every_steps=1), tmp_path / "run")
+    model: Any = vit_jax.from_pretrained(tmp_path / "run")
+    subset = open_splits("digits", num_train_examples=32, seed=3).train
+    examples = subset.__getitems__(range(32))
+    images = vit_jax.preprocess(model, [example["image"] for example in examples])
+    reconstruct = jax.jit(lambda noise: model.reconstruct(images, noise).loss)
+    want = [reconstruct(patch_noise(3, step, jnp.arange(32), 16)) for step in range(2)]
+    assert want[0] != want[1]
+    found = [row["loss"] for row in rows(tmp_path / "run") if row["split"] == "train"]
+    np.testing.assert_allclose(found, want, rtol=1e-5)
+
+
 @pytest.mark.xdist_group("mae run")
 def test_resume_is_bit_for_bit(run: pathlib.Path, tmp_path: pathlib.Path) -> None:
     class Stop(Exception):
