@@ -1,19 +1,23 @@
-"""The PyTorch module of a registered name: of tests/reference, or transformers' own."""
+"""The PyTorch module of a registered name: of tests/reference, or transformers' or timm's own."""
 
 import inspect
 from typing import Any
 
 import torch
 
+from tests.models.timm_models import timm_models
 from tests.reference.classifier_vit import ClassifierViT
 from tests.reference.encoder_vit import EncoderViT
 from tests.reference.modular_vit import ModularViT
 from tests.reference.t2t_vit import T2TViT, T2TViTDense, T2TViTGhost, T2TViTSE
 from tests.reference.vit import VisionTransformer
 from vit_jax.models.base import VisionModel
+from vit_jax.models.cait import Cait
 from vit_jax.models.dinov2 import Dinov2
+from vit_jax.models.mae import Mae
 from vit_jax.models.registry import abstract_model, design_of, model_fields
 from vit_jax.models.siglip_naflex import SiglipNaflex
+from vit_jax.models.swin_v2 import SwinV2
 from vit_jax.weights.dialects import dialect_for
 from vit_jax.weights.huggingface import config_of
 
@@ -28,7 +32,7 @@ _REFERENCES: dict[str, type[torch.nn.Module]] = {
     "ModularViT": ModularViT,
 }
 # Fields that a reference may lack: forms of the same computation, what acts before or in training,
-# and the size of those that take images of any.
+# and the size of those that take images of any, with the rule of their positions.
 _OURS_ALONE = {
     "patchify",
     "weight_init",
@@ -37,14 +41,18 @@ _OURS_ALONE = {
     "dtype",
     "param_dtype",
     "img_size",
+    "position_resize",
+}
+_REFERENCE_FIELDS: dict[type[VisionModel[Any]], dict[str, Any]] = {
+    Dinov2: {"num_classes": 5, "global_pool": "token_avg"},
+    SwinV2: {"window_rule": "transformers"},
 }
 _RATES = ("drop_rate", "drop_path_rate")
 
 
 def reference_fields(name: str) -> dict[str, Any]:
-    """Fields in which the reference is not as the name: transformers' DINOv2 with logits."""
-    is_dinov2 = design_of(name) is Dinov2
-    return {"num_classes": 5, "global_pool": "token_avg"} if is_dinov2 else {}
+    """Fields in which transformers' classes are not as the name: DINOv2 has logits."""
+    return _REFERENCE_FIELDS.get(design_of(name), {})
 
 
 def _patches(images: torch.Tensor, side: int) -> tuple[torch.Tensor, ...]:
@@ -74,6 +82,13 @@ def _of_transformers(model: VisionModel[Any]) -> torch.nn.Module:
         answer = kind.forward(self, *inputs)
         return next(answer[key] for key in _ANSWERS if key in answer)
 
+    def encode(self: Any, images: torch.Tensor) -> torch.Tensor:
+        """All patches of MAE in their order, and its class token."""
+        noise = torch.arange(self.embeddings.num_patches).expand(len(images), -1)
+        return kind.forward(self, images, noise=noise).last_hidden_state[:, 0]
+
+    if isinstance(model, Mae):
+        module.config.mask_ratio, forward = 0.0, encode
     module.__class__ = type(kind.__name__, (kind,), {"forward": forward})
     return module
 
@@ -88,7 +103,8 @@ def reference_of(name: str, fields: dict[str, Any], *, dropout: bool) -> torch.n
       ValueError: its reference lacks a field.
     """
     model = abstract_model(name, **fields)
-    kind = _REFERENCES.get(type(model).__name__)
+    is_cait = isinstance(model, Cait)
+    kind = timm_models("cait").Cait if is_cait else _REFERENCES.get(type(model).__name__)
     torch.manual_seed(0)
     if kind is None:
         return _of_transformers(model)

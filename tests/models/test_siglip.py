@@ -27,6 +27,8 @@ from tests.models.backbones import (
     transformers,
 )
 from tests.models.test_clip import TEXT, VISION
+from tests.models.timm_models import timm_models, with_weights_of
+from tests.parity.test_foreign import redrawn
 from tests.tiers import mostly_slow
 from tests.weights.designs import assert_close
 from vit_jax.layers.unfold import cut_patches
@@ -313,6 +315,40 @@ def test_sizes_of_the_release(name: str, tmp_path: Path) -> None:
     # SigLIP 2's fixed sizes are SigLIP's: the first name that has them.
     assert found.name is not None
     assert abstract_model(found.name).config == config
+
+
+@pytest.mark.parametrize("style", mostly_slow(["layer by layer", "scanned"], ["scanned"]))
+def test_the_release_of_big_vision(style: str, tmp_path: Path) -> None:
+    """timm reads the file that is written; both read the two towers of a release, scanned too."""
+    fields: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3}
+    fields |= {"num_heads": 4, "num_classes": 0}
+    timm = timm_models("vision_transformer").VisionTransformer
+    how: dict[str, Any] = {"class_token": False, "global_pool": "map", "act_layer": "gelu_tanh"}
+    module, again = (redrawn(timm(**fields, **how)).eval() for _ in range(2))
+    model = with_weights_of(module, "siglip", **fields)
+    vit_jax.save_pretrained(model, tmp_path / "one.npz", dialect="google")
+    said = dict(np.load(tmp_path / "one.npz"))
+    if style == "scanned":
+        layers = [[name for name in said if f"/encoderblock_{i}/" in name] for i in range(3)]
+        for names in zip(*layers, strict=True):
+            stacked = np.stack([said.pop(name) for name in names])
+            said[names[0].replace("encoderblock_0", "encoderblock")] = stacked
+    beside = {"params/txt/Encoder_0/encoder_norm/scale": np.ones(4), "params/t": np.zeros(1)}
+    np.savez(tmp_path / "release.npz", allow_pickle=False, **said, **beside)
+    for parameter in again.parameters():
+        parameter.data.zero_()
+    again.load_pretrained(str(tmp_path / "release.npz"))
+    for name, array in module.state_dict().items():
+        np.testing.assert_array_equal(again.state_dict()[name], array)
+    found, notes = load_with_notes(tmp_path / "release.npz", name="siglip", fields=fields)
+    assert [note for note in notes if "of another part" in note] == [
+        "txt: 1 array of another part, left out",
+        "t: 1 array of another part, left out",
+    ]
+    assert found.config == model.config
+    jax.tree.map(
+        np.testing.assert_array_equal, vit_jax.state_dict(found), vit_jax.state_dict(model)
+    )
 
 
 def test_defaults_of_the_configuration(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def rotations(
     """
     wide = jnp.promote_types(dtype, jnp.float32)
     kind = wide if rounding == "timm" else jnp.dtype(jnp.float32)
-    turns = jnp.asarray(2 * math.pi, kind) * jnp.asarray(coordinates, jnp.float32).astype(kind)
+    turns = 2 * math.pi * jnp.asarray(coordinates, jnp.float32).astype(kind)
     angles = turns.astype(wide)[:, :, None] * jnp.asarray(frequencies, wide)[None, None]
     angles = angles.reshape(len(angles), -1)
     return jnp.stack([jnp.cos(angles), jnp.sin(angles)]).astype(dtype)

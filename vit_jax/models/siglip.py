@@ -154,6 +154,40 @@ def huggingface(architecture: str, **facts: Any) -> Dialect:
     )
 
 
+def google() -> Dialect:
+    """big_vision's names in the release's files, of which the text tower is no part."""
+    tower, layer, pool = "params/img/", "Transformer/encoderblock_#/", "MAPHead_0/"
+    heads = [(f"{part[0]}.", f"{part}/") for part in ("query", "key", "value")]
+    attention, out = "MultiHeadDotProductAttention_0/", [("proj.", "out/")]
+    rows = (("norm1.", "LayerNorm_0/"), ("norm2.", "LayerNorm_1/"))
+    mlp = (("mlp.fc1.", "MlpBlock_0/Dense_0/"), ("mlp.fc2.", "MlpBlock_0/Dense_1/"))
+    found = [
+        Name("patch_embed.proj.", f"{tower}embedding/", layout="conv"),
+        Name("pos_embed", f"{tower}pos_embedding"),
+        *layer_names("blocks.#.", tower + layer, (*rows, *mlp)),
+        Name("norm.", f"{tower}Transformer/encoder_norm/"),
+        Name("attn_pool.latent", f"{tower}{pool}probe"),
+        *layer_names("attn_pool.", tower + pool, (("norm.", "LayerNorm_0/"), *mlp)),
+        Name("head.", f"{tower}head/"),
+    ]
+    for own, theirs in (("blocks.#.attn.", layer), ("attn_pool.", pool)):
+        place = f"{tower}{theirs}{attention}"
+        found += layer_names(own, place, heads, layout="heads out")
+        found += layer_names(own, place, out, layout="heads in")
+    return Dialect(
+        "google",
+        "big_vision's SigLIP",
+        r"^(?:params/)?img/embedding/kernel$",
+        found,
+        prefixes=(tower, "params/", "img/"),
+        joined=(*QKV, ("attn_pool.kv.", ("attn_pool.k.", "attn_pool.v."))),
+        is_flax=True,
+        stack="Transformer/encoderblock",
+        beside=("txt", "t", "b"),
+        fields={"activation": "gelu_tanh", "norm_eps": 1e-6},
+    )
+
+
 CONFIG = {
     "hidden_size": "embed_dim",
     "num_hidden_layers": "depth",
@@ -238,11 +272,14 @@ class Siglip(AnyGridModel[Config]):
     prefix_tokens = ()
     position_rows = 0
     leaves_pixels = True
-    dialects = dialects(
-        "Siglip",
-        "siglip",
-        {**CONFIG, "image_size": "img_size"},
-        {**DEFAULTS, "image_size": 224},
+    dialects = (
+        *dialects(
+            "Siglip",
+            "siglip",
+            {**CONFIG, "image_size": "img_size"},
+            {**DEFAULTS, "image_size": 224},
+        ),
+        google(),
     )
     timm_names = _timm_names()
 

@@ -52,7 +52,7 @@ def to_own(
     """
     dialect = dialect_of(arrays)
     if dialect is not None and notes is not None:
-        firsts = [_first_part(name) for name in arrays]
+        firsts = [_first_part(dialect, name) for name in arrays]
         for part in dialect.beside:
             if count := firsts.count(part):
                 notes.append(f"{part}: {count} array{'s' * (count > 1)} of another part, left out")
@@ -70,7 +70,7 @@ def translate(dialect: Dialect, arrays: Mapping[str, np.ndarray]) -> Arrays:
     """
     own: Arrays = {}
     for name, array in _unstacked(dialect, arrays):
-        if _first_part(name) in dialect.beside:
+        if _first_part(dialect, name) in dialect.beside:
             continue
         said, array = _to_own_entry(dialect, _without_prefix(dialect, name), array)
         if said in dialect.empty and array.size == 0:
@@ -120,8 +120,8 @@ def _without_zeros(dialect: Dialect, arrays: Arrays) -> Arrays:
     return arrays
 
 
-def _first_part(name: str) -> str:
-    return re.split(r"[/.]", name, maxsplit=1)[0]
+def _first_part(dialect: Dialect, name: str) -> str:
+    return re.split(r"[/.]", _without_prefix(dialect, name), maxsplit=1)[0]
 
 
 def from_own(model: VisionModel[Any], arrays: Mapping[str, np.ndarray], name: str) -> Arrays:
