@@ -10,7 +10,7 @@ from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float, Key
 
 from vit_jax.layers.attention import Attention
-from vit_jax.layers.checks import check_int
+from vit_jax.layers.checks import hidden_width
 from vit_jax.layers.dropout import drop_path, split_key
 from vit_jax.layers.mlp import Mlp
 from vit_jax.layers.norm import layer_norm
@@ -85,7 +85,7 @@ class Block(nnx.Module):
         )
         self.ls1 = layer_scale()
         self.norm2 = layer_norm(dim, norm_eps, **types, rngs=rngs)
-        hidden_dim = check_int("int(embed_dim * mlp_ratio)", int(dim * mlp_ratio), least=1)
+        hidden_dim = hidden_width(dim, mlp_ratio)
         self.mlp = mlp(dim, hidden_dim, drop_rate=drop_rate, **init, **types, rngs=rngs)
         self.ls2 = layer_scale()
 

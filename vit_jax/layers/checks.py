@@ -23,6 +23,11 @@ def check_int(name: str, value: Any, *, least: int) -> int:
     return number
 
 
+def hidden_width(dim: int, mlp_ratio: float, of: str = "embed_dim") -> int:
+    """Returns the hidden width of an MLP; `of`: the field that its input's width is."""
+    return check_int(f"int({of} * mlp_ratio)", int(dim * mlp_ratio), least=1)
+
+
 def _real(value: Any) -> float:
     """The value as a float; NaN, which no bound admits, where it is no real number."""
     is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -10,7 +10,7 @@ from flax import nnx
 from flax.typing import Dtype
 from jaxtyping import Array, Float, Key
 
-from vit_jax.layers.checks import check_int
+from vit_jax.layers.checks import hidden_width
 from vit_jax.layers.dropout import drop_path, split_key
 from vit_jax.layers.initializers import trunc_normal, zeros
 from vit_jax.layers.linear import Linear
@@ -111,7 +111,7 @@ class SwinBlock(nnx.Module):
             **types,
         )
         self.norm2 = layer_norm(dim, norm_eps, **starts, **types)
-        hidden_dim = check_int("int(embed_dim * mlp_ratio)", int(dim * mlp_ratio), least=1)
+        hidden_dim = hidden_width(dim, mlp_ratio)
         self.mlp = Mlp(dim, hidden_dim, drop_rate=drop_rate, **init, **types)
 
     def __call__(

@@ -7,7 +7,7 @@ from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float, Key
 
 from vit_jax.layers.attention import attend, merge_heads, softmax_weights, split_heads
-from vit_jax.layers.checks import check_int, check_number
+from vit_jax.layers.checks import check_number, hidden_width
 from vit_jax.layers.dropout import Dropout, split_key
 from vit_jax.layers.initializers import zeros
 from vit_jax.layers.linear import Linear
@@ -91,7 +91,7 @@ class TokenTransformer(nnx.Module):
         self.norm2 = layer_norm(out_dim, norm_eps, **types)
         self.mlp = Mlp(
             out_dim,
-            check_int("int(token_dim * mlp_ratio)", int(out_dim * mlp_ratio), least=1),
+            hidden_width(out_dim, mlp_ratio, "token_dim"),
             drop_rate=drop_rate,
             kernel_init=kernel_init,
             bias_init=zeros,

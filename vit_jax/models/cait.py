@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vit_jax.layers.block import LayerScale
-from vit_jax.layers.checks import check_bool, check_choice, check_int, check_number
+from vit_jax.layers.checks import check_bool, check_choice, check_int, check_number, hidden_width
 from vit_jax.layers.dropout import Dropout, split_key
 from vit_jax.layers.initializers import trunc_normal, zeros
 from vit_jax.layers.mlp import Mlp
@@ -112,7 +112,7 @@ class ClassBlock(nnx.Module):
         self.attn = ClassAttention(dim, num_heads, qkv_bias=qkv_bias, **init, **types, rngs=rngs)
         self.ls1 = LayerScale(dim, init_values, **types)
         self.norm2 = layer_norm(dim, norm_eps, **types, rngs=rngs)
-        hidden_dim = check_int("int(embed_dim * mlp_ratio)", int(dim * mlp_ratio), least=1)
+        hidden_dim = hidden_width(dim, mlp_ratio)
         self.mlp = Mlp(dim, hidden_dim, drop_rate=0.0, **init, **types, rngs=rngs)
         self.ls2 = LayerScale(dim, init_values, **types)
 
