@@ -3,7 +3,7 @@
     python -m benchmarks.run --suite cpu [--rounds 7] [--only GLOB] [--out DIR]
 
 Suites:
-  cpu: forward pass and training step of six models in float32.
+  cpu: forward pass and training step of seven models in float32.
   gpu: both with larger batches in bfloat16 (autocast in PyTorch).
   compile: seconds that our training step takes to be traced and compiled, plainly and with its
     layers in a loop, and those from `python train.py` to the first step, without and with a cache.
@@ -43,6 +43,7 @@ CPU = (
     Workload("t2t_vit_7", 224, 8),
     Workload("t2t_vit_14", 224, 4),
     Workload("t2t_vit_t_14", 224, 4),
+    Workload("swin_tiny_patch4_window7_224", 224, 8),
 )
 GPU = (
     Workload("vit_small_patch16_224", 224, 256, dtype="bfloat16"),
