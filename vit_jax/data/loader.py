@@ -19,7 +19,7 @@ from vit_jax.data.host_crop import (
     evaluation_crop,
     pil_resize,
 )
-from vit_jax.data.order import epoch_examples
+from vit_jax.data.order import balanced_examples, epoch_examples
 from vit_jax.data.sources import ImageSource
 from vit_jax.data.workers import check_killed, init_worker
 
@@ -83,6 +83,7 @@ def train_batches(
     image_size: int | tuple[int, int] | None = None,
     crop: RandomResizedCrop | None = None,
     repeats: int = 1,
+    balanced: np.ndarray | None = None,
     rows: Sequence[int] | np.ndarray | None = None,
 ) -> Batches:
     """Shuffled batches from `start_step` on, epoch after epoch.
@@ -108,6 +109,8 @@ def train_batches(
             and the training step cuts it: see `RandomResizedCrop.draw`. None: the whole image,
             whatever its aspect ratio.
         repeats: how many times an image of an epoch appears in it, see `epoch_examples`.
+        balanced: (N,) int64, the class of each image: an epoch, as long as before, shows every
+            class equally often, see `balanced_examples`. None: every image once.
         rows: which rows of each batch are made: a host's own. None: all.
 
     Raises:
@@ -124,6 +127,8 @@ def train_batches(
             f"repeats must be at most {_MAX_INDEX // len(source)} for the {len(source)} images of "
             f"{source.name}, got {repeats}"
         )
+    if balanced is not None:
+        _check_balanced(source, balanced, repeats)
     make_batch = _TrainBatch(
         source=source,
         rows=_rows(batch_size, rows),
@@ -131,12 +136,25 @@ def train_batches(
         crop=crop,
         cut_in_step=image_size is None,
         repeats=repeats,
+        balanced=balanced,
         batch_size=batch_size,
         seed=seed,
         steps_per_epoch=num_steps_per_epoch,
     )
     end = _ENDLESS if num_steps is None else start_step + num_steps
     return _iterate(make_batch, start_step, end, num_workers, worker_kind)
+
+
+def _check_balanced(source: ImageSource, labels: np.ndarray, repeats: int) -> None:
+    counts = np.unique(labels, return_counts=True)[1]
+    most = len(source) * (len(source) // len(counts) // counts.min() + 2)
+    if repeats > 1 or most > _MAX_INDEX:
+        reason = (
+            f"repeats must be 1, got {repeats}"
+            if repeats > 1
+            else f"the rarest class of {source.name} has {counts.min()} of {len(source)} images"
+        )
+        raise ValueError(f"balanced sampling: {reason}")
 
 
 def eval_batches(
@@ -218,6 +236,7 @@ class _TrainBatch:
     crop: RandomResizedCrop | None
     cut_in_step: bool
     repeats: int
+    balanced: np.ndarray | None
     batch_size: int
     seed: int
     steps_per_epoch: int
@@ -225,9 +244,11 @@ class _TrainBatch:
     def __call__(self, step: int) -> Batch:
         epoch, step_of_epoch = divmod(int(step), self.steps_per_epoch)
         places = self.rows + step_of_epoch * self.batch_size
-        positions, indices = epoch_examples(
-            places, len(self.source), self.seed, epoch, self.repeats
-        )
+        if self.balanced is None:
+            length = len(self.source)
+            positions, indices = epoch_examples(places, length, self.seed, epoch, self.repeats)
+        else:
+            positions, indices = balanced_examples(places, self.balanced, self.seed, epoch)
         batch = _empty_batch(indices, self.size, self.source)
         if self.crop is not None and self.cut_in_step:
             batch["crop"] = np.zeros((len(indices), 5), np.int32)

@@ -96,13 +96,17 @@ class Classifier:
         workers = min(_MAX_WORKERS, os.cpu_count() or 1) if num_workers is None else num_workers
         return eval_batches(
             source,
-            batch_size=-(-batch_size // self.mesh.size) * self.mesh.size,
+            batch_size=self.rounded(batch_size),
             num_workers=workers,
             image_size=None if as_it_is else host_size(self.model),
             crop_fraction=preprocessing.crop_fraction,
             interpolation=preprocessing.interpolation,
             crop_mode=preprocessing.crop_mode,
         )
+
+    def rounded(self, batch_size: int) -> int:
+        """The batch size, up to a multiple of the number of devices."""
+        return -(-batch_size // self.mesh.size) * self.mesh.size
 
     def on_device(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """The batch divided between the devices."""

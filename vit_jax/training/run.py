@@ -1,6 +1,7 @@
 """A run: what it trains, on which data and devices, and its compiled steps."""
 
 import dataclasses
+import math
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from vit_jax.config import TrainConfig
 from vit_jax.data.augment import Augment, make_eval_preprocess, make_train_augment
+from vit_jax.data.folder import labels_of
 from vit_jax.data.host_crop import RandomResizedCrop
 from vit_jax.data.loader import Batches, eval_batches, steps_per_epoch, train_batches
 from vit_jax.data.own import OwnSource
@@ -26,7 +28,6 @@ from vit_jax.models.registry import abstract_model, create_model, design_of
 from vit_jax.models.spec import Preprocessing
 from vit_jax.models.streams import Streams
 from vit_jax.training.distillation import make_teacher
-from vit_jax.training.losses import classification_loss
 from vit_jax.training.mesh import (
     AXES,
     check_batch,
@@ -36,8 +37,9 @@ from vit_jax.training.mesh import (
     replicated,
     state_shardings,
 )
-from vit_jax.training.metrics import OwnSums, Sums
+from vit_jax.training.metrics import AnySums, OwnSums, Sums
 from vit_jax.training.mixing import make_mixing
+from vit_jax.training.objectives import best_of, make_objective
 from vit_jax.training.optimizer import make_optimizer
 from vit_jax.training.own import Own, check_measure
 from vit_jax.training.own_model import build_own_model, has_statistics, open_own_model
@@ -63,8 +65,9 @@ class Run:
       model: its `spec` says how images are prepared and what the classes are; its layers have the
         form that suits the devices.
       platform: of the devices, as JAX names it.
+      objective: what it is trained for.
       reconstructs: whether the loss is that of MAE's pretraining.
-      is_classification: whether it is the cross entropy of classes.
+      best: the figure that says which validation is best, and its sign, see `best_of`.
       figures: what rows show beside the loss, see `Own.figures`.
       total_steps: updates.
       schedule: the learning rate of the n-th update, from 0.
@@ -96,8 +99,10 @@ class Run:
         self.config, self.mesh, self.splits = config, mesh, splits
         self.own = own or Own()
         self.reconstructs = _reconstructs(config)
-        self.is_classification = _is_classification(config, self.own)
-        self.figures = self.own.figures(self.is_classification)
+        train = None if splits is None else splits.train
+        self.objective = make_objective(config, self.own.loss, train, model.num_classes)
+        self.figures = self.own.figures(self.objective)
+        self.best = best_of(config, self.objective, self.own.metrics)
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = steps_per_epoch * config.num_epochs
         if self.total_steps >= 2**31:
@@ -151,7 +156,11 @@ class Run:
         else:
             made = build_own_model(self.model.config, self.own.model, seed)
         average, figures = bool(self.config.ema.decay), self.figures
-        zeros = Sums.zeros if figures is None else lambda dtype: OwnSums.zeros(dtype, figures)
+        roots = self.objective.roots
+
+        def zeros(dtype: jnp.dtype) -> AnySums:
+            return Sums.zeros(dtype) if figures is None else OwnSums.zeros(dtype, figures, roots)
+
         return initial_state(made, self.optimizer, self.trained, average, zeros)
 
     def train_batches(self, start_step: int) -> Batches:
@@ -168,6 +177,7 @@ class Run:
             image_size=self._host_size(source),
             crop=random_crop(self.config),
             repeats=data.repeated_augmentation,
+            balanced=labels_of(source) if data.sampling == "balanced" else None,
             rows=process_rows(self.mesh, data.batch_size),
         )
 
@@ -259,6 +269,8 @@ def open_run(config: TrainConfig, stated: Collection[str] = (), own: Own | None 
         seed=config.seed,
         num_train_examples=data.num_train_examples,
         exclude=data.exclude or (),
+        labels_file=data.labels_file or None,
+        kind=config.loss.target,
     )
     source = splits.train
     if own.model is not None:
@@ -272,8 +284,9 @@ def open_run(config: TrainConfig, stated: Collection[str] = (), own: Own | None 
     _check_model(model, config, source, stated, own)
     _limit_labels(splits, model.num_classes if _is_classification(config, own) else None)
     set_preprocessing(model, config, statistics_of(config, source.channels), source)
+    target = make_objective(config, own.loss).target
     names = splits.class_names or None
-    model.spec = dataclasses.replace(model.spec, class_names=names)
+    model.spec = dataclasses.replace(model.spec, class_names=names, target=target)
     return Run(config, mesh, model, steps_per_epoch(source, data.batch_size), splits, own)
 
 
@@ -282,7 +295,7 @@ def _reconstructs(config: TrainConfig) -> bool:
 
 
 def _is_classification(config: TrainConfig, own: Own) -> bool:
-    return own.loss is None and not _reconstructs(config)
+    return own.loss is None and config.loss.kind == "cross_entropy"
 
 
 def _limit_labels(splits: Splits, num_classes: int | None) -> None:
@@ -321,11 +334,19 @@ def _check_own(config: TrainConfig, own: Own) -> None:
             'config.loss.kind: wanted "cross_entropy" with loss=, metrics= or model= of the '
             'caller, got "reconstruction"'
         )
+    if own.loss is not None and config.loss.kind != "cross_entropy":
+        raise ValueError(
+            'config.loss.kind: wanted "cross_entropy" with loss= of the caller, in whose place it '
+            f'is, got "{config.loss.kind}"'
+        )
     if not _is_classification(config, own):
         used = {
             "mix": config.mix.mixup_alpha or config.mix.cutmix_alpha,
             "distillation": config.distillation.kind != "none",
             "loss.label_smoothing": config.loss.label_smoothing,
+            "loss.class_weights": own.loss is not None and config.loss.class_weights,
+            "loss.balanced": own.loss is not None and config.loss.balanced,
+            "data.sampling": config.data.sampling != "shuffled",
         }
         for name in (name for name, value in used.items() if value):
             raise ValueError(
@@ -485,8 +506,8 @@ def _check_model(
             f"the images of {source.name} have {channels} channels and the model takes "
             f"{model.in_chans}: set config.model.kwargs.in_chans={channels}"
         )
-    is_classification = _is_classification(config, own)
-    if is_classification:
+    is_measured = own.loss is None and not _reconstructs(config)
+    if is_measured:
         _check_classes(model, config, source, stated, own)
     if _reconstructs(config) and not getattr(model.config, "decoder", False):
         raise ValueError(
@@ -503,15 +524,16 @@ def _check_model(
     where, advice = "config.model.kwargs", ": choose another global_pool"
     if own.model is not None:
         where, advice = "model", ""
-    for part in jax.tree.leaves(outputs) if is_classification else ():
+    for part in jax.tree.leaves(outputs) if is_measured else ():
         if part.shape != (batch, model.num_classes):
             raise ValueError(
                 f"{where}: the model's output has shape {part.shape}, wanted logits of shape "
                 f"{(batch, model.num_classes)}{advice}"
             )
-    if is_classification:  # as the steps do: metrics see what the prediction is read from
-        _, outputs = jax.eval_shape(classification_loss, outputs, labels)
-    for name, measure in {"loss": own.loss, **(own.figures(is_classification) or {})}.items():
+    objective = make_objective(config, own.loss)
+    if is_measured:  # as the steps do: metrics see what the prediction is read from
+        _, outputs = jax.eval_shape(lambda y, t: objective.losses(y, t, False), outputs, labels)
+    for name, measure in {"loss": own.loss, **(own.figures(objective) or {})}.items():
         if measure is not None:
             check_measure(name, measure, outputs, labels)
 
@@ -523,11 +545,9 @@ def _check_classes(
     stated: Collection[str],
     own: Own,
 ) -> None:
-    if source.label_shape or source.label_dtype.kind != "i":
-        raise ValueError(
-            f"the labels of {source.name} are {source.label_dtype} of shape {source.label_shape}, "
-            "and no classes: wanted loss=, a function of outputs and labels"
-        )
+    _check_labels(model.num_classes, config, source)
+    if config.loss.target == "regression":
+        return
     if not source.class_names:
         return  # the model decides: see `_limit_labels`
     if own.model is not None and model.num_classes != source.num_classes:
@@ -545,4 +565,26 @@ def _check_classes(
         raise ValueError(
             f"{source.name} has {source.num_classes} classes, and {config.model.name} left alone "
             f"has {model.num_classes}: set config.model.kwargs.num_classes={source.num_classes}"
+        )
+
+
+def _check_labels(num_classes: int, config: TrainConfig, source: ImageSource) -> None:
+    """Refuses labels that are not what the loss is of."""
+    kind, shape, dtype = config.loss.kind, source.label_shape, source.label_dtype
+    if config.loss.target == "classification":
+        fits, wanted = not shape and dtype.kind == "i", "classes"
+    elif config.loss.target == "multilabel":
+        fits, wanted = len(shape) == 1, "a 0 or 1 for each label, such as those of a labels_file"
+    else:
+        fits, wanted = len(shape) <= 1 and dtype.kind == "f", "numbers, such as of a labels_file"
+    if not fits:
+        raise ValueError(
+            f"the labels of {source.name} are {dtype} of shape {shape}: wanted {wanted}, with "
+            f'loss.kind="{kind}"; or loss=, a function of outputs and labels'
+        )
+    number = math.prod(shape)
+    if config.loss.target != "classification" and num_classes != number:
+        raise ValueError(
+            f"{source.name} has {number} {'labels' if shape else 'number'} an image and the head "
+            f"of the model {num_classes} outputs: set config.model.kwargs.num_classes={number}"
         )

@@ -18,9 +18,8 @@ from vit_jax.layers.masking import patch_noise
 from vit_jax.layers.stack import constrain
 from vit_jax.training.distillation import TaughtStep, distillation_loss
 from vit_jax.training.ema import update_average
-from vit_jax.training.losses import classification_loss, wide
 from vit_jax.training.mesh import batch_sharding, replicated
-from vit_jax.training.metrics import AnySums, OwnSums, Sums
+from vit_jax.training.metrics import AnySums, Collected, OwnSums, Sums
 from vit_jax.training.mixing import Mixing, mix_batch
 from vit_jax.training.own import augmented
 from vit_jax.training.row_keys import key_of_rows
@@ -130,21 +129,12 @@ def _noise(run: "Run", step: jax.Array | int, batch: Batch) -> jax.Array | None:
     return patch_noise(run.config.seed, step, batch["index"], num_patches)
 
 
-def _losses(run: "Run", outputs: Any, targets: jax.Array, smoothing: float) -> tuple[Any, Any]:
-    """The loss of each example, and what its figures are read from."""
-    if run.reconstructs:
-        return wide(outputs), outputs
-    if run.own.loss is None:
-        return classification_loss(outputs, targets, smoothing)
-    return wide(run.own.loss(outputs, targets)), outputs
-
-
 def _sums(run: "Run", losses: jax.Array, prediction: Any, batch: Batch) -> AnySums:
     """The metrics of a batch."""
     if run.figures is None:
         return Sums.of_batch(losses, prediction, batch["label"], batch["mask"])
     found = {name: measure(prediction, batch["label"]) for name, measure in run.figures.items()}
-    return OwnSums.of_batch(losses, found, batch["mask"])
+    return OwnSums.of_batch(losses, found, batch["mask"], run.objective.roots)
 
 
 def _divided(batch: Batch, parts: int) -> Batch:
@@ -202,11 +192,10 @@ def _gradients(
         rngs = nnx.Rngs(dropout=dropout_key)
         noise = _noise(run, state.step, batch)
         logits, moved = _apply(run, run.train_graph, params, state.frozen, images, rngs, noise)
-        smoothing = run.config.loss.label_smoothing
         if run.teacher is None or taught is None:
-            losses, prediction = _losses(run, logits, targets, smoothing)
+            losses, prediction = run.objective.losses(logits, targets, train=True)
         else:
-            distillation = run.teacher.config
+            distillation, smoothing = run.teacher.config, run.config.loss.label_smoothing
             losses, prediction = distillation_loss(logits, targets, taught, distillation, smoothing)
         return losses.mean(), (_sums(run, losses, prediction, batch), moved)
 
@@ -342,14 +331,16 @@ def pmap_train_step(run: "Run") -> TrainStep:
 def make_eval_step(run: "Run") -> EvalStep:
     """The metrics of one batch in eval mode, padding left out; donates the sums."""
 
-    def step(params: nnx.State, frozen: nnx.State, batch: Batch, sums: Any) -> AnySums:
+    def step(params: nnx.State, frozen: nnx.State, batch: Batch, sums: Any) -> tuple[AnySums, Any]:
         images = run.prepare_eval(batch["image"])
         noise = _noise(run, 0, batch)  # the same at every evaluation
         outputs, _ = _apply(run, run.eval_graph, params, frozen, images, noise=noise)
-        losses, prediction = _losses(run, outputs, batch["label"], 0.0)
+        losses, prediction = run.objective.losses(outputs, batch["label"], train=False)
         batch_sums: Any = _sums(run, losses, prediction, batch)
-        return sums + batch_sums
+        seen = (prediction, batch["label"], batch["mask"]) if of_all else ()
+        return sums + batch_sums, seen
 
+    of_all = run.objective.of_all
     whole, shardings = replicated(run.mesh), run.shardings
     compiled = jax.jit(
         step,
@@ -358,4 +349,12 @@ def make_eval_step(run: "Run") -> EvalStep:
         donate_argnums=3,
         compiler_options=compiler_options(run.platform),
     )
-    return lambda state, batch, sums: compiled(state.params, state.frozen, batch, sums)
+
+    def add(state: TrainState, batch: Batch, sums: AnySums) -> AnySums:
+        before = sums if isinstance(sums, Collected) else None
+        found, seen = compiled(state.params, state.frozen, batch, before.sums if before else sums)
+        if of_all is None:
+            return found
+        return Collected(found, of_all, (*(before.seen if before else ()), seen))
+
+    return add
