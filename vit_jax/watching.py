@@ -1,5 +1,6 @@
 """A bar on standard error for what takes long; nothing where that is no terminal."""
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
@@ -25,3 +26,18 @@ def watched(items: Iterable[Item], total: int | None, what: str) -> Iterator[Ite
     yield from track(
         items, what, total, console=Console(stderr=True), transient=True, show_speed=False
     )
+
+
+@contextlib.contextmanager
+def busy(what: str) -> Iterator[None]:
+    """A sign that goes round and round, with the time that has passed."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn(what, markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        progress.add_task(what, total=None)
+        yield

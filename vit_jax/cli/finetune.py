@@ -184,8 +184,9 @@ def _summary(config: TrainConfig) -> str:
 
 
 def _outputs(config: TrainConfig) -> str:
-    words = {"multilabel": "labels", "regression": "numbers"}
-    return f"{config.model.kwargs['num_classes']} {words.get(config.loss.target, 'classes')}"
+    words = {"multilabel": ("label", "labels"), "regression": ("number", "numbers")}
+    count = config.model.kwargs["num_classes"]
+    return f"{count} {words.get(config.loss.target, ('class', 'classes'))[count != 1]}"
 
 
 def _write(recipe: pathlib.Path, config: TrainConfig, command: str, lines: list[str]) -> None:

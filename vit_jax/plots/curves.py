@@ -59,7 +59,8 @@ def _draw(rows: Rows, metrics: Sequence[str], y_label: str, path: pathlib.Path) 
             chosen = [row for row in rows if row["split"] == split and metric in row]
             if not chosen:
                 continue
-            last, plain = chosen[-1][metric], metric.removeprefix("ema_")
+            last = chosen[-1][metric]
+            plain = metric.removeprefix("ema_")
             is_average = plain != metric
             beside = ", averaged weights" if is_average else ""
             axes.plot(

@@ -26,9 +26,10 @@ def starting_lines(run: Run, workdir: pathlib.Path) -> list[str]:
     kinds = collections.Counter(device.device_kind for device in run.mesh.devices.flat)
     devices = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
     epochs = f"{config.num_epochs:,} epoch{'s' * (config.num_epochs != 1)}"
+    outputs = f"{model.num_classes:,} output{'s' * (model.num_classes != 1)}"
     return [
         f"model: {model.spec.name}, {sum(sizes):,} parameters, from {start}",
-        f"images: {images}; {width}x{height} pixels, {run.model.num_classes:,} outputs",
+        f"images: {images}; {width}x{height} pixels, {outputs}",
         f"devices: {devices}; {epochs} of {run.steps_per_epoch:,} updates, batches of "
         f"{config.data.batch_size:,}",
         f"directory: {workdir}",
