@@ -57,8 +57,8 @@ def extract_features(
       watch: goes through the batches; see `vit_jax.watching`.
 
     Raises:
-      ValueError: labels that are no classes, channels that do not fit, a model without pooling or preprocessing, an image that
-        cannot be read.
+      ValueError: labels that are no classes, channels that do not fit, a model without pooling or
+        preprocessing, an image that cannot be read.
     """
     if source.label_shape or source.label_dtype.kind != "i":
         raise ValueError(
