@@ -22,6 +22,7 @@ from vit_jax.inference.evaluate import evaluate
 from vit_jax.inference.predict import predict
 from vit_jax.models.spec import Target
 from vit_jax.training import train
+from vit_jax.training.loggers import open_loggers
 from vit_jax.training.objectives import (
     Classification,
     MultiLabel,
@@ -130,33 +131,47 @@ def wandb(told: list[Any]) -> types.ModuleType:
     return module
 
 
-def test_several_labels_an_image(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_and_biases_are_told(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, told = tiny(log__wandb="digits", log__tensorboard=True), []
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match=r"log\.wandb: Weights & Biases is not installed \(pip"):
+        train(config, tmp_path)
+    monkeypatch.setitem(sys.modules, "wandb", wandb(told))
+    for step in (0, 4):
+        tensorboard, logger = open_loggers(config, tmp_path, step)
+        for each in (tensorboard, logger):
+            each.scalars(step, {"train/loss": 1.0})
+            each.close()
+    first, point, end, again, _, _ = told
+    assert (first["project"], first["name"], first["config"]["seed"]) == (
+        "digits",
+        tmp_path.name,
+        3,
+    )
+    assert (point, end) == ((0, {"train/loss": 1.0}), "finished")
+    assert again["id"] == first["id"]  # a resumed run goes on with its curves
+    assert len(list(tmp_path.glob("events.out.*"))) == 2
+
+
+@pytest.mark.slow
+def test_several_labels_an_image(tmp_path: pathlib.Path) -> None:
     """Trained, stopped and resumed to the last bit, evaluated as in training, and predicted."""
     data = {"train": LABELS[:32], "validation": LABELS[32:38], "test": LABELS[38:]}
     given: dict[str, Any] = {"data": data, "class_names": ["left", "right"]}
-    config, told = labelled(log__wandb="labels"), []
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ValueError, match=r"log\.wandb: Weights & Biases is not installed \(pip"):
-        train(config, tmp_path / "none", **given)
-    monkeypatch.setitem(sys.modules, "wandb", wandb(told))
+    config = labelled()
     final = train(config, tmp_path / "whole", **given)
     assert final["test_mAP"] > 0.8
     kept = rows(tmp_path / "whole")
     best = max((r for r in kept if r["split"] == "validation"), key=lambda row: row["mAP"])
     info = next((tmp_path / "whole/checkpoints/12/info").glob("*"))
     assert json.loads(info.read_text())["best_step"] == best["step"]
-    settings, *points, end = told
-    assert (settings["project"], settings["name"], end) == ("labels", "whole", "finished")
-    assert points[-1] == (12, {f"test/{k}": final[f"test_{k}"] for k in ("loss", "exact", "mAP")})
-
     with pytest.raises(Stop):
         train(config, tmp_path / "cut", **given, callbacks=[Kept(stop_at=8)])
     assert train(config, tmp_path / "cut", **given) == final
     assert rows(tmp_path / "cut") == kept
     assert arrays(tmp_path / "cut", 12) == arrays(tmp_path / "whole", 12)
-    ids = [each["id"] for each in told if isinstance(each, dict)]
-    assert ids[0] != ids[1] == ids[2]  # a resumed run goes on with its curves
-
     model = vit_jax.from_pretrained(tmp_path / "whole")
     assert model.spec.target == Target("multilabel")
     test = own_splits(data, given["class_names"]).test

@@ -30,10 +30,14 @@ def run(arguments: Sequence[str]) -> int:
     jax_setup.set_up_jax()
     from vit_jax.inference.evaluate import evaluate
     from vit_jax.inference.labelled import open_labelled
+    from vit_jax.training.objectives import objective_of
     from vit_jax.watching import watched
 
-    model = load_given_model(options)
-    target = model.spec.target
+    # Data first, whose mistakes are found sooner, but where the model says what their labels are.
+    model = load_given_model(options) if options.labels else None
+    kind = None if recipe is None else recipe.config.loss.target
+    if model is not None:
+        kind = objective_of(model.spec.target).kind
     labelled = open_labelled(
         options.source,
         None if recipe is None else recipe.config.data,
@@ -43,8 +47,9 @@ def run(arguments: Sequence[str]) -> int:
         split=options.split,
         batch_size=options.batch_size,
         labels_file=options.labels,
-        kind="classification" if target is None else target.kind,
+        kind=kind,
     )
+    model = model or load_given_model(options)
     found = evaluate(model, labelled.source, labelled.batch_size, labelled.num_workers, watched)
     print_notes(found.notes)
     report = report_of(found)

@@ -126,6 +126,13 @@ def stored_image(config: TrainConfig, model: VisionModel[Any]) -> tuple[int, int
     return size
 
 
+def _label_kind(run: Run) -> tuple[tuple[int, ...], Any]:
+    """Shape and type of an image's label."""
+    if run.objective.target is None:
+        return (), np.int32
+    return (run.model.num_classes,), np.float32
+
+
 def abstract_inputs(
     run: Run, image: tuple[int, int, int]
 ) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
@@ -138,7 +145,7 @@ def abstract_inputs(
     rows, place = run.config.data.batch_size, batch_sharding(run.mesh)
     kinds = {
         "image": (image, np.uint8),
-        "label": ((), np.int32),
+        "label": _label_kind(run),
         "index": ((), np.int32),
         "mask": ((), np.bool_),
     }

@@ -61,6 +61,7 @@ class Progress:
         num_epochs: int = 0,
     ) -> None:
         self._num_epochs = num_epochs
+        self._is_compiling = True
         self._quiet = mode == "none"
         self._num_classes = num_classes
         self._total_steps = total_steps
@@ -104,6 +105,9 @@ class Progress:
         """Moves the bar; `step` updates are done or under way."""
         if self._bar is not None:
             self._bar.update(self._task, completed=step, epoch=self._epoch(step))
+            if self._is_compiling:
+                self._is_compiling = False
+                self._bar.update(self._task, figures="")
 
     def _epoch(self, step: int) -> str:
         if not self._num_epochs:
