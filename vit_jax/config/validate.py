@@ -276,6 +276,8 @@ def _check_together(config: TrainConfig) -> None:
             'config.mesh.fsdp: wanted 1 with parallel="pmap", where every device holds all '
             f'parameters, got {mesh.fsdp}; shard parameters with parallel="jit"'
         )
+    if config.parallel == "pmap":
+        _check_unused(config, 'with parallel="pmap"', "training.steps_per_dispatch")
 
 
 def _check_optimizer(optimizer: OptimizerConfig, num_epochs: int) -> None:

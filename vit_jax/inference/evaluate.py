@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from vit_jax.data.loader import Batches
 from vit_jax.data.sources import ImageSource
@@ -18,6 +17,7 @@ from vit_jax.training.evaluate import evaluate as average_over
 from vit_jax.training.losses import classification_loss
 from vit_jax.training.mesh import replicated
 from vit_jax.training.metrics import Sums
+from vit_jax.training.state import Arrays
 
 NUM_BINS = 15
 
@@ -123,8 +123,8 @@ def evaluate(
     classifier = Classifier.of(model)
     seen: list[tuple[jax.Array, ...]] = []
 
-    @functools.partial(jax.jit, donate_argnums=2)
-    def compiled(variables: nnx.State, batch: dict[str, Any], sums: Sums) -> tuple[Sums, Any]:
+    @jax.jit
+    def compiled(variables: Arrays, batch: dict[str, Any], sums: Sums) -> tuple[Sums, Any]:
         labels = batch["label"]
         logits = classifier.logits(variables, batch["image"])
         losses, logits = classification_loss(logits, labels)
@@ -132,7 +132,7 @@ def evaluate(
         sums += Sums.of_batch(losses, logits, labels, batch["mask"])
         return sums, (labels, logits.argmax(axis=-1), confidence, batch["mask"])
 
-    def step(variables: nnx.State, batch: dict[str, Any], sums: Sums) -> Sums:
+    def step(variables: Arrays, batch: dict[str, Any], sums: Sums) -> Sums:
         sums, of_examples = compiled(variables, batch, sums)
         seen.append(of_examples)
         return sums

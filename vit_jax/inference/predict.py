@@ -8,13 +8,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from vit_jax.inference.classifier import Classifier
 from vit_jax.inference.images import ImageFiles, check_channels
 from vit_jax.inference.preprocess import host_size, shown
 from vit_jax.models.base import VisionModel
 from vit_jax.training.losses import wide
+from vit_jax.training.state import Arrays
 
 Image = str | os.PathLike[str] | np.ndarray
 
@@ -92,15 +92,13 @@ def _predictions(
 ) -> Iterator[Prediction]:
     spec, num_classes = classifier.model.spec, classifier.model.num_classes
 
-    @functools.partial(jax.jit, static_argnums=2)
-    def step(variables: nnx.State, images: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    @jax.jit
+    def step(variables: Arrays, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         probabilities = jax.nn.softmax(wide(classifier.logits(variables, images)))
-        return jax.lax.top_k(probabilities, count)
+        return jax.lax.top_k(probabilities, min(top, num_classes))
 
     with classifier.batches(source, batch_size, num_workers) as batches:
-        for batch in batches:
-            images = classifier.on_device({"image": batch["image"]})["image"]
-            found = jax.device_get(step(classifier.variables, images, min(top, num_classes)))
+        for batch, found in classifier.results(step, batches):
             for index, probabilities, classes in zip(batch["index"].tolist(), *found, strict=True):
                 if index < 0:
                     continue

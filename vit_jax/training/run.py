@@ -1,7 +1,7 @@
 """A run: what it trains, on which data and devices, and its compiled steps."""
 
 import dataclasses
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,11 +29,13 @@ from vit_jax.training.distillation import make_teacher
 from vit_jax.training.losses import classification_loss
 from vit_jax.training.mesh import (
     AXES,
+    bytes_on_one_device,
     check_batch,
     make_mesh,
     process_rows,
     put_batch,
     replicated,
+    stacked,
     state_shardings,
 )
 from vit_jax.training.metrics import OwnSums, Sums
@@ -42,6 +44,7 @@ from vit_jax.training.optimizer import make_optimizer
 from vit_jax.training.own import Own, check_measure
 from vit_jax.training.own_model import build_own_model, has_statistics, open_own_model
 from vit_jax.training.param_groups import parameter_groups
+from vit_jax.training.resident import ResidentImages, read_images, resident
 from vit_jax.training.row_keys import MAX_ROWS
 from vit_jax.training.schedules import make_schedule
 from vit_jax.training.state import TrainState, initial_state
@@ -77,7 +80,8 @@ class Run:
       prepare_train, prepare_eval: uint8 images to what the model takes.
       has_statistics: whether a training step moves variables of the model beside the trained ones.
       template: the state's shapes and types; `shardings`: where its arrays lie.
-      steps: `init` makes the state at step 0; `train` and `eval` are compiled when first called.
+      resident: the splits whose images live on the devices.
+      steps: `init` makes the state at step 0; the others are compiled when first called.
 
     Raises:
       ValueError: see `parameter_groups`, `make_teacher`, `make_mixing`.
@@ -133,6 +137,8 @@ class Run:
         self.has_statistics = has_statistics(model)
         self.template = jax.eval_shape(self.initial_state)
         self.shardings = state_shardings(mesh, self.template)
+        self.resident = self._resident()
+        self._images: dict[int, ResidentImages] = {}
         self.steps: Steps = make_steps(self)
 
     @property
@@ -169,6 +175,7 @@ class Run:
             crop=random_crop(self.config),
             repeats=data.repeated_augmentation,
             rows=process_rows(self.mesh, data.batch_size),
+            with_images=not self._is_resident(source),
         )
 
     def eval_batches(self, source: ImageSource) -> Batches:
@@ -183,18 +190,56 @@ class Run:
             crop_fraction=preprocessing.crop_fraction,
             interpolation=preprocessing.interpolation,
             rows=process_rows(self.mesh, data.eval_batch_size),
+            with_images=not self._is_resident(source),
         )
 
-    def on_device(self, batches: Batches) -> Iterator[Batch]:
-        """Sends each batch on its way to the devices, divided between them, without waiting."""
-        for batch in batches:
-            yield put_batch(self.mesh, batch)
+    def on_device(self, batches: Batches, source: ImageSource | None = None) -> Iterator[Batch]:
+        """Each batch as of `put`; None: of the training split."""
+        return (self.put(batch, source) for batch in batches)
+
+    def put(self, batch: Mapping[str, np.ndarray], source: ImageSource | None = None) -> Batch:
+        """Sends a batch on its way to the devices, divided between them, without waiting.
+
+        The images of a split that lives there are read before its first batch.
+        """
+        return self._filled(put_batch(self.mesh, batch), source)
+
+    def block_on_device(self, batches: Sequence[Mapping[str, np.ndarray]]) -> Batch:
+        """Sends batches on their way, as a block of `training.steps_per_dispatch`: `stacked`."""
+        block = stacked(batches, self.config.training.steps_per_dispatch)
+        return self._filled(put_batch(self.mesh, block, is_block=True))
+
+    def _filled(self, batch: Batch, source: ImageSource | None = None) -> Batch:
+        source = source or self.data.train
+        if not self._is_resident(source):
+            return batch
+        if id(source) not in self._images:
+            data = self.config.data
+            self._images[id(source)] = read_images(
+                source,
+                self.mesh,
+                data.num_workers,
+                data.worker_kind,  # pyright: ignore[reportArgumentType]
+            )
+        return self._images[id(source)].filled(batch)
+
+    def _is_resident(self, source: ImageSource) -> bool:
+        return any(source is other for other in self.resident)
 
     @property
     def data(self) -> Splits:
         """The splits of a run that is not only planned."""
         assert self.splits is not None
         return self.splits
+
+    def _resident(self) -> tuple[ImageSource, ...]:
+        if self.splits is None:
+            return ()
+        gone_through = (self.splits.train, self.splits.validation)  # again and again
+        sources = [source for source in gone_through if source is not None]
+        places = zip(jax.tree.leaves(self.template), jax.tree.leaves(self.shardings), strict=True)
+        state = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place) for a, place in places]
+        return resident(self.config.data, sources, self.mesh, bytes_on_one_device(state))
 
     def _host_size(self, source: ImageSource) -> tuple[int, int] | None:
         # Images of one size cross to the device as they are and are resized there.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
@@ -19,12 +20,12 @@ from vit_jax.layers.stack import constrain
 from vit_jax.training.distillation import TaughtStep, distillation_loss
 from vit_jax.training.ema import update_average
 from vit_jax.training.losses import classification_loss, wide
-from vit_jax.training.mesh import batch_sharding, replicated
+from vit_jax.training.mesh import batch_sharding, block_sharding, replicated
 from vit_jax.training.metrics import AnySums, OwnSums, Sums
 from vit_jax.training.mixing import Mixing, mix_batch
 from vit_jax.training.own import augmented
 from vit_jax.training.row_keys import key_of_rows
-from vit_jax.training.state import TrainState
+from vit_jax.training.state import Arrays, TrainState, split_arrays
 
 if TYPE_CHECKING:
     from vit_jax.training.run import Run
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 Batch = dict[str, Any]
 # Each returns the new state, and the loss of the batch, which tells when the step is done.
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]
+# (state, block of batches, how many of them) -> the new state, and the loss of each batch.
+TrainLoop = Callable[[TrainState, Batch, np.int32], tuple[TrainState, jax.Array]]
 # (state, batch, sums) -> sums with the batch's added.
 EvalStep = Callable[[TrainState, Batch, AnySums], AnySums]
 
@@ -45,11 +48,12 @@ class Steps:
 
     Attributes:
       init: makes the state at step 0.
-      train, eval: compiled when first called.
+      train, train_block, eval: compiled when first called.
     """
 
     init: Callable[[], TrainState]
     train: TrainStep
+    train_block: TrainLoop
     eval: EvalStep
 
 
@@ -58,6 +62,7 @@ def make_steps(run: "Run") -> Steps:
     return Steps(
         init=jax.jit(run.initial_state, out_shardings=run.shardings),
         train=pmap_train_step(run) if run.config.parallel == "pmap" else jit_train_step(run),
+        train_block=jit_train_loop(run),
         eval=make_eval_step(run),
     )
 
@@ -78,29 +83,19 @@ def _all_finite(tree: Any) -> jax.Array:
 def _apply(
     run: "Run",
     graph: nnx.GraphDef,
-    params: nnx.State,
-    frozen: nnx.State,
+    params: Arrays,
+    frozen: Arrays,
     images: jax.Array,
     rngs: nnx.Rngs | None = None,
     noise: jax.Array | None = None,
-) -> tuple[Any, nnx.State | None]:
+) -> tuple[Any, Arrays | None]:
     """The model's output, and its other variables where the call has moved them.
 
     Weights outside of its layers are gathered here, the others there. With `noise` the output is
     the loss of each image's hidden patches.
     """
     if run.gathered is not None:
-        params, frozen = (
-            nnx.map_state(
-                lambda path, leaf: (
-                    leaf if run.is_layer_weight(path) else constrain(leaf, run.gathered)
-                ),
-                state,
-            )
-            for state in (params, frozen)
-        )
-    if run.has_statistics:  # variables that belong to this trace, so that the call may move them
-        frozen = jax.tree.map(lambda leaf: leaf, frozen)
+        params, frozen = (_gathered(run, arrays) for arrays in (params, frozen))
     model = nnx.merge(graph, params, frozen)
     if noise is None:
         outputs = model(images, rngs=rngs)
@@ -108,8 +103,15 @@ def _apply(
         outputs = model.reconstruction_losses(images, noise, rngs=rngs)
     if not run.has_statistics:
         return outputs, None
-    _, _, moved = nnx.split(model, run.trained, ...)
-    return outputs, moved
+    return outputs, split_arrays(model, run.trained)[1]
+
+
+def _gathered(run: "Run", arrays: Arrays) -> Arrays:
+    def gather(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        is_of_layers = run.is_layer_weight(tuple(key.key for key in path))
+        return leaf if is_of_layers else constrain(leaf, run.gathered)
+
+    return jax.tree_util.tree_map_with_path(gather, arrays)
 
 
 def _prepared(run: "Run", step: jax.Array, batch: Batch) -> jax.Array:
@@ -183,8 +185,8 @@ def _gradients(
     state: TrainState,
     batch: Batch,
     dropout_key: jax.Array,
-    teacher: nnx.State | None,
-) -> tuple[jax.Array, tuple[AnySums, nnx.State | None], nnx.State]:
+    teacher: Arrays | None,
+) -> tuple[jax.Array, tuple[AnySums, Arrays | None], Arrays]:
     """The loss of a batch, its metrics, what the model moved, and the gradients.
 
     `teacher`: its arrays.
@@ -198,7 +200,7 @@ def _gradients(
         assert teacher is not None
         taught = run.teacher.logits(teacher, images)
 
-    def loss_of(params: nnx.State) -> tuple[jax.Array, tuple[AnySums, nnx.State | None]]:
+    def loss_of(params: Arrays) -> tuple[jax.Array, tuple[AnySums, Arrays | None]]:
         rngs = nnx.Rngs(dropout=dropout_key)
         noise = _noise(run, state.step, batch)
         logits, moved = _apply(run, run.train_graph, params, state.frozen, images, rngs, noise)
@@ -220,8 +222,8 @@ def _accumulated_gradients(
     batch: Batch,
     dropout_key: jax.Array,
     first: Any,
-    teacher: nnx.State | None,
-) -> tuple[jax.Array, AnySums, nnx.State]:
+    teacher: Arrays | None,
+) -> tuple[jax.Array, AnySums, Arrays]:
     """As `_gradients`, computed part by part: memory for the activations of one part.
 
     `first` is the batch's own first row in the global batch.
@@ -230,7 +232,7 @@ def _accumulated_gradients(
     rows = batch["label"].shape[0] // parts
     divided = _divided(batch, parts)
 
-    def of_part(part: Batch, key: jax.Array) -> tuple[jax.Array, AnySums, nnx.State]:
+    def of_part(part: Batch, key: jax.Array) -> tuple[jax.Array, AnySums, Arrays]:
         loss, (sums, _), gradients = _gradients(run, state, part, key, teacher)
         return loss, sums, gradients
 
@@ -250,7 +252,7 @@ def _train_step(
     axis: str | None,
     state: TrainState,
     batch: Batch,
-    teacher: nnx.State | None = None,
+    teacher: Arrays | None = None,
 ) -> tuple[TrainState, jax.Array]:
     """One update. With `axis`, `batch` is this device's part and the update is that of them all."""
     dropout_key = _key_of_step(run.config.seed, _DROPOUT, state.step)
@@ -271,7 +273,7 @@ def _train_step(
         loss, gradients = jax.lax.pmean((loss, gradients), axis)
         sums = jax.lax.psum(sums, axis)
     updates, opt_state = run.optimizer.update(gradients, state.opt_state, state.params)
-    params = cast(nnx.State, optax.apply_updates(state.params, updates))
+    params = cast(Arrays, optax.apply_updates(state.params, updates))
     step = state.step + 1
     ema = None if state.ema is None else update_average(run.config.ema, state.ema, params, step)
     # Parameters too: a checkpoint after a finite loss may hold what the next loss will be NaN of.
@@ -300,6 +302,38 @@ def jit_train_step(run: "Run") -> TrainStep:
         compiler_options=compiler_options(run.platform),
     )
     return TaughtStep(step, teacher, whole) if teacher else step
+
+
+def jit_train_loop(run: "Run") -> TrainLoop:
+    """The same step in a compiled loop over the first batches of a block. Donates the state.
+
+    How many there are is no part of the program: any number of updates is made by one program, and
+    each of them by the same instructions, so that no number of updates depends on the split.
+    """
+    whole, teacher = replicated(run.mesh), run.teacher
+
+    def loop(state: TrainState, block: Batch, count: jax.Array, *taught: Any) -> Any:
+        def update(number: jax.Array, carry: Any) -> Any:
+            state, losses = carry
+            batch = jax.tree.map(lambda rows: rows[number], block)
+            # An update is compiled by itself, whatever the size of the block.
+            state, loss = _train_step(
+                run, None, state, jax.lax.optimization_barrier(batch), *taught
+            )
+            return state, losses.at[number].set(loss.astype(losses.dtype))
+
+        losses = jnp.zeros(len(block["mask"]), state.sums.loss.dtype)
+        return jax.lax.fori_loop(0, count, update, (state, losses))
+
+    shardings = (run.shardings, block_sharding(run.mesh), whole, *([whole] if teacher else []))
+    compiled = jax.jit(
+        loop,
+        in_shardings=shardings,
+        out_shardings=(run.shardings, whole),
+        donate_argnums=0,
+        compiler_options=compiler_options(run.platform),
+    )
+    return TaughtStep(compiled, teacher, whole) if teacher else compiled
 
 
 def pmap_train_step(run: "Run") -> TrainStep:
@@ -340,9 +374,12 @@ def pmap_train_step(run: "Run") -> TrainStep:
 
 
 def make_eval_step(run: "Run") -> EvalStep:
-    """The metrics of one batch in eval mode, padding left out; donates the sums."""
+    """The metrics of one batch in eval mode, padding left out.
 
-    def step(params: nnx.State, frozen: nnx.State, batch: Batch, sums: Any) -> AnySums:
+    It donates nothing: the sums after a batch tell later when it was done.
+    """
+
+    def step(params: Arrays, frozen: Arrays, batch: Batch, sums: Any) -> AnySums:
         images = run.prepare_eval(batch["image"])
         noise = _noise(run, 0, batch)  # the same at every evaluation
         outputs, _ = _apply(run, run.eval_graph, params, frozen, images, noise=noise)
@@ -355,7 +392,6 @@ def make_eval_step(run: "Run") -> EvalStep:
         step,
         in_shardings=(shardings.params, shardings.frozen, batch_sharding(run.mesh), whole),
         out_shardings=whole,
-        donate_argnums=3,
         compiler_options=compiler_options(run.platform),
     )
     return lambda state, batch, sums: compiled(state.params, state.frozen, batch, sums)
