@@ -141,6 +141,7 @@ def test_a_bad_value_names_field_wish_and_value(config, path, value, wanted):
         ({"mesh.data": -2}, "config.mesh.data"),
         ({"parallel": "pmap", "mesh.fsdp": 2}, "config.mesh.fsdp"),
         ({"parallel": "pmap", "training.steps_per_dispatch": 2}, "training.steps_per_dispatch"),
+        ({"training.reduce_dtype": "float32", "mesh.fsdp": 2}, "training.reduce_dtype"),
     ],
 )
 def test_fields_that_contradict_each_other(config, changes, named):

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.training import many
 from tests.training.conftest import uninterrupted
 from tests.training.runs import arrays, child, rows, steps, tiny
 from tests.training.test_loop import same
@@ -137,6 +138,28 @@ def test_two_devices_in_a_loop_with_images_there(tmp_path):
         assert process.returncode == 0, err
     assert same(tmp_path / "device", tmp_path / "host")
     assert arrays(tmp_path / "device", 12)
+
+
+@pytest.mark.slow
+def test_two_processes_in_a_loop_with_images_there(tmp_path):
+    config = many.exact(training__steps_per_dispatch=BLOCK, data__on_device=True)
+    many.run(config, tmp_path / "two")
+    many.run(config, tmp_path / "one", processes=1, devices=2)
+    for ours, theirs in zip(rows(tmp_path / "two"), rows(tmp_path / "one"), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_gradients_reduced_in_a_type_are_those_of_one_device(kind, finished, tmp_path):
+    """With dropout, of which each device draws its own rows; AdamW feels the sign of a gradient."""
+    fields: dict[str, Any] = {"mesh__data": 2, "training__reduce_dtype": kind}
+    process = child(tiny(**fields), tmp_path / "two", devices=2)
+    _, err = process.end()
+    assert process.returncode == 0, err
+    for ours, theirs in zip(rows(tmp_path / "two"), rows(finished), strict=True):
+        tolerance = 1e-5 if kind == "float32" else 1e-2
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=tolerance)
 
 
 def test_padding_and_repeats_are_found_by_their_index():

@@ -355,6 +355,17 @@ class TrainingConfig:
         1,
         minimum=1,
     )
+    reduce_dtype: str = _option(
+        "type in which devices add up their gradients; auto: jit that in which each is computed, "
+        "which is model.kwargs.dtype for most, and pmap that of the parameters",
+        "auto",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    deterministic: bool = _option(
+        "on GPUs, whose fastest kernels add in any order, only those that give the same bits in "
+        "every run: a resume is bit-identical there with it alone",
+        False,
+    )
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -457,6 +468,9 @@ class TrainConfig:
     log: LogConfig = _group(LogConfig)
     mesh: MeshConfig = _group(MeshConfig)
 
+
+# What XLA has to be told before it starts for `training.deterministic`.
+DETERMINISTIC_OPS = "--xla_gpu_deterministic_ops=true"
 
 # A run may be resumed with other values of these fields and of these groups: they move work
 # about, keep more or less of it, or report it. (Another mesh and other parts of a batch add up in

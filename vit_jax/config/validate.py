@@ -278,6 +278,12 @@ def _check_together(config: TrainConfig) -> None:
         )
     if config.parallel == "pmap":
         _check_unused(config, 'with parallel="pmap"', "training.steps_per_dispatch")
+    if config.training.reduce_dtype != "auto" and mesh.fsdp != 1:
+        raise ValueError(
+            'config.training.reduce_dtype: wanted "auto" with mesh.fsdp other than 1, where the '
+            f"compiler places all exchanges, got {config.training.reduce_dtype!r} with "
+            f"mesh.fsdp={mesh.fsdp}"
+        )
 
 
 def _check_optimizer(optimizer: OptimizerConfig, num_epochs: int) -> None:

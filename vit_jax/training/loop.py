@@ -470,7 +470,10 @@ class _Loop:
             self._call_back("end", self.records.rows[-1])
 
     def _check_finite(self) -> None:
+        # Parameters too: a checkpoint after a finite loss may hold what the next will be NaN of.
         bad = int(self.state.nonfinite_step)
+        if not bad and not self.run.steps.are_finite(self.state.params):
+            bad = self.step
         if bad:
             raise ValueError(
                 f"the loss or a parameter is no longer finite at step {bad} (epoch "

@@ -14,6 +14,7 @@ from vit_jax.config import DataConfig
 from vit_jax.data.loader import WorkerKind, eval_batches
 from vit_jax.data.sources import ImageSource
 from vit_jax.training.mesh import batch_sharding, block_sharding, replicated
+from vit_jax.training.processes import tell_all
 
 # Of what a device's memory leaves beside the state, the share that images may take unasked.
 _SHARE = 0.25
@@ -98,7 +99,7 @@ def resident(
     device, is_asked = mesh.local_devices[0], config.on_device
     if is_asked is False or (is_asked is None and device.platform == "cpu"):
         return ()
-    sources, memory = tuple(sources), _memory(device)
+    sources, memory = tuple(sources), tell_all(_memory(device))  # one answer for all processes
     free = max(memory - state_bytes, 0)
     varying = [source.name for source in sources if source.image_shape is None]
     needed = sum(len(source) * math.prod(source.image_shape or ()) for source in sources)

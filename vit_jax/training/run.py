@@ -1,6 +1,8 @@
 """A run: what it trains, on which data and devices, and its compiled steps."""
 
 import dataclasses
+import functools
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +14,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from vit_jax.config import TrainConfig
-from vit_jax.data.augment import Augment, make_eval_preprocess, make_train_augment
+from vit_jax.config.schema import DETERMINISTIC_OPS
+from vit_jax.data.augment import TrainAugment, make_eval_preprocess, make_train_augment
 from vit_jax.data.host_crop import RandomResizedCrop
 from vit_jax.data.loader import Batches, eval_batches, steps_per_epoch, train_batches
 from vit_jax.data.own import OwnSource
@@ -66,6 +69,7 @@ class Run:
       model: its `spec` says how images are prepared and what the classes are; its layers have the
         form that suits the devices.
       platform: of the devices, as JAX names it.
+      reduces_by_hand: whether the step itself, under `jit` too, exchanges the gradients.
       reconstructs: whether the loss is that of MAE's pretraining.
       is_classification: whether it is the cross entropy of classes.
       figures: what rows show beside the loss, see `Own.figures`.
@@ -109,6 +113,7 @@ class Run:
                 f"config.num_epochs: wanted fewer than 2^31 updates, got {self.total_steps:,}"
             )
         self.platform = mesh.devices.flat[0].platform
+        self.reduces_by_hand = config.training.reduce_dtype != "auto" and mesh.size > 1
 
         self.model = model
         # Weights that lie divided between devices are gathered where they are used.
@@ -250,7 +255,7 @@ class Run:
         # float32 or wider: a model that computes in float64 is not fed rounded pixels.
         return jnp.promote_types(self.model.dtype, jnp.float32)
 
-    def _prepare_train(self) -> Augment:
+    def _prepare_train(self) -> TrainAugment:
         data, preprocessing = self.config.data, self.preprocessing
         augment = make_train_augment(
             self.model.input_size,
@@ -267,14 +272,15 @@ class Run:
             dtype=self._pixel_dtype,
             one_by_one=self.platform == "cpu",
         )
-        if self.mesh.size == 1 or self.config.parallel == "pmap":
+        if self.mesh.size == 1 or self.config.parallel == "pmap" or self.reduces_by_hand:
             return augment
         # Each device prepares its own rows. Left to itself the compiler gathers all of them on each
         # device where they are taken one by one, since it cannot divide a loop.
         rows = P(AXES)
-        return jax.shard_map(
-            augment, mesh=self.mesh, in_specs=rows, out_specs=rows, check_vma=False
+        own_rows = functools.partial(
+            jax.shard_map, mesh=self.mesh, in_specs=rows, out_specs=rows, check_vma=False
         )
+        return TrainAugment(own_rows(augment.pixels), own_rows(augment.finished))
 
 
 def open_run(config: TrainConfig, stated: Collection[str] = (), own: Own | None = None) -> Run:
@@ -291,6 +297,7 @@ def open_run(config: TrainConfig, stated: Collection[str] = (), own: Own | None 
     own = own or Own()
     mesh, data = config_mesh(config), config.data
     _check_own(config, own)
+    _check_deterministic(config, mesh)
     model = None if own.model is not None else model_to_train(config)
     if model is not None:
         _check_independent(config, model)  # before data are opened
@@ -320,6 +327,17 @@ def open_run(config: TrainConfig, stated: Collection[str] = (), own: Own | None 
     names = splits.class_names or None
     model.spec = dataclasses.replace(model.spec, class_names=names)
     return Run(config, mesh, model, steps_per_epoch(source, data.batch_size), splits, own)
+
+
+def _check_deterministic(config: TrainConfig, mesh: Mesh) -> None:
+    """Refuses GPUs that were started otherwise."""
+    is_set = DETERMINISTIC_OPS in os.environ.get("XLA_FLAGS", "").split()
+    on_gpu = mesh.devices.flat[0].platform == "gpu"
+    if config.training.deterministic and on_gpu and not is_set:
+        raise ValueError(
+            f"config.training.deterministic: wanted {DETERMINISTIC_OPS} among XLA_FLAGS in the "
+            "environment before JAX starts, where `vit-jax train` puts it"
+        )
 
 
 def _reconstructs(config: TrainConfig) -> bool:
@@ -440,6 +458,8 @@ def _in_parts(config: TrainConfig) -> str:
     """What of the config computes a batch part by part; empty: nothing."""
     if config.accumulation_steps > 1:
         return "config.accumulation_steps > 1"
+    if config.training.reduce_dtype != "auto":
+        return f'config.training.reduce_dtype = "{config.training.reduce_dtype}"'
     return 'config.parallel = "pmap"' if config.parallel == "pmap" else ""
 
 

@@ -30,8 +30,9 @@ class TrainState:
       frozen: its other variables, which no step changes but for running statistics.
       opt_state: optax's, over `params` alone.
       sums: of the train metrics since the last row of metrics.jsonl.
-      nonfinite_step: the first update that met a loss or made a parameter that is not finite; 0
-        while there is none. It is looked at where the loop waits for the device anyway.
+      nonfinite_step: the first update that met a loss (or a norm to clip) that is not finite; 0
+        while there is none. It is looked at where the loop waits for the device anyway, and the
+        parameters with it.
       ema: the moving average of `params`, in float32 or wider; None if the run has none.
     """
 

@@ -1,6 +1,7 @@
 """The training step and the evaluation step: pure functions, compiled for a mesh."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
@@ -20,9 +21,9 @@ from vit_jax.layers.stack import constrain
 from vit_jax.training.distillation import TaughtStep, distillation_loss
 from vit_jax.training.ema import update_average
 from vit_jax.training.losses import classification_loss, wide
-from vit_jax.training.mesh import batch_sharding, block_sharding, replicated
+from vit_jax.training.mesh import AXES, batch_sharding, block_sharding, replicated
 from vit_jax.training.metrics import AnySums, OwnSums, Sums
-from vit_jax.training.mixing import Mixing, mix_batch
+from vit_jax.training.mixing import Mixing, mirrored, mix_batch
 from vit_jax.training.own import augmented
 from vit_jax.training.row_keys import key_of_rows
 from vit_jax.training.state import Arrays, TrainState, split_arrays
@@ -49,12 +50,14 @@ class Steps:
     Attributes:
       init: makes the state at step 0.
       train, train_block, eval: compiled when first called.
+      are_finite: whether all parameters are; likewise.
     """
 
     init: Callable[[], TrainState]
     train: TrainStep
     train_block: TrainLoop
     eval: EvalStep
+    are_finite: Callable[[Arrays], jax.Array]
 
 
 def make_steps(run: "Run") -> Steps:
@@ -64,6 +67,9 @@ def make_steps(run: "Run") -> Steps:
         train=pmap_train_step(run) if run.config.parallel == "pmap" else jit_train_step(run),
         train_block=jit_train_loop(run),
         eval=make_eval_step(run),
+        are_finite=jax.jit(
+            _all_finite, in_shardings=(run.shardings.params,), out_shardings=replicated(run.mesh)
+        ),
     )
 
 
@@ -114,14 +120,22 @@ def _gathered(run: "Run", arrays: Arrays) -> Arrays:
     return jax.tree_util.tree_map_with_path(gather, arrays)
 
 
-def _prepared(run: "Run", step: jax.Array, batch: Batch) -> jax.Array:
-    """The batch's images, augmented and normalised."""
-    keys = example_keys(augment_key(run.config.seed), step // run.steps_per_epoch, batch["index"])
-    images = batch["image"]
+def _keys(run: "Run", step: jax.Array, batch: Batch) -> jax.Array:
+    return example_keys(augment_key(run.config.seed), step // run.steps_per_epoch, batch["index"])
+
+
+def _pixels(run: "Run", step: jax.Array, batch: Batch) -> jax.Array:
+    """The batch's images, augmented as far as they are uint8."""
+    keys, images = _keys(run, step, batch), batch["image"]
     if run.own.augment is not None:
         own_keys = jax.vmap(lambda key: jax.random.fold_in(key, _OWN))(keys)
         images = augmented(run.own.augment, own_keys, images)
-    return run.prepare_train(keys, images, batch.get("crop"))
+    return run.prepare_train.pixels(keys, images, batch.get("crop"))
+
+
+def _prepared(run: "Run", step: jax.Array, batch: Batch) -> jax.Array:
+    """The batch's images, augmented and normalised."""
+    return run.prepare_train.finished(_keys(run, step, batch), _pixels(run, step, batch))
 
 
 def _noise(run: "Run", step: jax.Array | int, batch: Batch) -> jax.Array | None:
@@ -170,12 +184,17 @@ def _mixed(run: "Run", mixing: Mixing, axis: str | None, step: jax.Array, batch:
     """
     parts = run.config.accumulation_steps
     if parts > 1:
-        images = jax.lax.map(lambda part: _prepared(run, step, part), _divided(batch, parts))
-        images = images.swapaxes(0, 1).reshape(-1, *images.shape[2:])
+        pixels = jax.lax.map(lambda part: _pixels(run, step, part), _divided(batch, parts))
+        pixels = pixels.swapaxes(0, 1).reshape(-1, *pixels.shape[2:])
     else:
-        images = _prepared(run, step, batch)
+        pixels = _pixels(run, step, batch)
+    finished, partners = run.prepare_train.finished, None
+    if run.mesh.size > 1:  # partners lie on other devices, and are finished on both: a byte a value
+        index, labels, other = (mirrored(x, axis) for x in (batch["index"], batch["label"], pixels))
+        partners = finished(_keys(run, step, {"index": index}), other), labels
+    images = finished(_keys(run, step, batch), pixels)
     key = _key_of_step(run.config.seed, _MIX, step)
-    images, targets = mix_batch(key, images, batch["label"], mixing, axis)
+    images, targets = mix_batch(key, images, batch["label"], mixing, partners)
     labels = jnp.argmax(targets, axis=-1).astype(batch["label"].dtype)
     return batch | {"image": images, "target": targets, "label": labels}
 
@@ -270,15 +289,16 @@ def _train_step(
             dropout_key = key_of_rows(dropout_key, first, rows)
         loss, (sums, moved), gradients = _gradients(run, state, batch, dropout_key, teacher)
     if axis is not None:
-        loss, gradients = jax.lax.pmean((loss, gradients), axis)
+        loss, gradients = jax.lax.pmean(loss, axis), _averaged(run, gradients, axis)
         sums = jax.lax.psum(sums, axis)
     updates, opt_state = run.optimizer.update(gradients, state.opt_state, state.params)
     params = cast(Arrays, optax.apply_updates(state.params, updates))
     step = state.step + 1
     ema = None if state.ema is None else update_average(run.config.ema, state.ema, params, step)
-    # Parameters too: a checkpoint after a finite loss may hold what the next loss will be NaN of.
-    broken = ~(jnp.isfinite(loss) & _all_finite(params))
-    first = jnp.where(broken & (state.nonfinite_step == 0), step, state.nonfinite_step)
+    is_finite = jnp.isfinite(loss)
+    if run.config.optimizer.gradient_clip_norm is not None:
+        is_finite &= jnp.isfinite(optax.tree.norm(gradients))  # the clipping's: computed once
+    first = jnp.where(is_finite | (state.nonfinite_step > 0), state.nonfinite_step, step)
     new_state = TrainState(
         step=step,
         params=params,
@@ -291,11 +311,40 @@ def _train_step(
     return new_state, loss
 
 
+def _averaged(run: "Run", gradients: Arrays, axis: str) -> Arrays:
+    """The mean of all devices' gradients, added up in the type that the config says."""
+    wanted = run.config.training.reduce_dtype
+
+    def average(gradient: jax.Array) -> jax.Array:
+        kind = gradient.dtype if wanted == "auto" else wanted
+        return jax.lax.pmean(gradient.astype(kind), axis).astype(gradient.dtype)
+
+    return jax.tree.map(average, gradients)
+
+
+def _update(run: "Run", state: TrainState, batch: Batch, *taught: Any) -> Any:
+    """One update of the whole batch, for `jax.jit`, which divides the work as the arrays lie.
+
+    Where the run says how gradients are exchanged, each device has its part, as with pmap.
+    """
+    if not run.reduces_by_hand:
+        return _train_step(run, None, state, batch, *taught)
+    whole, rows = P(), P(AXES[0])  # the other axis has one device
+    by_device = jax.shard_map(
+        functools.partial(_train_step, run, AXES[0]),
+        mesh=run.mesh,
+        in_specs=(whole, rows, *(whole for _ in taught)),
+        out_specs=whole,
+        check_vma=False,
+    )
+    return by_device(state, batch, *taught)
+
+
 def jit_train_step(run: "Run") -> TrainStep:
     """One plain jitted step: the compiler divides the work as the arrays lie. Donates the state."""
     whole, teacher = replicated(run.mesh), run.teacher
     step = jax.jit(
-        lambda state, batch, *taught: _train_step(run, None, state, batch, *taught),
+        functools.partial(_update, run),
         in_shardings=(run.shardings, batch_sharding(run.mesh), *([whole] if teacher else [])),
         out_shardings=(run.shardings, whole),
         donate_argnums=0,
@@ -317,9 +366,7 @@ def jit_train_loop(run: "Run") -> TrainLoop:
             state, losses = carry
             batch = jax.tree.map(lambda rows: rows[number], block)
             # An update is compiled by itself, whatever the size of the block.
-            state, loss = _train_step(
-                run, None, state, jax.lax.optimization_barrier(batch), *taught
-            )
+            state, loss = _update(run, state, jax.lax.optimization_barrier(batch), *taught)
             return state, losses.at[number].set(loss.astype(losses.dtype))
 
         losses = jnp.zeros(len(block["mask"]), state.sums.loss.dtype)

@@ -139,7 +139,9 @@ def check_config(
     if path.exists():
         # A run that failed before its first row has nothing to lose: its config is replaced.
         if has_checkpoints or read_rows(workdir / METRICS_FILE):
-            check_resumable(load_config(path), config, config_own(path), own)
+            on_gpu = jax.default_backend() == "gpu"  # what it means nothing on may differ
+            may_differ = () if on_gpu else ("training.deterministic",)
+            check_resumable(load_config(path), config, config_own(path), own, may_differ)
     elif has_checkpoints:
         raise ValueError(
             f"{workdir} holds checkpoints but no {CONFIG_FILE}, so that nobody can tell whose they "
