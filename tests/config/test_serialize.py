@@ -98,7 +98,12 @@ def test_resume_allows_what_cannot_change_numbers(config):
     other.data.num_workers, other.data.worker_kind = 5, "process"
     other.log.every_steps = 3
     other.parallel = "pmap"
+    other.training.steps_per_dispatch, other.data.on_device = 16, True
     check_resumable(config, other)
+    other.training.deterministic = True  # on GPUs it decides the bits: see `check_config`
+    check_resumable(config, other, may_differ=("training.deterministic",))
+    with pytest.raises(ValueError, match=r"training\.deterministic \(was False, now True\)"):
+        check_resumable(config, other)
 
 
 def test_resume_refuses_and_names_every_other_change(config):

@@ -76,6 +76,8 @@ def test_a_valid_config_passes(config):
         ("data.random_erasing", 1.5, "a number >= 0 and <= 1"),
         ("data.random_erasing_mode", "noise", '"const" or "rand" or "pixel"'),
         ("data.worker_kind", "fibre", '"thread" or "process"'),
+        ("data.on_device", "maybe", "true or false, or None"),
+        ("training.steps_per_dispatch", 0, "an integer >= 1"),
         ("init_weights", "mean", '"raw" or "ema"'),
         ("optimizer.name", "adam", '"adamw" or "sgd" or "lamb" or "lion"'),
         ("optimizer.learning_rate", 0.0, "a number > 0"),
@@ -156,6 +158,8 @@ def test_a_bad_value_names_field_wish_and_value(config, path, value, wanted):
         ),
         ({"mesh.data": -2}, "config.mesh.data"),
         ({"parallel": "pmap", "mesh.fsdp": 2}, "config.mesh.fsdp"),
+        ({"parallel": "pmap", "training.steps_per_dispatch": 2}, "training.steps_per_dispatch"),
+        ({"training.reduce_dtype": "float32", "mesh.fsdp": 2}, "training.reduce_dtype"),
     ],
 )
 def test_fields_that_contradict_each_other(config, changes, named):

@@ -170,7 +170,9 @@ def test_an_augmentation_has_a_key_of_seed_epoch_and_image() -> None:
             config=types.SimpleNamespace(seed=seed),
             steps_per_epoch=4,
             own=Own(augment=drawn),
-            prepare_train=lambda keys, images, crop: images,
+            prepare_train=types.SimpleNamespace(
+                pixels=lambda keys, images, crop: images, finished=lambda keys, images: images
+            ),
         )
         images = jnp.zeros((len(indices), 4, 4, 1), jnp.uint8)
         batch = {"image": images, "index": jnp.asarray(indices)}

@@ -16,7 +16,7 @@ def run(arguments: Sequence[str]) -> int:
     """`train --config RECIPE [--workdir DIR] [--config.FIELD=VALUE ...]`."""
     options, recipe = _parser().read_both(arguments)
     recipe.config.log.profile |= options.profile
-    jax_setup.set_up_jax()
+    jax_setup.set_up_jax(deterministic=recipe.config.training.deterministic)
     from vit_jax.training.processes import at_once_if_many, join
 
     join(options.coordinator_address, options.num_processes, options.process_id)

@@ -11,6 +11,7 @@ import dataclasses
 from typing import Annotated, Any
 
 # `Annotated` tells tuples of strings from tuples of numbers. To a type checker it is the union.
+OptionalBool = Annotated[bool | None, "a bool or None"]
 OptionalInt = Annotated[int | None, "an integer or None"]
 OptionalFloat = Annotated[float | None, "a number or None"]
 OptionalStr = Annotated[str | None, "a string or None"]
@@ -178,6 +179,11 @@ class DataConfig:
     num_workers: int = _option("loader threads or processes; 0: load in line", 2, minimum=0)
     worker_kind: str = _option(
         "what the loader's workers are", "thread", choices=("thread", "process")
+    )
+    on_device: OptionalBool = _option(
+        "images for training and validation are read once and live on each device, from which the "
+        "loader's indices choose a batch; None: where they share a size and fit, and not on CPUs",
+        None,
     )
 
 
@@ -394,6 +400,29 @@ class DistillationConfig:
 
 
 @dataclasses.dataclass(kw_only=True)
+class TrainingConfig:
+    """How updates are sent to the devices and computed there."""
+
+    steps_per_dispatch: int = _option(
+        "updates that go to the devices in one call, at most, as a compiled loop, which spares the "
+        "host; 1: each by itself, which is another program: the same updates but for rounding",
+        1,
+        minimum=1,
+    )
+    reduce_dtype: str = _option(
+        "type in which devices add up their gradients; auto: jit that in which each is computed, "
+        "which is model.kwargs.dtype for most, and pmap that of the parameters",
+        "auto",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    deterministic: bool = _option(
+        "on GPUs, whose fastest kernels add in any order, only those that give the same bits in "
+        "every run: a resume is bit-identical there with it alone",
+        False,
+    )
+
+
+@dataclasses.dataclass(kw_only=True)
 class EvaluationConfig:
     """When the validation split is evaluated, and what follows from it."""
 
@@ -511,23 +540,30 @@ class TrainConfig:
     ema: EmaConfig = _group(EmaConfig)
     mix: MixConfig = _group(MixConfig)
     distillation: DistillationConfig = _group(DistillationConfig)
+    training: TrainingConfig = _group(TrainingConfig)
     evaluation: EvaluationConfig = _group(EvaluationConfig)
     checkpoint: CheckpointConfig = _group(CheckpointConfig)
     log: LogConfig = _group(LogConfig)
     mesh: MeshConfig = _group(MeshConfig)
 
 
+# What XLA has to be told before it starts for `training.deterministic`.
+DETERMINISTIC_OPS = "--xla_gpu_deterministic_ops=true"
+
 # A run may be resumed with other values of these fields and of these groups: they move work
 # about, keep more or less of it, or report it. (Another mesh and other parts of a batch add up in
-# another order: the update is the same but for rounding. All else leaves every bit as it was.)
+# another order, and a compiled loop is another program than a step by itself: the update is the
+# same but for rounding. All else leaves every bit as it was.)
 RESUMABLE_FIELDS = frozenset(
     {
         "accumulation_steps",
         "checkpoint",
         "data.num_workers",
+        "data.on_device",
         "data.worker_kind",
         "log",
         "mesh",
         "parallel",
+        "training.steps_per_dispatch",
     }
 )

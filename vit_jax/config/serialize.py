@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from vit_jax.config.schema import RESUMABLE_FIELDS, TrainConfig
@@ -121,11 +121,12 @@ def check_resumable(
     new: TrainConfig,
     old_own: Mapping[str, str] | None = None,
     own: Mapping[str, str] | None = None,
+    may_differ: Collection[str] = (),
 ) -> None:
     """Refuse to go on with the run of config `old` under config `new` if numbers could change.
 
-    Fields that cannot change them (`RESUMABLE_FIELDS`) may differ. `old_own` and `own` are what the
-    two were given in Python.
+    Fields that cannot change them (`RESUMABLE_FIELDS`) may differ, and those of `may_differ`.
+    `old_own` and `own` are what the two were given in Python.
 
     Fields of the length may differ too where `extends` says so.
 
@@ -136,7 +137,7 @@ def check_resumable(
     changes = [
         f"{path} (was {before!r}, now {after!r})"
         for path, (before, after) in diff(old, new).items()
-        if path not in free and path.split(".")[0] not in free
+        if not {path, path.split(".")[0]} & {*free, *may_differ}
     ]
     before, after = old_own or {}, own or {}
     changes += [

@@ -279,6 +279,14 @@ def _check_together(config: TrainConfig) -> None:
             'config.mesh.fsdp: wanted 1 with parallel="pmap", where every device holds all '
             f'parameters, got {mesh.fsdp}; shard parameters with parallel="jit"'
         )
+    if config.parallel == "pmap":
+        _check_unused(config, 'with parallel="pmap"', "training.steps_per_dispatch")
+    if config.training.reduce_dtype != "auto" and mesh.fsdp != 1:
+        raise ValueError(
+            'config.training.reduce_dtype: wanted "auto" with mesh.fsdp other than 1, where the '
+            f"compiler places all exchanges, got {config.training.reduce_dtype!r} with "
+            f"mesh.fsdp={mesh.fsdp}"
+        )
 
 
 def _check_loss(config: TrainConfig) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from vit_jax.data.loader import num_eval_batches
 from vit_jax.data.sources import ImageSource
@@ -23,6 +22,7 @@ from vit_jax.training.evaluate import evaluate as average_over
 from vit_jax.training.mesh import replicated
 from vit_jax.training.metrics import OwnSums, Sums
 from vit_jax.training.objectives import THRESHOLD, Objective, average_precisions, objective_of
+from vit_jax.training.state import Arrays
 from vit_jax.watching import Watch, unwatched
 
 NUM_BINS = 15
@@ -206,8 +206,8 @@ def evaluate(
     figures, roots = None if is_classes else objective.figures, objective.roots
     seen: list[tuple[jax.Array, ...]] = []
 
-    @functools.partial(jax.jit, donate_argnums=2)
-    def compiled(variables: nnx.State, batch: dict[str, Any], sums: Any) -> tuple[Any, Any]:
+    @jax.jit
+    def compiled(variables: Arrays, batch: dict[str, Any], sums: Any) -> tuple[Any, Any]:
         labels, mask = batch["label"], batch["mask"]
         outputs = classifier.logits(variables, batch["image"])
         losses, found = objective.losses(outputs, labels, train=False)
@@ -218,7 +218,7 @@ def evaluate(
         sums += Sums.of_batch(losses, found, labels, mask)
         return sums, (labels, found.argmax(axis=-1), confidence, mask)
 
-    def step(variables: nnx.State, batch: dict[str, Any], sums: Any) -> Any:
+    def step(variables: Arrays, batch: dict[str, Any], sums: Any) -> Any:
         sums, of_examples = compiled(variables, batch, sums)
         seen.append(of_examples)
         return sums

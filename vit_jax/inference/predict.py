@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from vit_jax.inference.classifier import Classifier
 from vit_jax.inference.images import ImageFiles, check_channels
 from vit_jax.inference.preprocess import host_size, shown
 from vit_jax.models.base import VisionModel
 from vit_jax.training.objectives import Objective, objective_of
+from vit_jax.training.state import Arrays
 
 Image = str | os.PathLike[str] | np.ndarray
 
@@ -128,16 +128,14 @@ def _predictions(
     is_numbers = choice.objective.kind == "regression"
 
     @jax.jit
-    def step(variables: nnx.State, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def step(variables: Arrays, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         found = choice.objective.reading(classifier.logits(variables, images))
         if is_numbers:
             return found, jnp.zeros(found.shape, jnp.int32)
         return jax.lax.top_k(found, choice.top)
 
     with classifier.batches(source, batch_size, num_workers) as batches:
-        for batch in batches:
-            images = classifier.on_device({"image": batch["image"]})["image"]
-            found = jax.device_get(step(classifier.variables, images))
+        for batch, found in classifier.results(step, batches):
             for index, probabilities, classes in zip(batch["index"].tolist(), *found, strict=True):
                 if index < 0:
                     continue

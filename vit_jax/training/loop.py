@@ -17,10 +17,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from vit_jax.config import TrainConfig, validate
 from vit_jax.data.folder_check import shared_images
+from vit_jax.data.loader import Batch as HostBatch
 from vit_jax.data.own import own_splits
 from vit_jax.data.sources import ImageSource
 from vit_jax.data.splits import Splits
@@ -41,7 +43,7 @@ from vit_jax.training.records import Records, Row, read_rows
 from vit_jax.training.run import Run, open_run
 from vit_jax.training.schedules import learning_rate_of_update
 from vit_jax.training.start import check_init_from, load_initial_weights, with_stated_fields
-from vit_jax.training.state import TrainState, first_average, zero_sums
+from vit_jax.training.state import TrainState, first_average, split_arrays, zero_sums
 from vit_jax.training.watching import starting_lines
 from vit_jax.training.workdir import (
     METRICS_FILE,
@@ -289,7 +291,7 @@ class _Loop:
             resize=config.init_resize,
         )
         progress.say(f"starting from {said}")
-        _, params, frozen = nnx.split(model, run.trained, ...)
+        params, frozen = split_arrays(model, run.trained)
         average = None if state.ema is None else first_average(params)
         state = dataclasses.replace(state, params=params, frozen=frozen, ema=average)
         return place(state, run.shardings)
@@ -307,16 +309,14 @@ class _Loop:
             self._validate()
         if self.step < total and not self.ended_early:
             self.progress.compiling()
-        timer = _Timer(config.data.batch_size)
+        timer = _Timer(config.data.batch_size, self.step)
         under_way: collections.deque[jax.Array] = collections.deque()
+        advance = self._advance if config.training.steps_per_dispatch == 1 else self._advance_block
         with self.run.train_batches(self.step) as host_batches:
-            batches = self.run.on_device(host_batches)
             while self.step < total and not self.ended_early:
                 self._stop_if(self.stopping.check())
                 with self._saving_if_data_fail():
-                    batch = next(batches)
-                self.state, loss = self.run.steps.train(self.state, batch)
-                self.step += 1
+                    loss = advance(host_batches)
                 under_way.append(loss)
                 if not timer.started:
                     jax.block_until_ready(loss)  # compilation is not training speed
@@ -325,9 +325,46 @@ class _Loop:
                     jax.block_until_ready(under_way.popleft())
                 self.progress.advance(self.step)
                 if self.profile.after(self.step, loss):
-                    self.progress.say(f"wrote a trace of 3 updates to {self.workdir / FOLDER}")
+                    self.progress.say(f"wrote a trace to {self.workdir / FOLDER}")
                 self._after_step(timer)
         self._stop_if(self.stopping.settle())
+
+    def _advance(self, batches: Iterator[HostBatch]) -> jax.Array:
+        """Sends one update on its way. Returns its loss, which tells when it is done."""
+        batch = self.run.put(next(batches))
+        self.state, loss = self.run.steps.train(self.state, batch)
+        self.step += 1
+        return loss
+
+    def _advance_block(self, batches: Iterator[HostBatch]) -> jax.Array:
+        """As `_advance`, of all updates of a dispatch: up to the next that something is due after.
+
+        Where data fail, those before are made.
+        """
+        found: list[HostBatch] = []
+        size = min(self.run.config.training.steps_per_dispatch, self._steps_to_due())
+        try:
+            for _ in range(size):
+                found.append(next(batches))
+        except (ValueError, RuntimeError):
+            if found and jax.process_count() == 1:
+                self._make_updates(found)
+            raise
+        return self._make_updates(found)
+
+    def _make_updates(self, batches: Sequence[HostBatch]) -> jax.Array:
+        block = self.run.block_on_device(batches)
+        self.state, losses = self.run.steps.train_block(self.state, block, np.int32(len(batches)))
+        self.step += len(batches)
+        return losses
+
+    def _steps_to_due(self) -> int:
+        """Updates until a row, a checkpoint, a validation or the end is due."""
+        config = self.run.config
+        every = [config.log.every_steps, config.checkpoint.every_steps]
+        if self.run.data.validation is not None:
+            every.append(self.run.steps_per_epoch)
+        return min(self.run.total_steps - self.step, *(n - self.step % n for n in every))
 
     def _after_step(self, timer: "_Timer") -> None:
         config = self.run.config
@@ -438,7 +475,7 @@ class _Loop:
             averages = evaluate(
                 self.run.steps.eval,
                 states,
-                self.run.on_device(batches),
+                self.run.on_device(batches, source),
                 lambda: zero_sums(self.state, self.run.mesh),
                 lambda: self.stopping.check() is not None,
             )
@@ -455,7 +492,10 @@ class _Loop:
             self._call_back("end", self.records.rows[-1])
 
     def _check_finite(self) -> None:
+        # Parameters too: a checkpoint after a finite loss may hold what the next will be NaN of.
         bad = int(self.state.nonfinite_step)
+        if not bad and not self.run.steps.are_finite(self.state.params):
+            bad = self.step
         if bad:
             raise ValueError(
                 f"the loss or a parameter is no longer finite at step {bad} (epoch "
@@ -500,10 +540,15 @@ class _Loop:
 
 
 class _Timer:
-    """Images a second since it was last started."""
+    """Images a second since it was last started.
 
-    def __init__(self, batch_size: int) -> None:
-        self._batch_size = batch_size
+    Args:
+      batch_size: images of a step.
+      step: the updates that were done before.
+    """
+
+    def __init__(self, batch_size: int, step: int) -> None:
+        self._batch_size, self._first = batch_size, step
         self._began = self._time = time.perf_counter()
         self._step: int | None = None
 
@@ -516,6 +561,6 @@ class _Timer:
 
     def images_per_second(self, step: int) -> float:
         assert self._step is not None
-        if step == self._step:  # one step, the first: compilation is all there is to time
-            return self._batch_size / (time.perf_counter() - self._began)
+        if step == self._step:  # of the first dispatch: compilation is all there is to time
+            return (step - self._first) * self._batch_size / (time.perf_counter() - self._began)
         return (step - self._step) * self._batch_size / (time.perf_counter() - self._time)

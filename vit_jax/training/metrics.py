@@ -126,10 +126,12 @@ class OwnSums:
         return means | {name: math.sqrt(means[name]) for name in self.roots}
 
 
+AnySums = Sums | OwnSums
 # What a figure of a whole split is computed from: the model's prediction and the labels, (N, ...).
 OfAll = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Collected:
     """Sums, and beside them each example's prediction and label.
@@ -140,8 +142,8 @@ class Collected:
       seen: prediction, label and mask of each batch.
     """
 
-    sums: "Sums | OwnSums"
-    of_all: OfAll
+    sums: AnySums
+    of_all: OfAll = dataclasses.field(metadata={"static": True})
     seen: tuple[Any, ...] = ()
 
     @property
@@ -157,4 +159,4 @@ class Collected:
         return self.sums.averages() | self.of_all(predictions[masks], labels[masks])
 
 
-AnySums = Sums | OwnSums | Collected
+EvalSums = AnySums | Collected

@@ -10,7 +10,7 @@ FOLDER = "profile"
 
 
 class Profile:
-    """Traces the third to the fifth update of this call.
+    """Traces three updates of this call after the first two; of many in a dispatch, one dispatch.
 
     Args:
       directory: takes the trace; None: nothing is traced.
@@ -19,18 +19,18 @@ class Profile:
 
     def __init__(self, directory: pathlib.Path | None, step: int) -> None:
         self._directory = directory
-        self._first, self._last = step + _SKIPPED, step + _SKIPPED + _TRACED
-        self._is_open = False
+        self._first = step + _SKIPPED
+        self._begun: int | None = None
 
     def after(self, step: int, done: Any) -> bool:
-        """Is told of each update, which computes `done`; returns whether the trace is written."""
-        if self._directory is None:
+        """Is told of updates made, which compute `done`; returns whether the trace is written."""
+        if self._directory is None or step < self._first:
             return False
-        if not self._is_open and self._first <= step < self._last:
+        if self._begun is None:
             jax.block_until_ready(done)
             jax.profiler.start_trace(str(self._directory))
-            self._is_open = True
-        elif self._is_open and step >= self._last:
+            self._begun = step
+        elif step >= self._begun + _TRACED:
             jax.block_until_ready(done)
             self.close()
             return True
@@ -38,6 +38,6 @@ class Profile:
 
     def close(self) -> None:
         """Writes the trace if it was begun; nothing is traced from here on."""
-        if self._is_open:
+        if self._begun is not None:
             jax.profiler.stop_trace()
-        self._is_open, self._directory = False, None
+        self._begun, self._directory = None, None

@@ -1,8 +1,10 @@
 """A run: what it trains, on which data and devices, and its compiled steps."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Collection, Iterator
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +15,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from vit_jax.config import TrainConfig
-from vit_jax.data.augment import Augment, make_eval_preprocess, make_train_augment
+from vit_jax.config.schema import DETERMINISTIC_OPS
+from vit_jax.data.augment import TrainAugment, make_eval_preprocess, make_train_augment
 from vit_jax.data.folder import labels_of
 from vit_jax.data.host_crop import RandomResizedCrop
 from vit_jax.data.loader import Batches, eval_batches, steps_per_epoch, train_batches
@@ -30,11 +33,13 @@ from vit_jax.models.streams import Streams
 from vit_jax.training.distillation import make_teacher
 from vit_jax.training.mesh import (
     AXES,
+    bytes_on_one_device,
     check_batch,
     make_mesh,
     process_rows,
     put_batch,
     replicated,
+    stacked,
     state_shardings,
 )
 from vit_jax.training.metrics import AnySums, OwnSums, Sums
@@ -44,6 +49,7 @@ from vit_jax.training.optimizer import make_optimizer
 from vit_jax.training.own import Own, check_measure
 from vit_jax.training.own_model import build_own_model, has_statistics, open_own_model
 from vit_jax.training.param_groups import parameter_groups
+from vit_jax.training.resident import ResidentImages, read_images, resident
 from vit_jax.training.row_keys import MAX_ROWS
 from vit_jax.training.schedules import make_schedule
 from vit_jax.training.state import TrainState, initial_state
@@ -66,6 +72,7 @@ class Run:
         form that suits the devices.
       platform: of the devices, as JAX names it.
       objective: what it is trained for.
+      reduces_by_hand: whether the step itself, under `jit` too, exchanges the gradients.
       reconstructs: whether the loss is that of MAE's pretraining.
       best: the figure that says which validation is best, and its sign, see `best_of`.
       figures: what rows show beside the loss, see `Own.figures`.
@@ -80,7 +87,8 @@ class Run:
       prepare_train, prepare_eval: uint8 images to what the model takes.
       has_statistics: whether a training step moves variables of the model beside the trained ones.
       template: the state's shapes and types; `shardings`: where its arrays lie.
-      steps: `init` makes the state at step 0; `train` and `eval` are compiled when first called.
+      resident: the splits whose images live on the devices.
+      steps: `init` makes the state at step 0; the others are compiled when first called.
 
     Raises:
       ValueError: see `parameter_groups`, `make_teacher`, `make_mixing`.
@@ -110,6 +118,7 @@ class Run:
                 f"config.num_epochs: wanted fewer than 2^31 updates, got {self.total_steps:,}"
             )
         self.platform = mesh.devices.flat[0].platform
+        self.reduces_by_hand = config.training.reduce_dtype != "auto" and mesh.size > 1
 
         self.model = model
         # Weights that lie divided between devices are gathered where they are used.
@@ -138,6 +147,8 @@ class Run:
         self.has_statistics = has_statistics(model)
         self.template = jax.eval_shape(self.initial_state)
         self.shardings = state_shardings(mesh, self.template)
+        self.resident = self._resident()
+        self._images: dict[int, ResidentImages] = {}
         self.steps: Steps = make_steps(self)
 
     @property
@@ -179,6 +190,7 @@ class Run:
             repeats=data.repeated_augmentation,
             balanced=labels_of(source) if data.sampling == "balanced" else None,
             rows=process_rows(self.mesh, data.batch_size),
+            with_images=not self._is_resident(source),
         )
 
     def eval_batches(self, source: ImageSource) -> Batches:
@@ -193,18 +205,56 @@ class Run:
             crop_fraction=preprocessing.crop_fraction,
             interpolation=preprocessing.interpolation,
             rows=process_rows(self.mesh, data.eval_batch_size),
+            with_images=not self._is_resident(source),
         )
 
-    def on_device(self, batches: Batches) -> Iterator[Batch]:
-        """Sends each batch on its way to the devices, divided between them, without waiting."""
-        for batch in batches:
-            yield put_batch(self.mesh, batch)
+    def on_device(self, batches: Batches, source: ImageSource | None = None) -> Iterator[Batch]:
+        """Each batch as of `put`; None: of the training split."""
+        return (self.put(batch, source) for batch in batches)
+
+    def put(self, batch: Mapping[str, np.ndarray], source: ImageSource | None = None) -> Batch:
+        """Sends a batch on its way to the devices, divided between them, without waiting.
+
+        The images of a split that lives there are read before its first batch.
+        """
+        return self._filled(put_batch(self.mesh, batch), source)
+
+    def block_on_device(self, batches: Sequence[Mapping[str, np.ndarray]]) -> Batch:
+        """Sends batches on their way, as a block of `training.steps_per_dispatch`: `stacked`."""
+        block = stacked(batches, self.config.training.steps_per_dispatch)
+        return self._filled(put_batch(self.mesh, block, is_block=True))
+
+    def _filled(self, batch: Batch, source: ImageSource | None = None) -> Batch:
+        source = source or self.data.train
+        if not self._is_resident(source):
+            return batch
+        if id(source) not in self._images:
+            data = self.config.data
+            self._images[id(source)] = read_images(
+                source,
+                self.mesh,
+                data.num_workers,
+                data.worker_kind,  # pyright: ignore[reportArgumentType]
+            )
+        return self._images[id(source)].filled(batch)
+
+    def _is_resident(self, source: ImageSource) -> bool:
+        return any(source is other for other in self.resident)
 
     @property
     def data(self) -> Splits:
         """The splits of a run that is not only planned."""
         assert self.splits is not None
         return self.splits
+
+    def _resident(self) -> tuple[ImageSource, ...]:
+        if self.splits is None:
+            return ()
+        gone_through = (self.splits.train, self.splits.validation)  # again and again
+        sources = [source for source in gone_through if source is not None]
+        places = zip(jax.tree.leaves(self.template), jax.tree.leaves(self.shardings), strict=True)
+        state = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place) for a, place in places]
+        return resident(self.config.data, sources, self.mesh, bytes_on_one_device(state))
 
     def _host_size(self, source: ImageSource) -> tuple[int, int] | None:
         # Images of one size cross to the device as they are and are resized there.
@@ -215,7 +265,7 @@ class Run:
         # float32 or wider: a model that computes in float64 is not fed rounded pixels.
         return jnp.promote_types(self.model.dtype, jnp.float32)
 
-    def _prepare_train(self) -> Augment:
+    def _prepare_train(self) -> TrainAugment:
         data, preprocessing = self.config.data, self.preprocessing
         augment = make_train_augment(
             self.model.input_size,
@@ -232,14 +282,15 @@ class Run:
             dtype=self._pixel_dtype,
             one_by_one=self.platform == "cpu",
         )
-        if self.mesh.size == 1 or self.config.parallel == "pmap":
+        if self.mesh.size == 1 or self.config.parallel == "pmap" or self.reduces_by_hand:
             return augment
         # Each device prepares its own rows. Left to itself the compiler gathers all of them on each
         # device where they are taken one by one, since it cannot divide a loop.
         rows = P(AXES)
-        return jax.shard_map(
-            augment, mesh=self.mesh, in_specs=rows, out_specs=rows, check_vma=False
+        own_rows = functools.partial(
+            jax.shard_map, mesh=self.mesh, in_specs=rows, out_specs=rows, check_vma=False
         )
+        return TrainAugment(own_rows(augment.pixels), own_rows(augment.finished))
 
 
 def open_run(config: TrainConfig, stated: Collection[str] = (), own: Own | None = None) -> Run:
@@ -256,6 +307,7 @@ def open_run(config: TrainConfig, stated: Collection[str] = (), own: Own | None 
     own = own or Own()
     mesh, data = config_mesh(config), config.data
     _check_own(config, own)
+    _check_deterministic(config, mesh)
     model = None if own.model is not None else model_to_train(config)
     if model is not None:
         _check_independent(config, model)  # before data are opened
@@ -288,6 +340,17 @@ def open_run(config: TrainConfig, stated: Collection[str] = (), own: Own | None 
     names = splits.class_names or None
     model.spec = dataclasses.replace(model.spec, class_names=names, target=target)
     return Run(config, mesh, model, steps_per_epoch(source, data.batch_size), splits, own)
+
+
+def _check_deterministic(config: TrainConfig, mesh: Mesh) -> None:
+    """Refuses GPUs that were started otherwise."""
+    is_set = DETERMINISTIC_OPS in os.environ.get("XLA_FLAGS", "").split()
+    on_gpu = mesh.devices.flat[0].platform == "gpu"
+    if config.training.deterministic and on_gpu and not is_set:
+        raise ValueError(
+            f"config.training.deterministic: wanted {DETERMINISTIC_OPS} among XLA_FLAGS in the "
+            "environment before JAX starts, where `vit-jax train` puts it"
+        )
 
 
 def _reconstructs(config: TrainConfig) -> bool:
@@ -416,6 +479,8 @@ def _in_parts(config: TrainConfig) -> str:
     """What of the config computes a batch part by part; empty: nothing."""
     if config.accumulation_steps > 1:
         return "config.accumulation_steps > 1"
+    if config.training.reduce_dtype != "auto":
+        return f'config.training.reduce_dtype = "{config.training.reduce_dtype}"'
     return 'config.parallel = "pmap"' if config.parallel == "pmap" else ""
 
 

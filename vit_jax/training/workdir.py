@@ -143,7 +143,9 @@ def check_config(
         # A run that failed before its first row has nothing to lose: its config is replaced.
         if has_checkpoints or read_rows(workdir / METRICS_FILE):
             begun = load_config(path)
-            check_resumable(begun, config, config_own(path), own)
+            on_gpu = jax.default_backend() == "gpu"  # what it means nothing on may differ
+            may_differ = () if on_gpu else ("training.deterministic",)
+            check_resumable(begun, config, config_own(path), own, may_differ)
             return extends(begun, config)
     elif has_checkpoints:
         raise ValueError(
