@@ -96,6 +96,7 @@ def _check_same(
     given = {
         "data.data_dir": (config.data.data_dir, folder),
         "data.labels_file": (config.data.labels_file, options.labels),
+        "objective": (config.loss.target, options.objective),
         "init_from": (config.init_from, options.source),
         "model.name": (config.model.name, options.model),
     }
