@@ -18,7 +18,7 @@ PACKAGE = ROOT / "vit_jax"
 
 # The floors of the house, from the ground up. A part imports itself and parts of lower floors.
 FLOORS = (
-    {"storage", "allocator"},
+    {"storage", "allocator", "watching"},
     {"layers", "data", "config", "plots"},
     {"models"},
     {"weights"},

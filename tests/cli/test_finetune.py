@@ -158,6 +158,7 @@ def test_the_same_command_says_that_the_run_is_finished(finished, place, monkeyp
             ("photos", "--config.data.validation_split="),
             "needs both; `vit-jax train` needs neither",
         ),
+        (("photos", "--labels=l.csv"), "has data.labels_file='', and 'l.csv' was given"),
         (("photos", "--workdir=gs://a/b"), "--workdir gs://a/b: wanted a directory"),
         (("photos", "--workdir=new"), "error: wanted --from SOURCE, trained weights to start from"),
         (("nowhere", "--model=vit_tiny_patch16_224"), "error: there is no folder nowhere; wanted"),
@@ -247,3 +248,60 @@ def test_data_check_tells_what_training_would_stumble_over(place, tmp_path):
         "equal in several classes: one label is wrong: 1\n"
         "  train/disc/03.png = train/square/x.png\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "column", "label"),
+    [
+        ("multilabel", "label", lambda shape, number: ";".join([shape, "odd"][: 1 + number % 2])),
+        pytest.param(
+            "regression", "value", lambda shape, number: len(shape), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "classification", "label", lambda shape, number: shape, marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_a_label_file_makes_what_its_labels_are(place, monkeypatch, tmp_path, kind, column, label):
+    """Every command then knows it by itself."""
+    monkeypatch.chdir(place)
+    labels, run = tmp_path / "labels.csv", tmp_path / "run"
+    rows = [
+        f"{shape}/{number:02d}.png,{label(shape, number)}"
+        for shape in ("disc", "square", "triangle")
+        for number in range(11)
+    ]
+    labels.write_text("\n".join([f"file,{column}", *rows]))
+    command = ("finetune", "photos", f"--labels={labels}", "--from=w.safetensors", *QUICK)
+    ended = commands.run(*command, f"--workdir={run}")
+    assert ended.status == 0, ended.err
+    assert f"({kind}): train on train" in ended.out
+    config = load_config(run / "config.json")
+    assert config.loss.target == kind
+    picture, curves, head = {
+        "multilabel": ("precision_recall", "accuracy", "odd  "),
+        "regression": ("predicted", "error", "mean  "),
+        "classification": ("confusion", "accuracy", "disc  "),
+    }[kind]
+    assert f"\n{head}" in ended.out
+    for name in (picture, curves, "loss"):
+        assert (run / "plots" / f"{name}.png").stat().st_size > 5_000
+    results = ended.out.partition("the best checkpoint")[2]
+    evaluated = commands.run(
+        *("evaluate", f"{run}:best", f"--labels={labels}", "--data-dir=photos"),
+        "--split=validation+test",
+    )
+    assert evaluated.status == 0, evaluated.err
+    assert set(evaluated.out.strip().splitlines()) <= set(results.splitlines())
+    predicted = commands.run("predict", f"{run}:best", "photos/disc/00.png", "--json")
+    found = json.loads(predicted.out)
+    if kind == "regression":
+        assert len(found["values"]) == 1
+        return
+    assert len(found["top"]) == 3 or all(each["probability"] >= 0.5 for each in found["top"])
+    if kind == "multilabel":
+        data = ("--method=knn", "--train-split=train", "--test-split=validation")
+        refused = commands.run("probe", f"{run}", *data)
+        assert (refused.status, "wanted classes, one an image" in refused.err) == (2, True)
+        checked = commands.run("data", "check", "photos", f"--labels={labels}")
+        assert "label     train  validation  test" in checked.out

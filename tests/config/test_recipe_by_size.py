@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from vit_jax.config import find_recipe, load_recipe, validate
-from vit_jax.config.recipe_by_size import SplitNames, Start, choose_recipe, choose_splits
+from vit_jax.config.recipe_by_size import Labels, SplitNames, Start, choose_recipe, choose_splits
 
 START = Start(
     "vit_tiny_patch16_224", {"img_size": 96}, "w.pth", (0.5,) * 3, (0.25,) * 3, 0.9, "bicubic"
@@ -37,7 +37,9 @@ def test_splits_that_are_there_or_cut(sizes, wanted):
 
 
 def choose(num_train, start=START):
-    config = choose_recipe("photos", SplitNames("train", "val", None, num_train, 18), 3, start)
+    config = choose_recipe(
+        "photos", SplitNames("train", "val", None, num_train, 18), Labels(3), start
+    )
     validate(config)
     return config
 
@@ -83,5 +85,5 @@ def test_finetune_folder_is_the_choice_for_60_images_by_hand():
         init_from="weights.safetensors",
         std=(0.5,) * 3,
     )
-    chosen = choose_recipe("photos", splits, 3, start)
+    chosen = choose_recipe("photos", splits, Labels(3), start)
     assert load_recipe(find_recipe("finetune_folder")) == chosen

@@ -98,7 +98,12 @@ def test_resume_allows_what_cannot_change_numbers(config):
     other.data.num_workers, other.data.worker_kind = 5, "process"
     other.log.every_steps = 3
     other.parallel = "pmap"
+    other.training.steps_per_dispatch, other.data.on_device = 16, True
     check_resumable(config, other)
+    other.training.deterministic = True  # on GPUs it decides the bits: see `check_config`
+    check_resumable(config, other, may_differ=("training.deterministic",))
+    with pytest.raises(ValueError, match=r"training\.deterministic \(was False, now True\)"):
+        check_resumable(config, other)
 
 
 def test_resume_refuses_and_names_every_other_change(config):
@@ -113,6 +118,34 @@ def test_resume_refuses_and_names_every_other_change(config):
     assert "optimizer.learning_rate (was 0.001, now 0.5)" in str(error.value)
     assert "data.data_dir (was None, now 'elsewhere')" in str(error.value)
     assert "mesh" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "epochs", "restarts", "goes_on"),
+    [
+        ("constant", 5, None, True),
+        ("step", 5, None, True),
+        ("cosine", 5, (2,), True),
+        ("constant", 1, None, False),
+        ("cosine", 5, None, False),
+        ("cosine", 5, (3,), False),
+        ("linear", 5, (1, 2), False),
+    ],
+)
+def test_more_epochs_where_the_learning_rates_before_stay(
+    config, schedule, epochs, restarts, goes_on
+):
+    config.num_epochs, config.optimizer.schedule = 2, schedule
+    other = copy.deepcopy(config)
+    other.num_epochs, other.optimizer.restarts = epochs, restarts
+    if goes_on:
+        check_resumable(config, other)
+        other.seed = 1
+    wanted = r"num_epochs \(was 2, now" if not goes_on else r"differs in seed \(was 0, now 1\): rep"
+    with pytest.raises(ValueError, match=wanted) as error:
+        check_resumable(config, other)
+    advised = "--config.optimizer.restarts=(2,)" in str(error.value)
+    assert advised == ("init_from=RUN:best" in str(error.value)) == (not goes_on and epochs > 2)
 
 
 def test_resumable_fields_exist():

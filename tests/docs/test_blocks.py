@@ -18,7 +18,16 @@ PAGES = ["README.md", "CONTRIBUTING.md", *_DOCS]
 SLOW = {
     f"docs/{name}.md"
     for name in (
-        *("checkpoints", "concepts", "export", "features", "models", "own", "pictures"),
+        *(
+            "checkpoints",
+            "concepts",
+            "export",
+            "features",
+            "models",
+            "objectives",
+            "own",
+            "pictures",
+        ),
         *("parity", "parity_linen", "parity_equinox", "parity_batchnorm"),
     )
 }

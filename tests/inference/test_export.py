@@ -25,6 +25,7 @@ from vit_jax.data.augment import make_eval_preprocess, normalize
 from vit_jax.inference import export
 from vit_jax.inference.export import export_model
 from vit_jax.inference.preprocess import shown
+from vit_jax.inference.run_exported import told
 from vit_jax.models.registry import abstract_model, model_fields
 
 pytestmark = pytest.mark.xdist_group("run")
@@ -351,3 +352,13 @@ def test_a_mistake_in_the_command_is_one_line(run, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith("error: platforms: wanted some of cpu, cuda, tpu")
     assert error.count("\n") == 1
+
+
+def test_what_an_exported_model_tells():
+    logits, names = np.array([-1.0, 2.0, 0.5]), ["a", "b", "c"]
+    assert told(logits, names, None) == ["b 0.7856", "c 0.1753", "a 0.0391"]
+    assert told(logits, names, {"kind": "multilabel"}) == ["b 0.8808", "c 0.6225"]
+    regression = {"kind": "regression", "mean": [], "std": []}
+    assert told(logits, names, regression) == ["-1", "2", "0.5"]
+    spread = {"kind": "regression", "mean": [1, 1, 1], "std": [10, 1, 2]}
+    assert told(logits, names, spread) == ["-9", "3", "2"]

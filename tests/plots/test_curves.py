@@ -58,3 +58,12 @@ def test_averaged_weights_are_drawn_beside(figures, tmp_path):
 def test_no_rows_still_make_pictures(tmp_path):
     for path in plot_curves([], tmp_path):
         assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_regression_has_errors_in_place_of_accuracies(figures, tmp_path):
+    row = {"epoch": 1.0, "loss": 0.5, "mae": 3.0, "rmse": 4.0, "split": "validation"}
+    paths = plot_curves([row], tmp_path)
+    assert [path.name for path in paths] == ["loss.png", "error.png"]
+    labels = [line.get_label() for line in figures[1].axes[0].lines]
+    wanted = ["validation mean absolute error: 3.000", "validation root of the mean square: 4.000"]
+    assert labels == wanted

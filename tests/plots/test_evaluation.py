@@ -6,6 +6,7 @@ import pytest
 
 from tests.inference.test_evaluate import made_up
 from vit_jax.plots.evaluation import plot_evaluation
+from vit_jax.plots.targets import plot_precision_recall, plot_predicted_numbers
 
 
 @pytest.mark.parametrize("classes", [7, 30, 120])
@@ -30,6 +31,24 @@ def test_what_the_picture_shows(tmp_path, figures, classes):
     assert f"{calibration.error:.4f} (15 bins)" in reliability.get_title()
     height, width, _ = cv2.imread(str(tmp_path / "e.png")).shape
     assert 500 < height < width < 1500
+
+
+def test_pictures_of_labels_and_of_numbers(tmp_path, figures):
+    there = np.array([[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0]])
+    scores = np.array([[3, 1, 0], [2, 2, 0], [1, 3, 0], [0, 0, 0.0]])
+    plot_precision_recall("a title", ["a", "b", "nowhere"], scores, there, tmp_path / "p.png")
+    first, second = figures[0].axes[0].lines  # without the label that no image has
+    assert [line.get_label() for line in (first, second)] == ["a", "b"]
+    assert first.get_xdata() == pytest.approx([0.5, 0.5, 1, 1])
+    assert first.get_ydata() == pytest.approx([1, 1 / 2, 2 / 3, 1 / 2])
+    numbers = np.arange(8.0).reshape(4, 2)
+    plot_predicted_numbers("a title", numbers, numbers + 1, tmp_path / "n.png")
+    for panel, column in zip(figures[1].axes, numbers.T, strict=True):
+        line, points = panel.lines
+        assert (points.get_xdata() == column).all()
+        assert (points.get_ydata() == column + 1).all()
+        for ends in (line.get_xdata(), line.get_ydata()):
+            assert list(ends) == [column.min(), column.max() + 1]
 
 
 def test_nothing_is_cut_off_and_the_legend_covers_no_point(tmp_path, figures):

@@ -68,7 +68,8 @@ _steps: dict[str, Steps] = {}
 
 def _shared_steps(run: Run) -> Steps:
     values = {name: value for name, value in to_dict(run.config).items() if name not in _BESIDE}
-    values["data"] |= {"num_workers": 0, "worker_kind": ""}
+    values["data"] |= {"num_workers": 0, "worker_kind": "", "on_device": None}
+    values["training"] |= {"steps_per_dispatch": 1}
     of_process = [run.mesh.shape, jax.config.jax_enable_x64, run.own.identities]
     key = json.dumps([values, of_process], sort_keys=True, default=str)
     if key not in _steps:

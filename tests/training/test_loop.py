@@ -198,13 +198,30 @@ def test_second_run_in_a_work_directory_is_refused(tmp_path):
         train(tiny(), tmp_path)
 
 
-def test_loss_that_becomes_nan_names_the_step_and_keeps_the_checkpoint(tmp_path, monkeypatch):
-    def poison(run) -> None:
-        leaves, structure = jax.tree.flatten(run.state.params)
-        leaves[0] = leaves[0] * np.float32("nan")
-        params = jax.tree.unflatten(structure, leaves)
-        run.state = loop_module.dataclasses.replace(run.state, params=params)
+def poison(run) -> None:
+    """Makes a parameter NaN."""
+    leaves, structure = jax.tree.flatten(run.state.params)
+    leaves[0] = leaves[0] * np.float32("nan")
+    params = jax.tree.unflatten(structure, leaves)
+    run.state = loop_module.dataclasses.replace(run.state, params=params)
 
+
+def test_parameters_that_are_not_finite_are_in_no_checkpoint(tmp_path, monkeypatch):
+    """The loss before them is finite, and the row due."""
+    original = loop_module._Loop._after_step
+
+    def after_step(self, timer) -> None:
+        if self.step == 4:
+            poison(self)
+        original(self, timer)
+
+    monkeypatch.setattr(loop_module._Loop, "_after_step", after_step)
+    with pytest.raises(ValueError, match=r"no longer finite at step 4 .*learning_rate"):
+        train(tiny(), tmp_path)
+    assert steps(tmp_path) == []
+
+
+def test_loss_that_becomes_nan_names_the_step_and_keeps_the_checkpoint(tmp_path, monkeypatch):
     stop_at(monkeypatch, 6, poison)
     with pytest.raises(ValueError, match=r"no longer finite at step 7 .*learning_rate"):
         train(tiny(checkpoint__every_steps=2, log__every_steps=100), tmp_path)

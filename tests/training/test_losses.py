@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from vit_jax.training.losses import classification_loss, cross_entropy, softmax_cross_entropy
+from vit_jax.training.losses import (
+    binary_cross_entropy,
+    classification_loss,
+    cross_entropy,
+    softmax_cross_entropy,
+)
 from vit_jax.training.mixing import smooth_one_hot
 
 
@@ -28,6 +33,30 @@ def test_cross_entropy_is_pytorchs(logits, smoothing, x64):
     )
     losses = softmax_cross_entropy(jnp.asarray(logits), jnp.asarray(LABELS), smoothing)
     np.testing.assert_allclose(losses, wanted.numpy(), rtol=1e-14)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_weighted_losses_are_pytorchs(logits, smoothing, x64):
+    weights = [0.5, 2.0, 0.0, 1.0, 3.0]
+    wanted = torch.nn.functional.cross_entropy(
+        torch.tensor(logits),
+        torch.tensor(LABELS).long(),
+        torch.tensor(weights, dtype=torch.float64),
+        reduction="none",
+        label_smoothing=smoothing,
+    )
+    losses = cross_entropy(jnp.asarray(logits), jnp.asarray(LABELS), smoothing, weights)
+    np.testing.assert_allclose(losses, wanted.numpy(), rtol=1e-14)
+    there = np.random.default_rng(1).integers(0, 2, logits.shape)
+    for given in (None, weights):
+        wanted = torch.nn.functional.binary_cross_entropy_with_logits(
+            torch.tensor(logits),
+            torch.tensor(there, dtype=torch.float64),
+            reduction="none",
+            pos_weight=None if given is None else torch.tensor(given, dtype=torch.float64),
+        ).mean(dim=-1)
+        losses = binary_cross_entropy(jnp.asarray(logits), jnp.asarray(there), given)
+        np.testing.assert_allclose(losses, wanted.numpy(), rtol=1e-14)
 
 
 def test_half_precision_logits_give_a_float32_loss(logits):

@@ -56,6 +56,14 @@ def test_steps_count_from_the_start_and_stop_at_the_minimum():
     assert warm == pytest.approx([0, 0.5, 0.5, 0.25])
 
 
+@pytest.mark.parametrize("unit", ["step", "epoch"])
+def test_a_restart_begins_anew_and_changes_nothing_before(unit):
+    fields = {"schedule": "cosine", "warmup_epochs": 1.0, "schedule_unit": unit}
+    first, second = (rates(range(1, 10 * n + 1), num_epochs=n, **fields) for n in (4, 2))
+    whole = rates(range(1, 61), num_epochs=6, restarts=(4,), **fields)
+    assert whole == first + second
+
+
 # timm 0.3.4's schedulers with t_mul 1, decay_rate 1, cycle_limit 1 and no noise, as documented in
 # `timm/scheduler`: t counts epochs, and `warmup_prefix` is off.
 def timm_warmup(t, lr, warmup_t, warmup_lr):

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from vit_jax.cli.parsing import Parser, add_fields, to_fields
+from vit_jax.cli.parsing import Parser, add_fields, printable, to_fields
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -14,6 +14,7 @@ def run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     from rich.console import Console
 
+    from vit_jax.watching import busy
     from vit_jax.weights.convert import convert, print_report
     from vit_jax.weights.state_dict import MisfitError
 
@@ -23,19 +24,20 @@ def run(arguments: Sequence[str]) -> int:
             raise ValueError(f'--head: wanted "drop" or class indices such as 0,5,7, got {head!r}')
         head = [int(index) for index in head.split(",")]
     try:
-        model, report = convert(
-            options.source,
-            options.target,
-            options.model,
-            fields=to_fields(options.field),
-            to=options.to,
-            ema=options.ema,
-            resize=options.resize,
-            old_grid=_old_grid(options.old_grid),
-            head=head,
-            in_chans=options.in_chans,
-            rename=[_rule(text) for text in options.rename],
-        )
+        with busy(f"converting {printable(options.source)}"):
+            model, report = convert(
+                options.source,
+                options.target,
+                options.model,
+                fields=to_fields(options.field),
+                to=options.to,
+                ema=options.ema,
+                resize=options.resize,
+                old_grid=_old_grid(options.old_grid),
+                head=head,
+                in_chans=options.in_chans,
+                rename=[_rule(text) for text in options.rename],
+            )
     except MisfitError as error:
         if options.list:
             print("\n".join(error.problems), file=sys.stderr)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from vit_jax.cli.parsing import Parser, printable
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from vit_jax.data.folder_check import CheckedFolder
     from vit_jax.data.sources import ImageSource
 
@@ -17,7 +19,7 @@ _LISTED = 20  # lines of one kind of problem; more are counted
 def run(arguments: Sequence[str]) -> int:
     """`data check FOLDER`; 1 if images are damaged, or equal in several splits or classes."""
     options = _parser().parse_args(arguments)
-    checked = check(options.folder)
+    checked = check(options.folder, options.labels, options.objective)
     damaged = [f"{relative(file.path, options.folder)}: {file.damage}" for file in checked.damaged]
     problems = [
         *_listed("damaged", damaged),
@@ -31,7 +33,7 @@ def run(arguments: Sequence[str]) -> int:
         ),
     ]
     cut = ", as training cuts the folder" if checked.is_cut else ""
-    lines = [f"{options.folder}{cut}:", *class_table(checked.parts), *_sizes(checked)]
+    lines = [f"{options.folder}{cut}:", *label_table(checked.parts), *_sizes(checked)]
     if checked.left_out:
         lines.append(f"left out: {'; '.join(checked.left_out)}")
     copies = sum(len(paths) - 1 for paths in checked.duplicates)
@@ -41,32 +43,84 @@ def run(arguments: Sequence[str]) -> int:
     return 1 if problems else 0
 
 
-def check(folder: str) -> "CheckedFolder":
+def check(folder: str, labels: str | None = None, kind: str | None = None) -> "CheckedFolder":
     """Decodes all images of a folder, and says so before it.
+
+    Args:
+      folder: of the images.
+      labels: a label file; None: folders are classes.
+      kind: of its labels; None: as they look.
 
     Raises:
       ValueError: see `vit_jax.data.folder.open_folder`.
     """
     from vit_jax.data.folder_check import check_folder
+    from vit_jax.watching import watched
 
+    if labels is not None and kind is None:
+        kind = guessed_kind(folder, labels)
     print(f"reading the images of {printable(folder)}", file=sys.stderr, flush=True)
-    return check_folder(folder)
+    return check_folder(folder, labels, kind or "classification", watched)
 
 
-def class_table(parts: "dict[str, ImageSource]") -> list[str]:
-    """The number of images of each class in each split."""
-    from vit_jax.data.folder import labelled_paths
+def guessed_kind(folder: str, labels: str) -> str:
+    """What the labels of a file are, as they look."""
+    from vit_jax.data.labels import kind_of_labels, read_label_file
+
+    return kind_of_labels(read_label_file(labels, folder))
+
+
+def add_labels(parser: Parser) -> None:
+    """The options `--labels` and `--objective`."""
+    parser.add_argument(
+        "--labels",
+        metavar="FILE.csv",
+        help="labels of the images, which then need no class folders: a CSV file with the header "
+        "file,label and maybe a column split; several labels are divided by semicolons",
+    )
+    parser.add_argument(
+        "--objective",
+        choices=("classification", "multilabel", "regression"),
+        help="what the labels of --labels are: one class an image, any number of them, or numbers "
+        "(default: as they look)",
+    )
+
+
+def label_table(parts: "dict[str, ImageSource]") -> list[str]:
+    """What the labels are in each split: images of each class or label, or where numbers lie."""
+    import numpy as np
+
+    from vit_jax.data.folder import labels_of
 
     names = next(iter(parts.values())).class_names
-    counts = [[0] * len(names) for _ in parts]
-    for column, part in zip(counts, parts.values(), strict=True):
-        for _, label in labelled_paths(part):
-            column[label] += 1
-    rows = [
-        ("class", *parts),
-        *((name, *(f"{n:,}" for n in row)) for name, *row in zip(names, *counts, strict=True)),
-        (f"{len(names):,} classes", *(f"{sum(column):,}" for column in counts)),
+    labels = [labels_of(part) for part in parts.values()]
+    if not names:
+        return _columns(("", *parts), _number_rows(labels))
+    of_labels = labels[0].ndim == 2
+    counts = [
+        (column > 0).sum(axis=0) if of_labels else np.bincount(column, minlength=len(names))
+        for column in labels
     ]
+    what, plural = ("label", "labels") if of_labels else ("class", "classes")
+    rows = [
+        *((name, *(f"{n:,}" for n in row)) for name, *row in zip(names, *counts, strict=True)),
+        (f"{len(names):,} {plural}", *(f"{len(column):,}" for column in labels)),
+    ]
+    return _columns((what, *parts), rows)
+
+
+def _number_rows(labels: "list[np.ndarray]") -> list[tuple[str, ...]]:
+    columns = [each.reshape(len(each), -1) for each in labels]
+    facts = {"least": "min", "mean": "mean", "most": "max", "deviation": "std"}
+    rows = [
+        (fact, *(", ".join(f"{x:.4g}" for x in getattr(each, name)(axis=0)) for each in columns))
+        for fact, name in facts.items()
+    ]
+    return [*rows, ("images", *(f"{len(each):,}" for each in columns))]
+
+
+def _columns(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    rows = [head, *rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         f"{name:<{widths[0]}}"
@@ -110,4 +164,5 @@ def _parser() -> Parser:
     parser.add_argument(
         "folder", metavar="FOLDER", help="FOLDER/CLASS/*.jpg, or FOLDER/{train,val,test}/CLASS"
     )
+    add_labels(parser)
     return parser

@@ -4,8 +4,8 @@ import json
 import math
 import pathlib
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vit_jax.cli import jax_setup
 from vit_jax.cli.parsing import (
@@ -30,27 +30,79 @@ def run(arguments: Sequence[str]) -> int:
     jax_setup.set_up_jax()
     from vit_jax.inference.evaluate import evaluate
     from vit_jax.inference.labelled import open_labelled
+    from vit_jax.training.objectives import objective_of
+    from vit_jax.watching import watched
 
+    # Data first, whose mistakes are found sooner, but where the model says what their labels are.
+    model = load_given_model(options) if options.labels else None
+    kind = None if recipe is None else recipe.config.loss.target
+    if model is not None:
+        kind = objective_of(model.spec.target).kind
     labelled = open_labelled(
         options.source,
         None if recipe is None else recipe.config.data,
-        source=options.data_source,
+        source=options.data_source or ("folder" if options.labels else None),
         name=options.name,
         data_dir=options.data_dir,
         split=options.split,
         batch_size=options.batch_size,
+        labels_file=options.labels,
+        kind=kind,
     )
-    model = load_given_model(options)
-    found = evaluate(model, labelled.source, labelled.batch_size, labelled.num_workers)
+    model = model or load_given_model(options)
+    found = evaluate(model, labelled.source, labelled.batch_size, labelled.num_workers, watched)
     print_notes(found.notes)
+    report = report_of(found)
     if options.json:
-        print(json.dumps(_as_json(found)))
+        print(json.dumps(report.as_json(found)))
     else:
-        print("\n".join(as_text(found)))
+        print("\n".join(report.as_text(found)))
     if options.plot:
-        draw(found, pathlib.Path(options.plot))
+        report.draw(found, pathlib.Path(options.plot))
         print(f"wrote {options.plot}", file=sys.stderr)
     return 0
+
+
+class Report(NamedTuple):
+    """How an evaluation of one kind is told.
+
+    Attributes:
+      as_text: the figures in lines.
+      as_json: all of them, as plain values.
+      draw: writes the picture.
+      headline: what a checkpoint is worth, in a few words.
+    """
+
+    as_text: Callable[[Any], list[str]]
+    as_json: Callable[[Any], dict[str, Any]]
+    draw: Callable[[Any, pathlib.Path], None]
+    headline: Callable[[Any], str]
+
+
+def report_of(found: Any) -> Report:
+    """How what `vit_jax.inference.evaluate.evaluate` returned is told."""
+    from vit_jax.cli import evaluate_targets as targets
+
+    return {
+        "Evaluation": Report(as_text, _as_json, draw, _headline),
+        "LabelEvaluation": Report(
+            targets.labels_as_text,
+            targets.labels_as_json,
+            targets.draw_labels,
+            targets.headline_of_labels,
+        ),
+        "ValueEvaluation": Report(
+            targets.values_as_text,
+            targets.values_as_json,
+            targets.draw_values,
+            targets.headline_of_values,
+        ),
+    }[type(found).__name__]
+
+
+def _headline(found: "Evaluation") -> str:
+    right = int((found.labels == found.predictions).sum())
+    return f"{right:,} of {len(found.labels):,} images right, {found.top1:.1%}"
 
 
 def draw(found: "Evaluation", out: pathlib.Path) -> None:
@@ -152,7 +204,8 @@ def _parser() -> RecipeParser:
     parser = RecipeParser(
         "vit-jax evaluate",
         "Loss, top-1, top-5, the accuracy of each class, confusion and calibration of a trained\n"
-        "model. A run is evaluated on its own test split unless other data are named.",
+        "model; with several labels an image their average precision, of numbers their errors.\n"
+        "A run is evaluated on its own test split unless other data are named.",
         needs_recipe=False,
         usage="%(prog)s CHECKPOINT_OR_WEIGHTS [--ema] [--source tfds|folder|digits] [--name NAME] "
         "[--data-dir DIR] [--split SPLIT] [--json] [--plot FILE.png] [...]",
@@ -164,8 +217,13 @@ def _parser() -> RecipeParser:
     data.add_argument(
         "--split", help="such as test, validation, all, 'train[90%%:]' (default: the test split)"
     )
+    data.add_argument(
+        "--labels", metavar="FILE.csv", help="of the images in --data-dir: columns file and label"
+    )
     parser.add_argument("--json", action="store_true", help="all figures, as one JSON object")
     parser.add_argument(
-        "--plot", metavar="FILE.png", help="draw the confusion matrix and the reliability diagram"
+        "--plot",
+        metavar="FILE.png",
+        help="draw confusion and calibration, precision and recall, or errors",
     )
     return parser

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vit_jax.cli import jax_setup
-from vit_jax.cli.data import check, class_table, relative
-from vit_jax.cli.evaluate import as_text, draw
+from vit_jax.cli.data import add_labels, check, guessed_kind, label_table, relative
+from vit_jax.cli.evaluate import report_of
 from vit_jax.cli.parsing import Parser, fields_of_model, print_notes, printable
 from vit_jax.cli.train import train_and_draw
 from vit_jax.config.overrides import override
-from vit_jax.config.recipe_by_size import Start, choose_recipe, choose_splits
+from vit_jax.config.recipe_by_size import Labels, Start, choose_recipe, choose_splits
 from vit_jax.config.recipe_file import recipe_file
 from vit_jax.config.recipes import load_recipe
 from vit_jax.config.schema import TrainConfig
@@ -27,8 +27,18 @@ if TYPE_CHECKING:
     import argparse
 
     from vit_jax.data.folder_check import CheckedFolder
+    from vit_jax.data.sources import ImageSource
 
 RECIPE_FILE = "recipe.py"
+_PICTURES = {
+    "classification": "confusion.png",
+    "multilabel": "precision_recall.png",
+    "regression": "predicted.png",
+}
+_CHOSEN = (
+    "it was chosen by these images: on new ones expect somewhat less",
+    "it was chosen by these images: of new ones expect somewhat fewer to be right",
+)
 _NAMED = 3  # damaged images that an error names
 
 
@@ -85,6 +95,8 @@ def _check_same(
     """Refuses to go on with the recipe of another folder, or another start."""
     given = {
         "data.data_dir": (config.data.data_dir, folder),
+        "data.labels_file": (config.data.labels_file, options.labels),
+        "objective": (config.loss.target, options.objective),
         "init_from": (config.init_from, options.source),
         "model.name": (config.model.name, options.model),
     }
@@ -121,18 +133,22 @@ def _look_and_choose(folder: str, options: "argparse.Namespace") -> tuple[TrainC
     from vit_jax.data.splits import select
 
     start = _start(options.source, options.model)
-    checked = check(folder)
+    kind = options.objective or "classification"
+    if options.labels and not options.objective:
+        kind = guessed_kind(folder, options.labels)
+    checked = check(folder, options.labels, kind)
     exclude = _skipped(checked, folder, options.skip_damaged)
     available, left_out = checked.splits, checked.left_out
     if exclude:
-        available, left_out = open_folder(folder, exclude)
+        available, left_out = open_folder(folder, exclude, options.labels, kind)
     splits = choose_splits({name: len(part) for name, part in available.items()})
     named = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     used = {name: select(available, split) for name, split in named.items() if split}
-    classes = used["train"].class_names
+    of_labels = _labels(used["train"], kind, options.labels)
+    where = f"{folder}, labels {options.labels} ({kind})" if options.labels else folder
     lines = [
-        f"{folder}: {', '.join(f'{name} on {split}' for name, split in named.items() if split)}",
-        *class_table(used),
+        f"{where}: {', '.join(f'{name} on {split}' for name, split in named.items() if split)}",
+        *label_table(used),
         *(f"left out: {phrase}" for phrase in left_out),
     ]
     if wrong := checked.across_classes():
@@ -140,7 +156,21 @@ def _look_and_choose(folder: str, options: "argparse.Namespace") -> tuple[TrainC
             f"warning: equal images in several classes: {len(wrong):,}, the first "
             f"{' = '.join(relative(path, folder) for path in wrong[0])}"
         )
-    return choose_recipe(folder, splits, len(classes), start, exclude), lines
+    return choose_recipe(folder, splits, of_labels, start, exclude), lines
+
+
+def _labels(train: "ImageSource", kind: str, file: str | None) -> Labels:
+    """What the labels of the training split are."""
+    from vit_jax.data.folder import labels_of
+
+    if kind != "regression":
+        return Labels(len(train.class_names), kind, file or "")
+    numbers = labels_of(train).reshape(len(train), -1).astype(float)
+    spread = numbers.std(axis=0)
+    if not (spread > 0).all():
+        raise ValueError(f"{file}: a number is the same for all images of {train.name}")
+    mean, std = (tuple(float(f"{x:.6g}") for x in each) for each in (numbers.mean(axis=0), spread))
+    return Labels(len(mean), kind, file or "", mean, std)
 
 
 def _summary(config: TrainConfig) -> str:
@@ -148,10 +178,16 @@ def _summary(config: TrainConfig) -> str:
     size = _by(config.data.image_size or kwargs["img_size"])
     return (
         f"{config.model.name} from {config.init_from or 'scratch'}, images of {size} pixels, "
-        f"{kwargs['num_classes']} classes; "
+        f"{_outputs(config)}; "
         f"{config.num_epochs} epochs in batches of {config.data.batch_size}, learning rate "
         f"{config.optimizer.learning_rate}"
     )
+
+
+def _outputs(config: TrainConfig) -> str:
+    words = {"multilabel": ("label", "labels"), "regression": ("number", "numbers")}
+    count = config.model.kwargs["num_classes"]
+    return f"{count} {words.get(config.loss.target, ('class', 'classes'))[count != 1]}"
 
 
 def _write(recipe: pathlib.Path, config: TrainConfig, command: str, lines: list[str]) -> None:
@@ -243,33 +279,34 @@ def _tell_result(config: TrainConfig, workdir: pathlib.Path) -> None:
     from vit_jax.inference.evaluate import evaluate
     from vit_jax.inference.labelled import open_labelled
     from vit_jax.training.workdir import writing
+    from vit_jax.watching import watched
     from vit_jax.weights.load import from_pretrained
     from vit_jax.weights.run_folder import BEST, named_checkpoint
 
     best = f"{workdir}{BEST}"
     labelled = open_labelled(workdir)
     found = evaluate(
-        from_pretrained(best), labelled.source, labelled.batch_size, labelled.num_workers
+        from_pretrained(best), labelled.source, labelled.batch_size, labelled.num_workers, watched
     )
+    report = report_of(found)
     plots = workdir / "plots"
     with writing(plots, "the run is finished, and its best checkpoint is evaluated"):
         plots.mkdir(exist_ok=True)
-        draw(found, plots / "confusion.png")
-    right = int((found.labels == found.predictions).sum())
+        report.draw(found, plots / _PICTURES[config.loss.target])
     step = pathlib.Path(named_checkpoint(best)).name
     lines = [
         "",
-        f"the best checkpoint, of step {step}: {right:,} of {len(found.labels):,} images right, "
-        f"{found.top1:.1%}",
+        f"the best checkpoint, of step {step}: {report.headline(found)}",
     ]
     if not config.data.test_split:
-        lines.append("it was chosen by these images: of new ones expect somewhat fewer to be right")
+        lines.append(_CHOSEN[config.loss.target == "classification"])
+    curves = "error.png" if config.loss.target == "regression" else "accuracy.png"
     lines += [
         "",
-        *as_text(found),
+        *report.as_text(found),
         "",
-        f"results: {plots / 'confusion.png'}, accuracy.png and loss.png; {workdir / RECIPE_FILE}, "
-        "to edit",
+        f"results: {plots / _PICTURES[config.loss.target]}, {curves} and loss.png; "
+        f"{workdir / RECIPE_FILE}, to edit",
         f"next: vit-jax predict {shlex.quote(best)} PHOTO.jpg",
     ]
     for line in lines:
@@ -282,7 +319,8 @@ def _parser() -> Parser:
         description="Makes a classifier of a folder of images: finds or cuts the splits, chooses a "
         "recipe by their number, trains it, and evaluates the best checkpoint. The same command "
         "resumes.",
-        usage="%(prog)s FOLDER [--from SOURCE] [--model NAME] [--workdir DIR] [--skip-damaged] "
+        usage="%(prog)s FOLDER [--from SOURCE] [--model NAME] [--labels FILE.csv] [--workdir DIR] "
+        "[--skip-damaged] "
         "[--config.FIELD=VALUE ...]",
         allow_abbrev=False,
         epilog="--config.FIELD=VALUE changes the recipe's fields: see `vit-jax train --help`.",
@@ -302,6 +340,7 @@ def _parser() -> Parser:
         help="the registered model of the weights, if they do not say it; without --from it is "
         "trained from scratch",
     )
+    add_labels(parser)
     parser.add_argument(
         "--workdir", metavar="DIR", help="takes recipe and results (default: runs/FOLDER)"
     )

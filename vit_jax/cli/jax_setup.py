@@ -3,8 +3,10 @@
 import os
 import warnings
 
+from vit_jax.config.schema import DETERMINISTIC_OPS
 
-def set_up_jax(*, exact: bool = False) -> None:
+
+def set_up_jax(*, exact: bool = False, deterministic: bool = False) -> None:
     """What the package does to the process, and only on behalf of a command.
 
     Compiled programs are kept under the user's cache directory; JAX's own variable
@@ -16,7 +18,10 @@ def set_up_jax(*, exact: bool = False) -> None:
 
     Args:
       exact: allow float64, and multiply float32 matrices in float32 on every device.
+      deterministic: see `training.deterministic` of the config. XLA reads it as it starts.
     """
+    if deterministic:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC_OPS}".strip()
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

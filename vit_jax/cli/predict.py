@@ -33,7 +33,9 @@ def run(arguments: Sequence[str]) -> int:
 
     unread = 0
     model = load_given_model(options)
-    for prediction in predict(model, paths, options.top, options.batch_size):
+    for prediction in predict(
+        model, paths, options.top, options.batch_size, threshold=options.threshold
+    ):
         if prediction.error is not None:
             unread += 1
             path = printable(prediction.path or "")
@@ -50,17 +52,24 @@ def run(arguments: Sequence[str]) -> int:
 def _as_json(prediction: "Prediction") -> dict[str, object]:
     if prediction.error is not None:
         return {"path": prediction.path, "error": prediction.error}
+    if prediction.values:
+        return {"path": prediction.path, "values": list(prediction.values)}
     top = [dataclasses.asdict(guess) for guess in prediction.top]
     return {"path": prediction.path, "top": top}
 
 
 def _as_text(prediction: "Prediction") -> str:
+    if prediction.values:
+        numbers = " ".join(f"{value:.6g}" for value in prediction.values)
+        return f"{printable(prediction.path or '')}: {numbers}"
     names = [printable(guess.name) for guess in prediction.top]
-    width = max(map(len, names))
+    width = max(map(len, names), default=0)
     lines = []
     for name, guess in zip(names, prediction.top, strict=True):
         bar = "█" * round(_BAR * guess.probability)
         lines.append(f"  {name:<{width}}  {guess.probability:.4f}  {bar}".rstrip())
+    if not lines:
+        lines = ["  no label is probable enough"]
     return "\n".join([printable(prediction.path or ""), *lines])
 
 
@@ -71,7 +80,16 @@ def _parser() -> argparse.ArgumentParser:
     add_model(parser)
     add_images(parser)
     parser.add_argument(
-        "--top", type=count, default=5, metavar="N", help="classes told (default: 5)"
+        "--top",
+        type=count,
+        metavar="N",
+        help="classes told (default: 5; of several labels an image all from --threshold on)",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="the least probability told (default: 0; of several labels an image 0.5)",
     )
     parser.add_argument("--json", action="store_true", help="an object a line on standard output")
     return parser

@@ -2,15 +2,18 @@
 
 from collections.abc import Sequence
 
-from vit_jax.cli.parsing import Parser
+from vit_jax.cli.parsing import Parser, printable
 
 
 def run(arguments: Sequence[str]) -> int:
     """`prepare NAME [--data-dir DIR] [--archive PATH]`."""
     options = _parser().parse_args(arguments)
     from vit_jax.data.prepare import prepare
+    from vit_jax.watching import busy
 
-    print(f"prepared {prepare(options.name, options.data_dir, options.archive)}")
+    with busy(f"preparing {printable(options.name)}"):
+        prepared = prepare(options.name, options.data_dir, options.archive)
+    print(f"prepared {prepared}")
     return 0
 
 

@@ -14,6 +14,7 @@ def run(arguments: Sequence[str]) -> int:
     jax_setup.set_up_jax()
     from vit_jax.inference.labelled import open_labelled
     from vit_jax.inference.probe import extract_features, probe
+    from vit_jax.watching import watched
 
     train, test = (
         open_labelled(
@@ -28,7 +29,7 @@ def run(arguments: Sequence[str]) -> int:
     )
     model = load_given_model(options)
     seen, asked = (
-        extract_features(model, part.source, part.batch_size, part.num_workers)
+        extract_features(model, part.source, part.batch_size, part.num_workers, watched)
         for part in (train, test)
     )
     found = probe(

@@ -1,5 +1,7 @@
 """`vit-jax train`: train a model, or go on with a run."""
 
+import pathlib
+import shlex
 from collections.abc import Sequence
 
 from vit_jax.allocator import keep_freed_memory
@@ -7,18 +9,38 @@ from vit_jax.cli import jax_setup
 from vit_jax.cli.errors import report
 from vit_jax.cli.parsing import RecipeParser
 from vit_jax.config.schema import TrainConfig
+from vit_jax.storage import is_remote, run_path
 
 
 def run(arguments: Sequence[str]) -> int:
     """`train --config RECIPE [--workdir DIR] [--config.FIELD=VALUE ...]`."""
     options, recipe = _parser().read_both(arguments)
-    jax_setup.set_up_jax()
+    recipe.config.log.profile |= options.profile
+    jax_setup.set_up_jax(deterministic=recipe.config.training.deterministic)
     from vit_jax.training.processes import at_once_if_many, join
 
     join(options.coordinator_address, options.num_processes, options.process_id)
+    workdir = options.workdir or f"runs/{recipe.name}"
     with at_once_if_many(report):
-        train_and_draw(recipe.config, options.workdir or f"runs/{recipe.name}")
+        train_and_draw(recipe.config, workdir)
+        _say_results(recipe.config, workdir)
     return 0
+
+
+def _say_results(config: TrainConfig, workdir: str) -> None:
+    """Where the results are, and what to do next."""
+    from vit_jax.training.processes import is_first
+    from vit_jax.weights.run_folder import BEST
+
+    if config.log.progress == "none" or not is_first():
+        return
+    has_best = config.data.validation_split and config.checkpoint.keep_best
+    model = shlex.quote(workdir + BEST * bool(has_best))
+    pictures = ", ".join(sorted(path.name for path in (run_path(workdir) / "plots").glob("*.png")))
+    print(f"results: {workdir}: metrics.jsonl, checkpoints/, plots/ ({pictures})")
+    if config.log.profile:
+        print(f"trace: xprof --logdir {shlex.quote(workdir)}/profile")
+    print(f"next: vit-jax evaluate {model}; vit-jax predict {model} IMAGE...", flush=True)
 
 
 def train_and_draw(config: TrainConfig, workdir: str) -> None:
@@ -40,18 +62,22 @@ def train_and_draw(config: TrainConfig, workdir: str) -> None:
 
 
 def _draw_curves(workdir: str) -> None:
-    """Draws `plots/loss.png` and `plots/accuracy.png` of a finished run, once."""
+    """Draws the pictures in `plots/` of a finished run; again for new rows."""
     from vit_jax.plots.curves import plot_curves
-    from vit_jax.storage import run_path
     from vit_jax.training.records import read_rows
     from vit_jax.training.workdir import METRICS_FILE, writing
 
     path = run_path(workdir)
-    if (path / "plots" / "accuracy.png").exists():
+    drawn, measured = path / "plots" / "loss.png", path / METRICS_FILE
+    if drawn.exists() and (is_remote(path) or _written(drawn) >= _written(measured)):
         return
-    rows = read_rows(path / METRICS_FILE)
+    rows = read_rows(measured)
     with writing(path, "the run is finished, and its curves are drawn"):
         plot_curves(rows, path / "plots")
+
+
+def _written(path: pathlib.Path) -> float:
+    return path.stat().st_mtime
 
 
 def _parser() -> RecipeParser:
@@ -64,6 +90,11 @@ def _parser() -> RecipeParser:
         "--workdir",
         metavar="DIR",
         help="checkpoints, metrics and plots go here (default: runs/RECIPE)",
+    )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="trace three updates for xprof, as --config.log.profile=true",
     )
     hosts = parser.add_argument_group(
         "many hosts",

@@ -15,6 +15,7 @@ from vit_jax.config.schema import (
     ModelConfig,
     OptimizerConfig,
     TrainConfig,
+    TrainingConfig,
 )
 from vit_jax.config.serialize import (
     check_resumable,
@@ -39,6 +40,7 @@ __all__ = [
     "ModelConfig",
     "OptimizerConfig",
     "TrainConfig",
+    "TrainingConfig",
     "check_kwargs_names",
     "check_resumable",
     "diff",

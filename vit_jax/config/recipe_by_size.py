@@ -56,6 +56,33 @@ class Start:
     image_size: int | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """What the labels of a folder are.
+
+    Attributes:
+      outputs: classes, labels or numbers.
+      kind: "classification", "multilabel" or "regression".
+      file: of the labels; empty: folders are classes.
+      mean, std: of each number, of the training split.
+    """
+
+    outputs: int
+    kind: str = "classification"
+    file: str = ""
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @property
+    def loss(self) -> LossConfig:
+        """What is minimised."""
+        if self.kind == "multilabel":
+            return LossConfig(kind="binary_cross_entropy")
+        if self.kind == "regression":
+            return LossConfig(kind="mse", target_mean=self.mean, target_std=self.std)
+        return LossConfig(label_smoothing=0.1)
+
+
 class _Rule(NamedTuple):
     most_images: float
     batch_size: int
@@ -100,7 +127,7 @@ def choose_splits(sizes: Mapping[str, int]) -> SplitNames:
 def choose_recipe(
     data_dir: str,
     splits: SplitNames,
-    num_classes: int,
+    labels: Labels,
     start: Start,
     exclude: tuple[str, ...] = (),
 ) -> TrainConfig:
@@ -109,7 +136,7 @@ def choose_recipe(
     Args:
       data_dir: the folder.
       splits: of `choose_splits`.
-      num_classes: of the folder.
+      labels: of the folder.
       start: what training starts from.
       exclude: files that are left out, from `data_dir`.
     """
@@ -120,10 +147,11 @@ def choose_recipe(
     strong = splits.num_train > _STRONG_AUGMENTATION
     config = TrainConfig(
         num_epochs=epochs,
-        model=ModelConfig(name=start.name, kwargs={**start.fields, "num_classes": num_classes}),
+        model=ModelConfig(name=start.name, kwargs={**start.fields, "num_classes": labels.outputs}),
         data=DataConfig(
             source="folder",
             data_dir=data_dir,
+            labels_file=labels.file,
             exclude=exclude or None,
             train_split=splits.train,
             validation_split=splits.validation,
@@ -150,7 +178,7 @@ def choose_recipe(
             layer_decay=1.0 if from_scratch else 0.75,
             gradient_clip_norm=1.0,
         ),
-        loss=LossConfig(label_smoothing=0.1),
+        loss=labels.loss,
         log=LogConfig(every_steps=min(50, splits.num_train // batch_size)),
     )
     if not from_scratch:

@@ -11,6 +11,7 @@ import dataclasses
 from typing import Annotated, Any
 
 # `Annotated` tells tuples of strings from tuples of numbers. To a type checker it is the union.
+OptionalBool = Annotated[bool | None, "a bool or None"]
 OptionalInt = Annotated[int | None, "an integer or None"]
 OptionalFloat = Annotated[float | None, "a number or None"]
 OptionalStr = Annotated[str | None, "a string or None"]
@@ -72,6 +73,17 @@ class DataConfig:
     )
     test_split: OptionalStr = _option(
         "the split to test on once, at the end; None or empty: none", "test"
+    )
+    labels_file: OptionalStr = _option(
+        "folder: a CSV file of the labels, with the columns file and label, and maybe split; "
+        "None or empty: each folder is a class",
+        "",
+    )
+    sampling: str = _option(
+        '"shuffled": each epoch shows every training image once; "balanced": it shows every class '
+        "equally often, the images of a rare one repeatedly",
+        "shuffled",
+        choices=("shuffled", "balanced"),
     )
     exclude: OptionalStrs = _option(
         "folder: images that are left out, such as damaged ones: their paths from data_dir; "
@@ -168,6 +180,11 @@ class DataConfig:
     worker_kind: str = _option(
         "what the loader's workers are", "thread", choices=("thread", "process")
     )
+    on_device: OptionalBool = _option(
+        "images for training and validation are read once and live on each device, from which the "
+        "loader's indices choose a batch; None: where they share a size and fit, and not on CPUs",
+        None,
+    )
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -206,6 +223,12 @@ class OptimizerConfig:
         "them too: timm's 300 epochs and 10 of cooldown are num_epochs 310 and cooldown_epochs 10",
         0.0,
         minimum=0,
+    )
+    restarts: OptionalFloats = _option(
+        "epochs at which the schedule begins anew, warm-up included: it ends at each of them and "
+        "at num_epochs; None: none",
+        None,
+        above=0,
     )
     decay_epochs: float = _option(
         "schedule step: epochs between two decays, counted from the run's start", 30.0, above=0
@@ -261,19 +284,56 @@ class OptimizerConfig:
     )
 
 
+# What the labels are for each loss.kind: one class an image, any number of them, or numbers.
+TARGET_OF_LOSS = {
+    "cross_entropy": "classification",
+    "binary_cross_entropy": "multilabel",
+    "mse": "regression",
+    "l1": "regression",
+    "reconstruction": "classification",
+}
+
+
 @dataclasses.dataclass(kw_only=True)
 class LossConfig:
-    """What is minimised: softmax cross-entropy and what softens it, or MAE's reconstruction."""
+    """What is minimised, and what the labels are with it."""
 
     kind: str = _option(
-        '"cross_entropy" of the classes; "reconstruction": of hidden patches, the pretraining of a '
-        "model with a decoder (mae_vit_*), which needs no labels",
+        '"cross_entropy" of the classes; "binary_cross_entropy" of each label by itself: an image '
+        'may have any number of them; "mse" or "l1": of numbers, num_classes of them an image; '
+        '"reconstruction": of hidden patches, the pretraining of a model with a decoder '
+        "(mae_vit_*), which needs no labels",
         "cross_entropy",
-        choices=("cross_entropy", "reconstruction"),
+        choices=tuple(TARGET_OF_LOSS),
     )
     label_smoothing: float = _option(
-        "share of the target spread evenly over all classes", 0.0, minimum=0, below=1
+        "cross_entropy: share of the target spread evenly over all classes", 0.0, minimum=0, below=1
     )
+    class_weights: OptionalFloats = _option(
+        "cross_entropy: what the loss of each class is multiplied with, one number a class; "
+        "binary_cross_entropy: that of the images that have the label; None: 1",
+        None,
+        minimum=0,
+    )
+    balanced: bool = _option(
+        "class_weights by the counts of the training split: cross_entropy: images / (classes * "
+        "images of the class); binary_cross_entropy: images without the label / images with it",
+        False,
+    )
+    target_mean: OptionalFloats = _option(
+        "mse, l1: of each number, subtracted before the loss and added to the output; None: 0", None
+    )
+    target_std: OptionalFloats = _option(
+        "mse, l1: of each number, divided by before the loss and multiplied with the output; "
+        "None: 1",
+        None,
+        above=0,
+    )
+
+    @property
+    def target(self) -> str:
+        """What the labels are: "classification", "multilabel" or "regression"."""
+        return TARGET_OF_LOSS[self.kind]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -340,10 +400,48 @@ class DistillationConfig:
 
 
 @dataclasses.dataclass(kw_only=True)
+class TrainingConfig:
+    """How updates are sent to the devices and computed there."""
+
+    steps_per_dispatch: int = _option(
+        "updates that go to the devices in one call, at most, as a compiled loop, which spares the "
+        "host; 1: each by itself, which is another program: the same updates but for rounding",
+        1,
+        minimum=1,
+    )
+    reduce_dtype: str = _option(
+        "type in which devices add up their gradients; auto: jit that in which each is computed, "
+        "which is model.kwargs.dtype for most, and pmap that of the parameters",
+        "auto",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    deterministic: bool = _option(
+        "on GPUs, whose fastest kernels add in any order, only those that give the same bits in "
+        "every run: a resume is bit-identical there with it alone",
+        False,
+    )
+
+
+@dataclasses.dataclass(kw_only=True)
 class EvaluationConfig:
-    """When the validation split is evaluated."""
+    """When the validation split is evaluated, and what follows from it."""
 
     every_epochs: int = _option("epochs between validations; the last is always one", 1, minimum=1)
+    metric: OptionalStr = _option(
+        "the figure of the validation that says which checkpoint is best, such as loss, top1, mAP "
+        "or rmse; None or empty: top1 of classes, mAP of several labels, else loss",
+        "",
+    )
+    mode: str = _option(
+        'which value of metric is better; "auto": as is known of it',
+        "auto",
+        choices=("auto", "max", "min"),
+    )
+    patience: OptionalInt = _option(
+        "end the run after so many validations in a row without a better one; None: never",
+        None,
+        minimum=1,
+    )
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -353,7 +451,8 @@ class CheckpointConfig:
     every_steps: int = _option("updates between checkpoints", 1000, minimum=1)
     keep: int = _option("how many of the latest checkpoints stay", 2, minimum=1)
     keep_best: bool = _option(
-        "also keep the one of the best validation top-1; with an average of the weights its own",
+        "also keep the one of the best validation, see evaluation.metric; with an average of the "
+        "weights its own",
         True,
     )
 
@@ -364,6 +463,14 @@ class LogConfig:
 
     every_steps: int = _option("updates between train rows of metrics.jsonl", 50, minimum=1)
     tensorboard: bool = _option("write TensorBoard event files", True)
+    wandb: OptionalStr = _option(
+        "the project of Weights & Biases that gets the figures; None or empty: none", ""
+    )
+    profile: bool = _option(
+        "trace three updates of this call, after the compilation, into profile/ of the work "
+        "directory, for xprof",
+        False,
+    )
     progress: str = _option(
         'on the terminal; "auto": a live bar on a terminal, plain lines elsewhere',
         "auto",
@@ -433,23 +540,30 @@ class TrainConfig:
     ema: EmaConfig = _group(EmaConfig)
     mix: MixConfig = _group(MixConfig)
     distillation: DistillationConfig = _group(DistillationConfig)
+    training: TrainingConfig = _group(TrainingConfig)
     evaluation: EvaluationConfig = _group(EvaluationConfig)
     checkpoint: CheckpointConfig = _group(CheckpointConfig)
     log: LogConfig = _group(LogConfig)
     mesh: MeshConfig = _group(MeshConfig)
 
 
+# What XLA has to be told before it starts for `training.deterministic`.
+DETERMINISTIC_OPS = "--xla_gpu_deterministic_ops=true"
+
 # A run may be resumed with other values of these fields and of these groups: they move work
 # about, keep more or less of it, or report it. (Another mesh and other parts of a batch add up in
-# another order: the update is the same but for rounding. All else leaves every bit as it was.)
+# another order, and a compiled loop is another program than a step by itself: the update is the
+# same but for rounding. All else leaves every bit as it was.)
 RESUMABLE_FIELDS = frozenset(
     {
         "accumulation_steps",
         "checkpoint",
         "data.num_workers",
+        "data.on_device",
         "data.worker_kind",
         "log",
         "mesh",
         "parallel",
+        "training.steps_per_dispatch",
     }
 )

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from vit_jax.config.schema import RESUMABLE_FIELDS, TrainConfig
@@ -121,19 +121,23 @@ def check_resumable(
     new: TrainConfig,
     old_own: Mapping[str, str] | None = None,
     own: Mapping[str, str] | None = None,
+    may_differ: Collection[str] = (),
 ) -> None:
     """Refuse to go on with the run of config `old` under config `new` if numbers could change.
 
-    Fields that cannot change them (`RESUMABLE_FIELDS`) may differ. `old_own` and `own` are what the
-    two were given in Python.
+    Fields that cannot change them (`RESUMABLE_FIELDS`) may differ, and those of `may_differ`.
+    `old_own` and `own` are what the two were given in Python.
+
+    Fields of the length may differ too where `extends` says so.
 
     Raises:
       ValueError: naming each other field that differs, its old and its new value.
     """
+    free = RESUMABLE_FIELDS | (_OF_LENGTH if extends(old, new) else set())
     changes = [
         f"{path} (was {before!r}, now {after!r})"
         for path, (before, after) in diff(old, new).items()
-        if path not in RESUMABLE_FIELDS and path.split(".")[0] not in RESUMABLE_FIELDS
+        if not {path, path.split(".")[0]} & {*free, *may_differ}
     ]
     before, after = old_own or {}, own or {}
     changes += [
@@ -145,7 +149,36 @@ def check_resumable(
         raise ValueError(
             "the work directory holds a run of another config, which differs in "
             f"{', '.join(changes)}: repeat the command that started it, or give another --workdir"
+            f"{_of_more_epochs(old, new)}"
         )
+
+
+_OF_LENGTH = {"num_epochs", "optimizer.restarts"}
+
+
+def extends(old: TrainConfig, new: TrainConfig) -> bool:
+    """Whether `new` has more epochs than `old` and the same learning rates up to the end of `old`.
+
+    So it is with a constant schedule and with one in steps; of others, where `optimizer.restarts`
+    names that end as the epoch at which the schedule begins anew.
+    """
+    if new.num_epochs <= old.num_epochs:
+        return False
+    before, after = (tuple(config.optimizer.restarts or ()) for config in (old, new))
+    is_open = old.optimizer.schedule in ("constant", "step") and after == before
+    return is_open or after == (*before, old.num_epochs)
+
+
+def _of_more_epochs(old: TrainConfig, new: TrainConfig) -> str:
+    """How a run gets more epochs, for who asks for it as it is not had."""
+    if new.num_epochs <= old.num_epochs or extends(old, new):
+        return ""
+    restarts = ",".join(f"{epoch:g}" for epoch in (*(old.optimizer.restarts or ()), old.num_epochs))
+    return (
+        f'; its "{old.optimizer.schedule}" schedule ends with its {old.num_epochs} epochs: more of '
+        f"them need --config.optimizer.restarts=({restarts},), which begins it anew; or start a "
+        "new run from this one, with --config.init_from=RUN:best and another --workdir"
+    )
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

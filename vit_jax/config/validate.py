@@ -5,6 +5,7 @@ Every failure is one `ValueError` that names the field's path, what was wanted a
 
 import dataclasses
 import difflib
+import itertools
 import math
 import typing
 from collections.abc import Iterable, Iterator
@@ -229,7 +230,8 @@ def _check_together(config: TrainConfig) -> None:
             "got None"
         )
     if data.source != "folder":
-        _check_unused(config, 'but with data.source="folder"', "data.exclude")
+        why = 'but with data.source="folder"'
+        _check_unused(config, why, "data.exclude", "data.labels_file")
     if not data.train_split:
         raise ValueError("config.data.train_split: wanted the name of a split, got ''")
     if (data.mean is None) != (data.std is None) or (
@@ -252,6 +254,7 @@ def _check_together(config: TrainConfig) -> None:
             f"got {data.color_jitter} with rand_augment={data.rand_augment!r}"
         )
     _check_optimizer(optimizer, config.num_epochs)
+    _check_loss(config)
     if config.ema.warmup and not config.ema.decay:
         raise ValueError(
             "config.ema.warmup: wanted false while config.ema.decay is 0 and nothing is averaged, "
@@ -276,6 +279,41 @@ def _check_together(config: TrainConfig) -> None:
             'config.mesh.fsdp: wanted 1 with parallel="pmap", where every device holds all '
             f'parameters, got {mesh.fsdp}; shard parameters with parallel="jit"'
         )
+    if config.parallel == "pmap":
+        _check_unused(config, 'with parallel="pmap"', "training.steps_per_dispatch")
+    if config.training.reduce_dtype != "auto" and mesh.fsdp != 1:
+        raise ValueError(
+            'config.training.reduce_dtype: wanted "auto" with mesh.fsdp other than 1, where the '
+            f"compiler places all exchanges, got {config.training.reduce_dtype!r} with "
+            f"mesh.fsdp={mesh.fsdp}"
+        )
+
+
+def _check_loss(config: TrainConfig) -> None:
+    loss, target = config.loss, config.loss.target
+    why = f'with loss.kind="{loss.kind}"'
+    if target != "classification":
+        _check_unused(
+            config,
+            why,
+            "data.sampling",
+            "loss.label_smoothing",
+            "mix.mixup_alpha",
+            "mix.cutmix_alpha",
+            "distillation.kind",
+        )
+    if target != "regression":
+        _check_unused(config, why, "loss.target_mean", "loss.target_std")
+    if target == "regression" or loss.kind == "reconstruction":
+        _check_unused(config, why, "loss.class_weights", "loss.balanced")
+    if config.distillation.kind != "none":
+        _check_unused(config, "with a teacher", "loss.class_weights", "loss.balanced")
+    if loss.class_weights and loss.balanced:
+        raise ValueError(
+            "config.loss.balanced: wanted false with class_weights, which it would choose, got True"
+        )
+    if not config.data.validation_split and config.data.source != "own":
+        _check_unused(config, "without a validation split", "evaluation.patience")
 
 
 def _check_optimizer(optimizer: OptimizerConfig, num_epochs: int) -> None:
@@ -301,8 +339,31 @@ def _check_optimizer(optimizer: OptimizerConfig, num_epochs: int) -> None:
                 f"config.optimizer.{name}: wanted at most learning_rate "
                 f"({optimizer.learning_rate}), got {getattr(optimizer, name)}"
             )
+    _check_restarts(optimizer, num_epochs)
     if optimizer.nesterov and (optimizer.name != "sgd" or not optimizer.momentum):
         raise ValueError(
             'config.optimizer.nesterov: wanted false but with name="sgd" and a momentum above 0, '
             f'got True with name="{optimizer.name}" and momentum={optimizer.momentum}'
         )
+
+
+def _check_restarts(optimizer: OptimizerConfig, num_epochs: int) -> None:
+    ends = (*(optimizer.restarts or ()), num_epochs)
+    rises = all(after > before for before, after in itertools.pairwise((0, *ends)))
+    if not rises or not all(float(end).is_integer() for end in ends):
+        raise ValueError(
+            "config.optimizer.restarts: wanted whole epochs that rise and are below num_epochs "
+            f"({num_epochs}), got {optimizer.restarts!r}"
+        )
+    if optimizer.restarts and optimizer.schedule == "step":
+        raise ValueError(
+            'config.optimizer.restarts: wanted None with schedule="step", got '
+            f"{optimizer.restarts!r}"
+        )
+    shortest = min(after - before for before, after in itertools.pairwise((0, *ends)))
+    for name in ("warmup_epochs", "cooldown_epochs"):
+        if optimizer.restarts and getattr(optimizer, name) >= shortest:
+            raise ValueError(
+                f"config.optimizer.{name}: wanted less than the {shortest:g} epochs between two "
+                f"restarts, got {getattr(optimizer, name)}"
+            )

@@ -6,6 +6,7 @@ it, so that a run can be set beside PyTorch's. Each takes one image (H, W, C) an
 the size of batches changes what happens to an image.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
@@ -24,11 +25,35 @@ from vit_jax.data.resize import resize_bilinear
 _PADDED_CROP, _COLOR_JITTER, _RAND_AUGMENT, _ERASING = range(3, 7)
 
 # The last argument is of `RandomResizedCrop`, see `make_train_augment`.
-Augment = Callable[
+AugmentPixels = Callable[
     [Key[Array, "B"], UInt8[Array, "B H W C"], Int32[Array, "B 5"] | None],
-    Float[Array, "B h w C"],
+    UInt8[Array, "B h w C"],
 ]
+FinishImages = Callable[[Key[Array, "B"], UInt8[Array, "B h w C"]], Float[Array, "B h w C"]]
 Preprocess = Callable[[UInt8[Array, "B H W C"]], Float[Array, "B h w C"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainAugment:
+    """The training augmentation in two halves, so that images may move between them as uint8.
+
+    Attributes:
+        pixels: (keys (B,), images (B, H, W, C), crops (B, 5) or None for the whole images) to
+            images of the final size.
+        finished: (keys (B,), images) to what the model takes: normalised, with erased rectangles.
+    """
+
+    pixels: AugmentPixels
+    finished: FinishImages
+
+    def __call__(
+        self,
+        keys: Key[Array, "B"],
+        images: UInt8[Array, "B H W C"],
+        crops: Int32[Array, "B 5"] | None = None,
+    ) -> Float[Array, "B h w C"]:
+        """Both halves; `crops` is `batch["crop"]` of `train_batches`."""
+        return self.finished(keys, self.pixels(keys, images, crops))
 
 
 def example_keys(
@@ -88,7 +113,7 @@ def make_train_augment(
     std: Sequence[float],
     dtype: DTypeLike = jnp.float32,
     one_by_one: bool = False,
-) -> Augment:
+) -> TrainAugment:
     """The training augmentation: each method that is asked for, in the order of the arguments.
 
     Resize (or crop and resize), padded crop, rotation, flip, colour jitter or RandAugment,
@@ -116,7 +141,7 @@ def make_train_augment(
 
     Returns:
         A function of (keys (B,), uint8 images (B, H, W, C), crops (B, 5) or None for the whole
-        images), for use under `jax.jit`. The crops are `batch["crop"]` of `train_batches`.
+        images), for use under `jax.jit`.
 
     Raises:
         ValueError: an argument outside its range, or methods that exclude each other.
@@ -171,17 +196,20 @@ def make_train_augment(
             image = random_color_jitter(jitter_key, image, color_jitter)
         return image
 
-    def augment(
+    def pixels(
         keys: Key[Array, "B"],
         images: UInt8[Array, "B H W C"],
-        crops: Int32[Array, "B 5"] | None = None,
-    ) -> Float[Array, "B h w C"]:
+        crops: Int32[Array, "B 5"] | None,
+    ) -> UInt8[Array, "B h w C"]:
         images = jax.vmap(augment_one)(keys, images, crops)
         if settings is not None:
             keys_here = _fold_in(keys, _RAND_AUGMENT)
             images = randaugment.rand_augment(
                 keys_here, images, settings, fill, one_by_one=one_by_one
             )
+        return images
+
+    def finished(keys: Key[Array, "B"], images: UInt8[Array, "B h w C"]) -> Float[Array, "B h w C"]:
         normalized = normalize(images, mean, std, dtype)
         if random_erasing:
             normalized = erasing.random_erasing(
@@ -193,7 +221,7 @@ def make_train_augment(
             )
         return normalized
 
-    return augment
+    return TrainAugment(pixels, finished)
 
 
 def make_eval_preprocess(

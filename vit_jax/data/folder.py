@@ -4,12 +4,21 @@ import collections
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vit_jax.data.decode import decode_image
+from vit_jax.data.labels import LabelFile, encode, read_label_file
 from vit_jax.data.order import stratified_order
-from vit_jax.data.sources import Concatenation, Example, ImageSource, Subset, check_index
+from vit_jax.data.sources import (
+    ArraySource,
+    Concatenation,
+    Example,
+    ImageSource,
+    Subset,
+    check_index,
+)
 from vit_jax.storage import read_bytes
 
 # Those of torchvision's ImageFolder, all of which OpenCV reads.
@@ -31,7 +40,7 @@ class FolderSource(ImageSource):
 
     Args:
         paths: the files.
-        labels: the label of each.
+        labels: the label of each: (N,) classes, or floats of any shape (N, ...).
         class_names: the class of each label.
         name: what logs and errors call it.
     """
@@ -39,13 +48,17 @@ class FolderSource(ImageSource):
     def __init__(
         self,
         paths: Sequence[str],
-        labels: Sequence[int],
+        labels: Sequence[int] | np.ndarray,
         *,
         class_names: Sequence[str],
         name: str,
     ) -> None:
         self.paths = list(paths)
-        self.labels = np.asarray(labels, np.int64)
+        self.labels = np.asarray(labels)
+        if self.labels.dtype.kind == "f":
+            self.label_shape, self.label_dtype = self.labels.shape[1:], self.labels.dtype
+        else:
+            self.labels = self.labels.astype(np.int64)
         self.class_names = tuple(class_names)
         self.channels = 3
         self.image_shape = None
@@ -61,11 +74,16 @@ class FolderSource(ImageSource):
             data = read_bytes(Path(path))
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror}") from error
-        return {"image": decode_image(data, 3, path), "label": int(self.labels[index])}
+        label = self.labels[index]
+        is_class = label.dtype.kind == "i"
+        return {"image": decode_image(data, 3, path), "label": int(label) if is_class else label}
 
 
 def open_folder(
-    root: str | os.PathLike[str], exclude: Collection[str] = ()
+    root: str | os.PathLike[str],
+    exclude: Collection[str] = (),
+    labels_file: str | os.PathLike[str] | None = None,
+    kind: str = "classification",
 ) -> tuple[dict[str, ImageSource], list[str]]:
     """The splits of a folder of images, classes in sorted order.
 
@@ -79,6 +97,9 @@ def open_folder(
     Args:
         root: the folder.
         exclude: images that are left out too, before anything is cut: their paths from `root`.
+        labels_file: of the images, see `vit_jax.data.labels.read_label_file`: its rows are the
+            images, in its splits or in the same cut (stratified by classes), and folders are none.
+        kind: of its labels, see `vit_jax.data.labels.encode`.
 
     Returns:
         The splits, and what was left out: a phrase for each kind.
@@ -94,6 +115,8 @@ def open_folder(
             f"train), or {root}/CLASS/*.jpg; name the folder with --config.data.data_dir="
         )
     left_out = _LeftOut(root, exclude)
+    if labels_file:
+        return _open_labelled(read_label_file(labels_file, root), root, kind, left_out)
     if not _is_divided(root):
         whole = _scan(root, None, f"folder {root} all", left_out)
         return _cut_into_splits(whole), left_out.phrases()
@@ -109,16 +132,60 @@ def open_folder(
     return splits, left_out.phrases()
 
 
-def labelled_paths(source: ImageSource) -> list[tuple[str, int]]:
+def _open_labelled(
+    file: LabelFile, root: Path, kind: str, left_out: "_LeftOut"
+) -> tuple[dict[str, ImageSource], list[str]]:
+    """The splits of a folder whose images a file labels."""
+    labels, names = encode(file, kind)
+    paths = [str(root / row.file) for row in file.rows]
+    kept = set(left_out.without_excluded(paths))
+    chosen = [place for place, path in enumerate(paths) if path in kept]
+    rows, labels = [file.rows[place] for place in chosen], labels[chosen]
+    stem = f"folder {root}, labels {file.path.name}"
+    whole = FolderSource(
+        [paths[place] for place in chosen], labels, class_names=names, name=f"{stem} all"
+    )
+    unnamed = len(set(_images_below(root, _LeftOut(root, ()))) - set(paths))
+    phrases = left_out.phrases()
+    if unnamed:
+        phrases.append(f"{_count(unnamed, 'image')} that {file.path.name} does not name")
+    if not any(row.split for row in rows):
+        return _cut_into_splits(whole), phrases
+    splits: dict[str, ImageSource] = {}
+    for split in _SPLIT_DIRECTORIES:
+        places = [place for place, row in enumerate(rows) if row.split == split]
+        if places:
+            splits[split] = Subset(whole, np.array(places), name=f"{stem} {split}")
+    if "train" not in splits:
+        raise ValueError(f"the label file {file.path}: no row has the split train")
+    return splits, phrases
+
+
+def labelled_paths(source: ImageSource) -> list[tuple[str, Any]]:
     """The file and the label of each image of a split of a folder; none of other sources."""
     if isinstance(source, FolderSource):
-        return list(zip(source.paths, source.labels.tolist(), strict=True))
+        labels = source.labels.tolist()
+        as_keys = [tuple(label) if isinstance(label, list) else label for label in labels]
+        return list(zip(source.paths, as_keys, strict=True))
     if isinstance(source, Subset):
         found = labelled_paths(source.source)
         return [found[index] for index in source.indices] if found else []
     if isinstance(source, Concatenation):
         return [each for part in source.sources for each in labelled_paths(part)]
     return []
+
+
+def labels_of(source: ImageSource) -> np.ndarray:
+    """The labels of a whole source, (N, ...); images are read only where
+    nothing else has them.
+    """
+    if isinstance(source, FolderSource | ArraySource):
+        return source.labels
+    if isinstance(source, Subset):
+        return labels_of(source.source)[source.indices]
+    if isinstance(source, Concatenation):
+        return np.concatenate([labels_of(part) for part in source.sources])
+    return np.stack([np.asarray(example["label"]) for example in source.stream(range(len(source)))])
 
 
 class _LeftOut:
@@ -282,7 +349,9 @@ def _images_below(folder: Path, left_out: _LeftOut) -> list[str]:
 
 
 def _cut_into_splits(whole: FolderSource) -> dict[str, ImageSource]:
-    order = stratified_order(whole.labels, _SPLIT_SEED)
+    is_classes = whole.labels.dtype.kind == "i"
+    labels = whole.labels if is_classes else np.zeros(len(whole), np.int64)
+    order = stratified_order(labels, _SPLIT_SEED)
     train_end = round(len(whole) * _TRAIN_FRACTION)
     validation_end = round(len(whole) * (_TRAIN_FRACTION + _VALIDATION_FRACTION))
     cuts = {

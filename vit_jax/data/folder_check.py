@@ -9,11 +9,13 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vit_jax.data.decode import decode_image
 from vit_jax.data.folder import labelled_paths, open_folder
 from vit_jax.data.sources import ImageSource
 from vit_jax.storage import read_bytes
+from vit_jax.watching import Watch, unwatched
 
 # Splits of more files are not compared as a run starts: to ask for their sizes takes seconds.
 _MOST_COMPARED = 20_000
@@ -85,20 +87,30 @@ class CheckedFolder:
         class_of = dict(each for part in self.parts.values() for each in labelled_paths(part))
         return self._across(class_of)
 
-    def _across(self, part_of: Mapping[str, str] | Mapping[str, int]) -> list[list[str]]:
+    def _across(self, part_of: Mapping[str, Any]) -> list[list[str]]:
         return [paths for paths in self.duplicates if len({part_of[path] for path in paths}) > 1]
 
 
-def check_folder(root: str | os.PathLike[str]) -> CheckedFolder:
+def check_folder(
+    root: str | os.PathLike[str],
+    labels_file: str | os.PathLike[str] | None = None,
+    kind: str = "classification",
+    watch: Watch = unwatched,
+) -> CheckedFolder:
     """Decodes each image of a folder as training does, on all processors.
+
+    Args:
+        root, labels_file, kind: see `open_folder`.
+        watch: goes through the images; see `vit_jax.watching`.
 
     Raises:
         ValueError: see `open_folder`.
     """
-    splits, left_out = open_folder(root)
+    splits, left_out = open_folder(root, (), labels_file, kind)
     paths = {path: None for part in splits.values() for path, _ in labelled_paths(part)}
     with _quiet_opencv(), ThreadPoolExecutor(os.cpu_count()) as threads:
-        return CheckedFolder(splits, left_out, tuple(threads.map(_look_at, paths)))
+        looked = watch(threads.map(_look_at, paths), len(paths), "reading")
+        return CheckedFolder(splits, left_out, tuple(looked))
 
 
 def shared_images(train: ImageSource, *others: ImageSource | None) -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ from vit_jax.data.host_crop import (
     evaluation_crop,
     pil_resize,
 )
-from vit_jax.data.order import epoch_examples
+from vit_jax.data.order import balanced_examples, epoch_examples
 from vit_jax.data.sources import ImageSource
 from vit_jax.data.workers import check_killed, init_worker
 
@@ -83,7 +83,9 @@ def train_batches(
     image_size: int | tuple[int, int] | None = None,
     crop: RandomResizedCrop | None = None,
     repeats: int = 1,
+    balanced: np.ndarray | None = None,
     rows: Sequence[int] | np.ndarray | None = None,
+    with_images: bool = True,
 ) -> Batches:
     """Shuffled batches from `start_step` on, epoch after epoch.
 
@@ -108,7 +110,10 @@ def train_batches(
             and the training step cuts it: see `RandomResizedCrop.draw`. None: the whole image,
             whatever its aspect ratio.
         repeats: how many times an image of an epoch appears in it, see `epoch_examples`.
+        balanced: (N,) int64, the class of each image: an epoch, as long as before, shows every
+            class equally often, see `balanced_examples`. None: every image once.
         rows: which rows of each batch are made: a host's own. None: all.
+        with_images: False leaves `image` and `label` out, and reads none: `index` tells them.
 
     Raises:
         ValueError: an argument out of its range, more images in a batch than in the source, or
@@ -124,6 +129,8 @@ def train_batches(
             f"repeats must be at most {_MAX_INDEX // len(source)} for the {len(source)} images of "
             f"{source.name}, got {repeats}"
         )
+    if balanced is not None:
+        _check_balanced(source, balanced, repeats)
     make_batch = _TrainBatch(
         source=source,
         rows=_rows(batch_size, rows),
@@ -131,12 +138,26 @@ def train_batches(
         crop=crop,
         cut_in_step=image_size is None,
         repeats=repeats,
+        balanced=balanced,
         batch_size=batch_size,
         seed=seed,
         steps_per_epoch=num_steps_per_epoch,
+        with_images=with_images,
     )
     end = _ENDLESS if num_steps is None else start_step + num_steps
     return _iterate(make_batch, start_step, end, num_workers, worker_kind)
+
+
+def _check_balanced(source: ImageSource, labels: np.ndarray, repeats: int) -> None:
+    counts = np.unique(labels, return_counts=True)[1]
+    most = len(source) * (len(source) // len(counts) // counts.min() + 2)
+    if repeats > 1 or most > _MAX_INDEX:
+        reason = (
+            f"repeats must be 1, got {repeats}"
+            if repeats > 1
+            else f"the rarest class of {source.name} has {counts.min()} of {len(source)} images"
+        )
+        raise ValueError(f"balanced sampling: {reason}")
 
 
 def eval_batches(
@@ -150,6 +171,7 @@ def eval_batches(
     interpolation: str = "bilinear",
     crop_mode: str = "center",
     rows: Sequence[int] | np.ndarray | None = None,
+    with_images: bool = True,
 ) -> Batches:
     """Every image exactly once, in the order of the source.
 
@@ -167,6 +189,7 @@ def eval_batches(
         interpolation: of the resize, see `evaluation_crop`.
         crop_mode: see `evaluation_crop`.
         rows: as in `train_batches`.
+        with_images: as in `train_batches`.
 
     Raises:
         ValueError: as in `train_batches`; the source may be smaller than a batch.
@@ -183,6 +206,7 @@ def eval_batches(
         size=_image_size(source, image_size),
         batch_size=batch_size,
         crop=None if image_size is None else (crop_fraction, interpolation, crop_mode),
+        with_images=with_images,
     )
     return _iterate(make_batch, 0, num_eval_batches(source, batch_size), num_workers, worker_kind)
 
@@ -218,34 +242,41 @@ class _TrainBatch:
     crop: RandomResizedCrop | None
     cut_in_step: bool
     repeats: int
+    balanced: np.ndarray | None
     batch_size: int
     seed: int
     steps_per_epoch: int
+    with_images: bool = True
 
     def __call__(self, step: int) -> Batch:
         epoch, step_of_epoch = divmod(int(step), self.steps_per_epoch)
         places = self.rows + step_of_epoch * self.batch_size
-        positions, indices = epoch_examples(
-            places, len(self.source), self.seed, epoch, self.repeats
-        )
+        if self.balanced is None:
+            length = len(self.source)
+            positions, indices = epoch_examples(places, length, self.seed, epoch, self.repeats)
+        else:
+            positions, indices = balanced_examples(places, self.balanced, self.seed, epoch)
         batch = _empty_batch(indices, self.size, self.source)
-        if self.crop is not None and self.cut_in_step:
-            batch["crop"] = np.zeros((len(indices), 5), np.int32)
         height, width, _ = self.size
+        if self.crop is not None and self.cut_in_step:  # of images that are all of this size
+            drawn = [self._drawn(height, width, epoch, index) for index in indices.tolist()]
+            batch["crop"] = np.asarray(drawn, np.int32)
+        if not self.with_images:
+            return _without_images(batch)
         for row, example in enumerate(self.source.stream(positions.tolist())):
             image = example["image"]
-            if self.crop is not None:
-                crop = self.crop.draw(
-                    *image.shape[:2], seed=self.seed, epoch=epoch, index=int(indices[row])
-                )
-                if self.cut_in_step:
-                    batch["crop"][row] = crop
-                else:
-                    image = cut(image, crop, height, width)
+            if self.crop is not None and not self.cut_in_step:
+                crop = self._drawn(image.shape[0], image.shape[1], epoch, int(indices[row]))
+                image = cut(image, crop, height, width)
             elif image.shape != self.size:
                 image = pil_resize(image, height, width, "bilinear")
             batch["image"][row], batch["label"][row] = image, example["label"]
         return batch
+
+    def _drawn(self, height: int, width: int, epoch: int, index: int) -> Any:
+        """The random crop of an image of this size."""
+        assert self.crop is not None
+        return self.crop.draw(height, width, seed=self.seed, epoch=epoch, index=index)
 
 
 @dataclass(frozen=True)
@@ -257,11 +288,14 @@ class _EvalBatch:
     size: tuple[int, int, int]
     batch_size: int
     crop: tuple[float, str, str] | None
+    with_images: bool = True
 
     def __call__(self, number: int) -> Batch:
         indices = np.arange(self.batch_size)[self.rows] + int(number) * self.batch_size
         indices[indices >= len(self.source)] = -1
         batch = _empty_batch(indices, self.size, self.source)
+        if not self.with_images:
+            return _without_images(batch)
         height, width, _ = self.size
         rows = np.flatnonzero(batch["mask"]).tolist()
         examples = self.source.stream(indices[rows].tolist())
@@ -282,6 +316,10 @@ def _empty_batch(indices: np.ndarray, size: tuple[int, int, int], source: ImageS
         "index": indices.astype(np.int32),
         "mask": indices >= 0,
     }
+
+
+def _without_images(batch: Batch) -> Batch:
+    return {name: value for name, value in batch.items() if name not in ("image", "label")}
 
 
 def _iterate(

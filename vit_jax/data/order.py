@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 
 # Independent purposes draw from independent streams, also when their seeds are equal.
-SPLIT_STREAM, SUBSET_STREAM, EPOCH_STREAM, CROP_STREAM = 1, 2, 3, 4
+SPLIT_STREAM, SUBSET_STREAM, EPOCH_STREAM, CROP_STREAM, BALANCE_STREAM = 1, 2, 3, 4, 5
 
 
 def permutation(length: int, *words: int) -> np.ndarray:
@@ -40,6 +40,50 @@ def epoch_order(length: int, seed: int, epoch: int) -> np.ndarray:
     order = permutation(length, EPOCH_STREAM, seed, epoch)
     order.setflags(write=False)
     return order
+
+
+@lru_cache(maxsize=4)
+def _balanced_order(labels: bytes, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """An epoch in which every class stands equally often, to one: positions, and their repeats.
+
+    The images of a class have their turn in an order of their own, again and again until its places
+    are filled; which classes have one place more changes from epoch to epoch.
+    """
+    of = np.frombuffer(labels, np.int64)
+    classes = np.unique(of)
+    share, rest = divmod(len(of), len(classes))
+    favoured = set(permutation(len(classes), BALANCE_STREAM, seed, epoch)[:rest].tolist())
+    positions, repeats = [], []
+    for place, label in enumerate(classes.tolist()):
+        members, count = np.flatnonzero(of == label), share + (place in favoured)
+        turns = -(-count // len(members))
+        for turn in range(turns):
+            order = permutation(len(members), BALANCE_STREAM, seed, epoch, label, turn)
+            positions.append(members[order][: count - turn * len(members)])
+            repeats.append(np.full(len(positions[-1]), turn))
+    shuffled = permutation(len(of), EPOCH_STREAM, seed, epoch)
+    found = np.concatenate(positions)[shuffled], np.concatenate(repeats)[shuffled]
+    for array in found:
+        array.setflags(write=False)
+    return found
+
+
+def balanced_examples(
+    places: np.ndarray, labels: np.ndarray, seed: int, epoch: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which images stand at `places` of an epoch that shows every class equally often.
+
+    Args:
+        places: as of `epoch_examples`.
+        labels: (N,) int64, the class of each training image.
+        seed, epoch: select the order.
+
+    Returns:
+        positions, indices: as of `epoch_examples`; an image of a rare class stands there
+        repeatedly.
+    """
+    positions, repeats = _balanced_order(labels.tobytes(), seed, epoch)
+    return positions[places], positions[places] + len(labels) * repeats[places]
 
 
 def epoch_examples(

@@ -21,7 +21,8 @@ class OwnSource(ImageSource):
       items: `items[i]` is (image, label), or a mapping with "image" and "label". An image is a
         PIL image (turned upright) or a uint8 array, (H, W, C) or (H, W); a label is a class, or an
         array of numbers that is of one shape in all items.
-      class_names: the class of each label; empty: not known, or labels are no classes.
+      class_names: the class of each label, or the name of each of its numbers where it says of
+        each class whether it is there; empty: not known, or labels are no classes.
       name: what logs and errors call it.
 
     Raises:
@@ -45,10 +46,12 @@ class OwnSource(ImageSource):
         self.channels = image.shape[2]
         self.label_shape = label.shape
         self.label_dtype = np.dtype(np.int32 if label.dtype.kind in "iub" else np.float32)
-        if self.class_names and (self.label_shape or self.label_dtype != np.int32):
+        is_class = not self.label_shape and self.label_dtype == np.int32
+        if self.class_names and not is_class and self.label_shape != (len(self.class_names),):
             raise ValueError(
-                f"{name}: wanted classes, as class_names has names of them, got labels of shape "
-                f"{self.label_shape} {label.dtype}"
+                f"{name}: wanted classes, as class_names has names of them, or one number for each "
+                f"of the {len(self.class_names)}, got labels of shape {self.label_shape} "
+                f"{label.dtype}"
             )
         self._example(0, image, label)
 
@@ -103,7 +106,7 @@ class OwnSource(ImageSource):
         if label.dtype.kind == "f" and self.label_dtype == np.int32:
             raise ValueError(f"{self.name}: label {index} is {label}, and the first is a class")
         classes = len(self.class_names) or self.num_labels
-        if classes and not 0 <= int(label) < classes:
+        if classes and not self.label_shape and not 0 <= int(label) < classes:
             raise ValueError(label_error(self.name, index, int(label), classes))
         return {"image": image, "label": label.astype(self.label_dtype)}
 

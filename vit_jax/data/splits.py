@@ -44,7 +44,9 @@ class Splits:
         parts = {"train": self.train, "validation": self.validation, "test": self.test}
         sizes = [f"{len(part):,} {name}" for name, part in parts.items() if part is not None]
         left = f"; left out: {'; '.join(self.left_out)}" if self.left_out else ""
-        return f"{len(self.class_names):,} classes, images: {', '.join(sizes)}{left}"
+        names, several = self.class_names, self.train.label_shape
+        what = f"{len(names):,} {'labels' if several else 'classes'}" if names else "numbers"
+        return f"{what}, images: {', '.join(sizes)}{left}"
 
 
 def open_splits(
@@ -58,6 +60,8 @@ def open_splits(
     seed: int = 0,
     num_train_examples: int | None = None,
     exclude: Collection[str] = (),
+    labels_file: str | os.PathLike[str] | None = None,
+    kind: str = "classification",
 ) -> Splits:
     """Opens the train, validation and test data of a run. Reads local files only.
 
@@ -73,7 +77,7 @@ def open_splits(
         test_split: the same, or None or "" for no test.
         seed: of the permutation that `num_train_examples` takes its examples from.
         num_train_examples: the first n of a seeded permutation of the training images; None: all.
-        exclude: of a folder, see `open_folder`.
+        exclude, labels_file, kind: of a folder, see `open_folder`.
 
     Raises:
         ValueError: anything above that cannot be had.
@@ -92,7 +96,7 @@ def open_splits(
         if data_dir is None:
             raise ValueError("source 'folder' needs data_dir, the folder of images by class")
         root = os.path.join(data_dir, name) if name else data_dir
-        available, left_out = open_folder(root, exclude)
+        available, left_out = open_folder(root, exclude, labels_file, kind)
     elif source == "digits":
         available = open_digits()
     elif source == "own":

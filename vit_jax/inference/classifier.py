@@ -1,8 +1,9 @@
 """A loaded model as a function of uint8 images, prepared as in the evaluation of its training."""
 
+import collections
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -10,15 +11,18 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from vit_jax.data.loader import Batches, eval_batches
+from vit_jax.data.loader import Batch, Batches, eval_batches
 from vit_jax.data.sources import ImageSource
 from vit_jax.inference.preprocess import host_size, preparation, preprocessing_of
 from vit_jax.layers.forms import eval_graph
 from vit_jax.models.base import VisionModel
 from vit_jax.training.mesh import make_mesh, put_batch, replicated
+from vit_jax.training.state import Arrays
 
 # OpenCV and Pillow decode outside the GIL; more threads would hold more images in memory.
 _MAX_WORKERS = 4
+# Batches that may be under way: enough to keep the device busy, few enough to hold.
+_IN_FLIGHT = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Classifier:
 
     model: VisionModel[Any]
     mesh: Mesh
-    variables: nnx.State
+    variables: Arrays
 
     @classmethod
     def of(cls, model: VisionModel[Any]) -> "Classifier":
@@ -44,14 +48,14 @@ class Classifier:
         """
         preprocessing_of(model)
         mesh = make_mesh(-1, 1)
-        variables = nnx.state(model)
+        variables = nnx.to_pure_dict(nnx.state(model))
         return cls(model, mesh, jax.device_put(variables, replicated(mesh)))
 
-    def logits(self, variables: nnx.State, images: jax.Array) -> jax.Array:
+    def logits(self, variables: Arrays, images: jax.Array) -> jax.Array:
         """Images (B, h, w, C) uint8, which are resized and normalised, to logits; for `jax.jit`."""
         return self._call(variables, images, lambda model, prepared: model(prepared))
 
-    def features(self, variables: nnx.State, images: jax.Array) -> jax.Array:
+    def features(self, variables: Arrays, images: jax.Array) -> jax.Array:
         """Images as of `logits` to what the head's last layer reads, (B, features)."""
         return self._call(
             variables,
@@ -63,7 +67,7 @@ class Classifier:
 
     def _call(
         self,
-        variables: nnx.State,
+        variables: Arrays,
         images: jax.Array,
         function: Callable[[VisionModel, jax.Array], Any],
     ) -> Any:
@@ -96,7 +100,7 @@ class Classifier:
         workers = min(_MAX_WORKERS, os.cpu_count() or 1) if num_workers is None else num_workers
         return eval_batches(
             source,
-            batch_size=-(-batch_size // self.mesh.size) * self.mesh.size,
+            batch_size=self.rounded(batch_size),
             num_workers=workers,
             image_size=None if as_it_is else host_size(self.model),
             crop_fraction=preprocessing.crop_fraction,
@@ -104,6 +108,31 @@ class Classifier:
             crop_mode=preprocessing.crop_mode,
         )
 
+    def rounded(self, batch_size: int) -> int:
+        """The batch size, up to a multiple of the number of devices."""
+        return -(-batch_size // self.mesh.size) * self.mesh.size
+
     def on_device(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         """The batch divided between the devices."""
         return put_batch(self.mesh, batch)
+
+    def results(
+        self, function: Callable[[Arrays, jax.Array], Any], batches: Iterable[Batch]
+    ) -> Iterator[tuple[Batch, Any]]:
+        """Each batch with what a function makes of its images, in order.
+
+        A few batches are sent ahead of the one that is waited for.
+
+        Args:
+          function: of `variables` and images as of `logits`; compiled.
+          batches: of `batches`.
+        """
+        under_way: collections.deque[tuple[Batch, Any]] = collections.deque()
+        for batch in batches:
+            images = self.on_device({"image": batch.pop("image")})["image"]
+            under_way.append((batch, function(self.variables, images)))
+            if len(under_way) > _IN_FLIGHT:
+                sent, found = under_way.popleft()
+                yield sent, jax.device_get(found)
+        for sent, found in under_way:
+            yield sent, jax.device_get(found)

@@ -11,14 +11,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Float
 
+from vit_jax.data.loader import num_eval_batches
 from vit_jax.inference.classifier import Classifier
 from vit_jax.inference.images import ImageFiles, check_channels
 from vit_jax.inference.preprocess import host_size, shown
 from vit_jax.models.base import VisionModel
 from vit_jax.storage import check_output, write_bytes
+from vit_jax.training.state import Arrays
+from vit_jax.watching import Watch, unwatched
 
 FORMATS = {".npz": b"PK"}
 # Similarities that are held at a time: 64 MiB of float32.
@@ -73,24 +75,29 @@ def embed(
 
 
 def features_of(
-    classifier: Classifier, source: Any, batch_size: int, num_workers: int | None
+    classifier: Classifier,
+    source: Any,
+    batch_size: int,
+    num_workers: int | None,
+    watch: Watch = unwatched,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features (N, D) and labels (N,) of all images of a source, in order.
+
+    `watch` goes through the batches; see `vit_jax.watching`.
 
     Raises:
       ValueError: a model without pooling; see `Classifier.batches`.
     """
 
     @jax.jit
-    def compiled(variables: nnx.State, images: jax.Array) -> jax.Array:
+    def compiled(variables: Arrays, images: jax.Array) -> jax.Array:
         features = classifier.features(variables, images)
         return features.astype(jnp.promote_types(features.dtype, jnp.float32))
 
     features, labels = [], []
     with classifier.batches(source, batch_size, num_workers) as batches:
-        for batch in batches:
-            on_device = classifier.on_device({"image": batch["image"]})
-            found = np.asarray(compiled(classifier.variables, on_device["image"]))
+        total = num_eval_batches(source, classifier.rounded(batch_size))
+        for batch, found in classifier.results(compiled, watch(batches, total, "features")):
             if found.ndim != 2:
                 raise ValueError(
                     "this model has global_pool='' and a feature for every token: wanted one for "

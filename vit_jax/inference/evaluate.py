@@ -1,23 +1,29 @@
-"""How well a trained model does on a labelled set: accuracy, confusion, calibration."""
+"""How well a trained model does on a labelled set.
+
+Of classes: accuracy, confusion, calibration. Of several labels an image: average precision,
+precision and recall of each. Of numbers: their errors.
+"""
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from vit_jax.data.loader import Batches
+from vit_jax.data.loader import num_eval_batches
 from vit_jax.data.sources import ImageSource
 from vit_jax.inference.classifier import Classifier
 from vit_jax.models.base import VisionModel
 from vit_jax.training.evaluate import evaluate as average_over
-from vit_jax.training.losses import classification_loss
 from vit_jax.training.mesh import replicated
-from vit_jax.training.metrics import Sums
+from vit_jax.training.metrics import OwnSums, Sums
+from vit_jax.training.objectives import THRESHOLD, Objective, average_precisions, objective_of
+from vit_jax.training.state import Arrays
+from vit_jax.watching import Watch, unwatched
 
 NUM_BINS = 15
 
@@ -100,13 +106,82 @@ class Evaluation:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class LabelEvaluation:
+    """What a model of several labels an image made of a labelled set.
+
+    Attributes:
+      source: the set.
+      figures: loss, the share of images with every label right (exact), and the mean of the average
+        precisions (mAP).
+      class_names: of the model.
+      labels: (N, labels) bool; logits: (N, labels).
+      notes: what to know of the figures, a line each.
+    """
+
+    source: str
+    figures: dict[str, float]
+    class_names: tuple[str, ...]
+    labels: np.ndarray
+    logits: np.ndarray
+    notes: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def probabilities(self) -> np.ndarray:
+        """(N, labels), of each label by itself."""
+        return np.exp(-np.logaddexp(0, -self.logits))
+
+    @functools.cached_property
+    def average_precision(self) -> np.ndarray:
+        """(labels,); nan of a label that no image has."""
+        return average_precisions(self.logits, self.labels)
+
+    @functools.cached_property
+    def counts(self) -> np.ndarray:
+        """(labels,) images that have the label."""
+        return self.labels.sum(axis=0)
+
+    @functools.cached_property
+    def precision_and_recall(self) -> tuple[np.ndarray, np.ndarray]:
+        """(labels,) each, of labels that are said to be there from a half on; nan of none."""
+        said = self.probabilities >= THRESHOLD
+        right = (said & self.labels).sum(axis=0)
+        return _divide(right, said.sum(axis=0)), _divide(right, self.counts)
+
+
+@dataclasses.dataclass(frozen=True)
+class ValueEvaluation:
+    """What a model of numbers made of a labelled set.
+
+    Attributes:
+      source: the set.
+      figures: loss, mae and rmse; the errors are in the unit of the labels.
+      labels, predictions: (N, numbers).
+      notes: what to know of the figures, a line each.
+    """
+
+    source: str
+    figures: dict[str, float]
+    labels: np.ndarray
+    predictions: np.ndarray
+    notes: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def determination(self) -> np.ndarray:
+        """(numbers,) R^2: 1 - squared errors / squared deviations from the mean; nan if it is 0."""
+        errors = np.square(self.predictions - self.labels).sum(axis=0)
+        spread = np.square(self.labels - self.labels.mean(axis=0)).sum(axis=0)
+        return 1 - _divide(errors, spread)
+
+
 def evaluate(
     model: VisionModel[Any],
     source: ImageSource,
     batch_size: int = 256,
     num_workers: int | None = None,
-) -> Evaluation:
-    """Evaluates a model as its training does: on the set of its run, the same loss, top1 and top5.
+    watch: Watch = unwatched,
+) -> Any:
+    """Evaluates a model as its training does: on the set of its run, the same loss and figures.
 
     Args:
       model: of `vit_jax.from_pretrained`.
@@ -114,52 +189,103 @@ def evaluate(
         the model knows, labels go by name; else by index, and `notes` say so.
       batch_size: images at a time; the same numbers to the last bit need that of the run.
       num_workers: threads that decode; None: by the number of processors, 0: none.
+      watch: goes through the batches; see `vit_jax.watching`.
+
+    Returns:
+      An `Evaluation`; where the model's `spec.target` says so a `LabelEvaluation` or a
+      `ValueEvaluation`.
 
     Raises:
-      ValueError: channels or classes that do not fit, a model that states no preprocessing, or an
-        image that cannot be read.
+      ValueError: channels, classes or labels that do not fit, a model that states no preprocessing,
+        or an image that cannot be read.
     """
-    to_label, notes = _labels_of(model, source)
+    objective = objective_of(model.spec.target)
+    is_classes = objective.kind == "classification"
+    to_model, notes = _to_labels(model, source, objective)
     classifier = Classifier.of(model)
+    figures, roots = None if is_classes else objective.figures, objective.roots
     seen: list[tuple[jax.Array, ...]] = []
 
-    @functools.partial(jax.jit, donate_argnums=2)
-    def compiled(variables: nnx.State, batch: dict[str, Any], sums: Sums) -> tuple[Sums, Any]:
-        labels = batch["label"]
-        logits = classifier.logits(variables, batch["image"])
-        losses, logits = classification_loss(logits, labels)
-        confidence = jax.nn.softmax(logits).max(axis=-1)
-        sums += Sums.of_batch(losses, logits, labels, batch["mask"])
-        return sums, (labels, logits.argmax(axis=-1), confidence, batch["mask"])
+    @jax.jit
+    def compiled(variables: Arrays, batch: dict[str, Any], sums: Any) -> tuple[Any, Any]:
+        labels, mask = batch["label"], batch["mask"]
+        outputs = classifier.logits(variables, batch["image"])
+        losses, found = objective.losses(outputs, labels, train=False)
+        if figures is not None:
+            each = {name: measure(found, labels) for name, measure in figures.items()}
+            return sums + OwnSums.of_batch(losses, each, mask, roots), (labels, found, mask)
+        confidence = jax.nn.softmax(found).max(axis=-1)
+        sums += Sums.of_batch(losses, found, labels, mask)
+        return sums, (labels, found.argmax(axis=-1), confidence, mask)
 
-    def step(variables: nnx.State, batch: dict[str, Any], sums: Sums) -> Sums:
+    def step(variables: Arrays, batch: dict[str, Any], sums: Any) -> Any:
         sums, of_examples = compiled(variables, batch, sums)
         seen.append(of_examples)
         return sums
 
-    def relabelled(batches: Batches) -> Iterator[dict[str, Any]]:
+    def relabelled(batches: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for batch in batches:
-            labels = to_label[batch["label"]].astype(np.int32)
-            yield classifier.on_device({**batch, "label": labels})
+            yield classifier.on_device({**batch, "label": to_model(batch["label"])})
 
-    def zeros() -> Sums:
+    def zeros() -> Any:
         dtype = jnp.promote_types(model.param_dtype, jnp.float32)
-        return jax.device_put(Sums.zeros(dtype), replicated(classifier.mesh))
+        nothing = Sums.zeros(dtype) if figures is None else OwnSums.zeros(dtype, figures, roots)
+        return jax.device_put(nothing, replicated(classifier.mesh))
 
     with classifier.batches(source, batch_size, num_workers) as batches:
-        averages = average_over(step, {"": classifier.variables}, relabelled(batches), zeros)
+        total = num_eval_batches(source, classifier.rounded(batch_size))
+        watched = relabelled(watch(batches, total, "evaluating"))
+        averages = average_over(step, {"": classifier.variables}, watched, zeros)
     assert averages is not None  # nothing tells it to stop
     arrays = [np.concatenate(each) for each in zip(*jax.device_get(seen), strict=True)]
-    labels, predictions, confidences = (array[arrays[-1]] for array in arrays[:-1])
-    return Evaluation(
-        source.name,
-        **averages,
-        class_names=tuple(map(model.spec.label, range(model.num_classes))),
-        labels=labels.astype(np.int64),
-        predictions=predictions.astype(np.int64),
-        confidences=confidences.astype(np.float64),
-        notes=notes,
-    )
+    labels, predictions, *confidences = (array[arrays[-1]] for array in arrays[:-1])
+    names = tuple(map(model.spec.label, range(model.num_classes)))
+    if is_classes:
+        return Evaluation(
+            source.name,
+            **averages,
+            class_names=names,
+            labels=labels.astype(np.int64),
+            predictions=predictions.astype(np.int64),
+            confidences=confidences[0].astype(np.float64),
+            notes=notes,
+        )
+    found = predictions.astype(np.float64)
+    if objective.kind == "regression":
+        wanted = labels.reshape(found.shape).astype(np.float64)
+        return ValueEvaluation(source.name, averages, wanted, found, notes)
+    assert objective.of_all is not None
+    averages |= objective.of_all(predictions, labels)
+    return LabelEvaluation(source.name, averages, names, labels > 0, found, notes)
+
+
+def _to_labels(
+    model: VisionModel[Any], source: ImageSource, objective: Objective
+) -> tuple[Callable[[np.ndarray], np.ndarray], tuple[str, ...]]:
+    """What makes labels of the model of those of the source, and remarks."""
+    shape, dtype, number = source.label_shape, source.label_dtype, model.num_classes
+    wanted = {
+        "classification": not shape and dtype.kind == "i",
+        "multilabel": len(shape) == 1,
+        "regression": dtype.kind == "f" and math.prod(shape) == number and not source.class_names,
+    }
+    if not wanted[objective.kind]:
+        raise ValueError(
+            f"the model is one of {objective.kind} with {number} outputs, and the labels of "
+            f"{source.name} are {dtype} of shape {shape}: wanted --labels FILE, or data of its kind"
+        )
+    if objective.kind == "regression":
+        return lambda labels: labels, ()
+    place, notes = _labels_of(model, source)
+    if objective.kind == "classification":
+        return lambda labels: place[labels].astype(np.int32), notes
+
+    def columns(labels: np.ndarray) -> np.ndarray:
+        found = np.zeros((len(labels), number), np.float32)
+        found[:, place[: labels.shape[1]]] = labels
+        return found
+
+    return columns, notes
 
 
 def _labels_of(model: VisionModel[Any], source: ImageSource) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -301,7 +301,7 @@ def _about(
         "output": {
             "shape": ["batch", *outputs.shape[1:]],
             "dtype": jnp.dtype(outputs.dtype).name,
-            "values": "logits" if model.num_classes else "features",
+            "values": _values(model),
         },
         "class_names": [spec.label(index) for index in range(model.num_classes)],
         "verified": {
@@ -321,3 +321,15 @@ def _about(
         about["compatible_with"] = _COMPATIBILITY
     about["versions"] = {package: importlib.metadata.version(package) for package in packages}
     return about
+
+
+def _values(model: VisionModel[Any]) -> str:
+    """What the outputs are, in words."""
+    if not model.num_classes:
+        return "features"
+    target = model.spec.target
+    if target is None:
+        return "logits"
+    if target.kind == "multilabel":
+        return "logits of labels, each by itself"
+    return "numbers, minus the mean, divided by the std of vit_jax.target"

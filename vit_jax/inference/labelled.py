@@ -28,6 +28,8 @@ def open_labelled(
     data_dir: str | os.PathLike[str] | None = None,
     split: str | None = None,
     batch_size: int | None = None,
+    labels_file: str | os.PathLike[str] | None = None,
+    kind: str | None = None,
 ) -> Labelled:
     """Opens a split of a data set: of a run its own test split, unless another is named.
 
@@ -40,13 +42,17 @@ def open_labelled(
       split: a split expression, as in `vit_jax.data.select`; None: the test split, or where there
         is none, the validation split.
       batch_size: images at a time; None: that of the run or recipe.
+      labels_file: of a folder, as in `open_splits`; None: that of the run or recipe, unless another
+        folder is named.
+      kind: of its labels, see `vit_jax.models.spec.TARGETS`; None: as the run's.
 
     Raises:
       ValueError: nothing names the data, or they cannot be opened.
     """
     directory = run_directory(pathlib.Path(named_checkpoint(model_source)))
-    if config is None and directory is not None:
-        config = load_config(directory / CONFIG_FILE).data
+    if directory is not None:
+        run = load_config(directory / CONFIG_FILE)
+        kind, config = kind or run.loss.target, config or run.data
     if config is None or (source is not None and source != config.source):
         if source is None:
             raise ValueError(
@@ -65,5 +71,7 @@ def open_labelled(
         validation_split=None,
         test_split=None,
         exclude=() if data_dir else config.exclude or (),
+        labels_file=labels_file or (None if data_dir else config.labels_file or None),
+        kind=kind or "classification",
     )
     return Labelled(splits.train, batch_size or config.eval_batch_size, config.num_workers)

@@ -7,21 +7,25 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from vit_jax.inference.classifier import Classifier
 from vit_jax.inference.images import ImageFiles, check_channels
 from vit_jax.inference.preprocess import host_size, shown
 from vit_jax.models.base import VisionModel
-from vit_jax.training.losses import wide
+from vit_jax.training.objectives import Objective, objective_of
+from vit_jax.training.state import Arrays
 
 Image = str | os.PathLike[str] | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class Guess:
-    """A class that an image may be of: its name, its index, and the softmax's probability."""
+    """A class that an image may be of: its name, its index, and its probability.
+
+    That of the softmax, or with several labels an image of the sigmoid.
+    """
 
     name: str
     index: int
@@ -34,33 +38,41 @@ class Prediction:
 
     Attributes:
       path: of the file; None for an image given as an array.
-      top: the most probable classes, the most probable first; empty if it could not be read.
+      top: the most probable classes, the most probable first; empty if it could not be read, or
+        no label is probable enough.
       error: why it could not be read; None if it could.
+      values: the numbers of a model of numbers; empty of others.
     """
 
     path: str | None
     top: tuple[Guess, ...]
     error: str | None = None
+    values: tuple[float, ...] = ()
 
 
 def predict(
     model: VisionModel[Any],
     images: Sequence[Image],
-    top: int = 5,
+    top: int | None = None,
     batch_size: int = 32,
     num_workers: int | None = None,
+    threshold: float | None = None,
 ) -> Iterator[Prediction]:
-    """Classifies images, prepared as the model's training prepared those of its evaluation.
+    """Classifies images, or reads the numbers of a regression, as the model's `spec.target` says.
 
-    Files are read and decoded by threads while the model computes, a few batches ahead: memory does
-    not grow with their number. The last batch is filled up, so that one program is compiled.
+    Images are prepared as the model's training prepared those of its evaluation. Files are read and
+    decoded by threads while the model computes, a few batches ahead: memory does not grow with
+    their number. The last batch is filled up, so that one program is compiled.
 
     Args:
       model: of `vit_jax.from_pretrained`.
       images: paths, or (H, W, C) uint8 arrays, C being the model's.
-      top: classes to tell of each image; all where there are fewer.
+      top: classes to tell of each image; all where there are fewer. None: 5, or where an image may
+        have several labels, all those from `threshold` on.
       batch_size: images at a time.
       num_workers: threads; None: by the number of processors, 0: none.
+      threshold: the least probability that is told of; None: a half for several labels an image
+        without `top`, else 0.
 
     Returns:
       A prediction for each image, in order, as they come. A file that cannot be read has an `error`
@@ -73,8 +85,13 @@ def predict(
     if not len(images):
         raise ValueError("wanted one image or more, got none")
     for name, value in (("top", top), ("batch_size", batch_size)):
-        if value < 1:
+        if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be from 0 to 1, got {threshold}")
+    objective = objective_of(model.spec.target)
+    if objective.kind == "regression" and (top, threshold) != (None, None):
+        raise ValueError("top and threshold are for classes, and this model tells numbers")
     files = [image for image in images if not isinstance(image, np.ndarray)]
     if files:
         check_channels(model.in_chans)
@@ -84,23 +101,41 @@ def predict(
         )
     classifier = Classifier.of(model)
     source = ImageFiles(images, model.in_chans, functools.partial(shown, model), host_size(model))
-    return _predictions(classifier, source, top, min(batch_size, len(images)), num_workers)
+    if top is None:
+        top, least = objective.shown(model.num_classes)
+        threshold = least if threshold is None else threshold
+    choice = _Choice(objective, min(top, model.num_classes), threshold or 0.0)
+    return _predictions(classifier, source, choice, min(batch_size, len(images)), num_workers)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Choice:
+    """What is told of an image: so many classes, of at least this probability."""
+
+    objective: Objective
+    top: int
+    threshold: float
 
 
 def _predictions(
-    classifier: Classifier, source: ImageFiles, top: int, batch_size: int, num_workers: int | None
+    classifier: Classifier,
+    source: ImageFiles,
+    choice: _Choice,
+    batch_size: int,
+    num_workers: int | None,
 ) -> Iterator[Prediction]:
-    spec, num_classes = classifier.model.spec, classifier.model.num_classes
+    spec = classifier.model.spec
+    is_numbers = choice.objective.kind == "regression"
 
-    @functools.partial(jax.jit, static_argnums=2)
-    def step(variables: nnx.State, images: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-        probabilities = jax.nn.softmax(wide(classifier.logits(variables, images)))
-        return jax.lax.top_k(probabilities, count)
+    @jax.jit
+    def step(variables: Arrays, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        found = choice.objective.reading(classifier.logits(variables, images))
+        if is_numbers:
+            return found, jnp.zeros(found.shape, jnp.int32)
+        return jax.lax.top_k(found, choice.top)
 
     with classifier.batches(source, batch_size, num_workers) as batches:
-        for batch in batches:
-            images = classifier.on_device({"image": batch["image"]})["image"]
-            found = jax.device_get(step(classifier.variables, images, min(top, num_classes)))
+        for batch, found in classifier.results(step, batches):
             for index, probabilities, classes in zip(batch["index"].tolist(), *found, strict=True):
                 if index < 0:
                     continue
@@ -109,5 +144,14 @@ def _predictions(
                 if index in source.unreadable:
                     yield Prediction(path, (), source.unreadable[index])
                     continue
-                guesses = zip(classes.tolist(), probabilities.tolist(), strict=True)
-                yield Prediction(path, tuple(Guess(spec.label(i), i, p) for i, p in guesses))
+                if is_numbers:
+                    yield Prediction(path, (), values=tuple(probabilities.tolist()))
+                    continue
+                guesses = [
+                    Guess(spec.label(label), label, probability)
+                    for label, probability in zip(
+                        classes.tolist(), probabilities.tolist(), strict=True
+                    )
+                    if probability >= choice.threshold
+                ]
+                yield Prediction(path, tuple(guesses))

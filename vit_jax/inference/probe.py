@@ -18,6 +18,7 @@ from vit_jax.data.sources import ImageSource
 from vit_jax.inference.classifier import Classifier
 from vit_jax.inference.embed import SIMILARITIES, features_of
 from vit_jax.models.base import VisionModel
+from vit_jax.watching import Watch, unwatched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,7 @@ def extract_features(
     source: ImageSource,
     batch_size: int = 256,
     num_workers: int | None = None,
+    watch: Watch = unwatched,
 ) -> Features:
     """Returns the features of all images of a set, prepared as in the model's own evaluation.
 
@@ -52,12 +54,18 @@ def extract_features(
       model: of `vit_jax.from_pretrained`.
       source: of `vit_jax.data`, such as `open_splits(...).test`.
       batch_size: images at a time; num_workers: threads that decode, None: by the processors.
+      watch: goes through the batches; see `vit_jax.watching`.
 
     Raises:
-      ValueError: channels that do not fit, a model without pooling or preprocessing, an image that
-        cannot be read.
+      ValueError: labels that are no classes, channels that do not fit, a model without pooling or
+        preprocessing, an image that cannot be read.
     """
-    features, labels = features_of(Classifier.of(model), source, batch_size, num_workers)
+    if source.label_shape or source.label_dtype.kind != "i":
+        raise ValueError(
+            f"the labels of {source.name} are {source.label_dtype} of shape {source.label_shape}: "
+            "wanted classes, one an image"
+        )
+    features, labels = features_of(Classifier.of(model), source, batch_size, num_workers, watch)
     return Features(source.name, features, labels, source.class_names)
 
 

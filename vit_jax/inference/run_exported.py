@@ -93,10 +93,22 @@ def main(paths: list[str]) -> None:
             if not names:  # a model without a head
                 print(f"{path}: {logits.tolist()}")
                 continue
-            shares = np.exp(logits - logits.max())
-            best = np.argsort(-logits)[:5]
-            classes = (f"{names[label]} {shares[label] / shares.sum():.4f}" for label in best)
-            print(f"{path}: {', '.join(classes)}")
+            print(f"{path}: {', '.join(told(logits, names, about['vit_jax'].get('target')))}")
+
+
+def told(logits: np.ndarray, names: list[str], target: dict[str, Any] | None) -> list[str]:
+    """What an image is: its most probable classes, all its labels, or its numbers."""
+    if target is None:
+        shares = np.exp(logits - logits.max())
+        best = np.argsort(-logits)[:5]
+        return [f"{names[label]} {shares[label] / shares.sum():.4f}" for label in best]
+    if target["kind"] == "regression":
+        mean, std = (
+            np.array(target[name] or default) for name, default in (("mean", 0), ("std", 1))
+        )
+        return [f"{number:.6g}" for number in logits * std + mean]
+    likely = [label for label in np.argsort(-logits) if logits[label] >= 0]
+    return [f"{names[label]} {1 / (1 + np.exp(-logits[label])):.4f}" for label in likely]
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from vit_jax.data.resize import resize_bilinear
 from vit_jax.inference.images import check_channels, read_image
 from vit_jax.models.base import VisionModel
 from vit_jax.models.spec import Preprocessing
+from vit_jax.training.objectives import objective_of
 
 
 def seen_images(paths: Sequence[str | os.PathLike[str]], model: VisionModel[Any]) -> np.ndarray:
@@ -43,10 +44,13 @@ def seen_images(paths: Sequence[str | os.PathLike[str]], model: VisionModel[Any]
 
 
 def guesses(model: VisionModel[Any], images: jax.Array) -> list[str]:
-    """For each image the likeliest class and its probability; "" without classes."""
+    """For each image the likeliest class and its probability, or numbers; "" without outputs."""
     if not model.num_classes:
         return [""] * len(images)
     logits = jax.jit(lambda images: model(images))(images)
     logits = logits if logits.ndim == 2 else logits.mean(axis=1)  # of global_pool "": of all tokens
-    probabilities = np.asarray(jax.nn.softmax(logits.astype(jnp.float32), axis=-1))
-    return [f"{model.spec.label(int(row.argmax()))} ({row.max():.0%})" for row in probabilities]
+    objective = objective_of(model.spec.target)
+    found = np.asarray(objective.reading(logits.astype(jnp.float32)))
+    if objective.kind == "regression":
+        return [", ".join(f"{number:.4g}" for number in row) for row in found]
+    return [f"{model.spec.label(int(row.argmax()))} ({row.max():.0%})" for row in found]

@@ -433,7 +433,7 @@ class VisionModel(nnx.Module, Generic[Config]):
           rngs: stream "params".
         """
         config = dataclasses.replace(self.config, num_classes=num_classes)
-        self.spec = dataclasses.replace(self.spec, config=config, class_names=None)
+        self.spec = dataclasses.replace(self.spec, target=None, config=config, class_names=None)
         self.build_head(rngs)
 
     def __call__(self, images: jax.Array, *, rngs: nnx.Rngs | None = None) -> Logits:

@@ -1,6 +1,7 @@
 """What a model is, around its weights: the one description that travels with it."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from vit_jax.models.config import DesignConfig
@@ -40,6 +41,38 @@ class Preprocessing:
     resized_from: tuple[int, int] | None = None
 
 
+TARGETS = ("classification", "multilabel", "regression")
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What a model's outputs are, where they are not the logits of classes of which one is right.
+
+    Attributes:
+      kind: "multilabel", a logit for each label by itself; or "regression", numbers.
+      mean, std: regression: the number is output * std + mean, one of each an output; empty: the
+        output itself.
+    """
+
+    kind: str
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in TARGETS[1:]:
+            raise ValueError(f"target: wanted {' or '.join(TARGETS[1:])}, got {self.kind!r}")
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"target: {len(self.mean)} means and {len(self.std)} deviations")
+
+    def at(self, outputs: Sequence[int]) -> "Target":
+        """That of some of the outputs alone."""
+        mean, std = (
+            tuple(numbers[index] for index in outputs) if numbers else ()
+            for numbers in (self.mean, self.std)
+        )
+        return Target(self.kind, mean, std)
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
     """What a model is: frozen, compared field by field. `dataclasses.replace` changes it.
@@ -52,6 +85,7 @@ class ModelSpec:
         None where they are unknown.
       source: where the weights and facts come from; None for a model built from its fields.
       version: of this description.
+      target: what the outputs are; None: logits of classes, or nothing states it.
     """
 
     name: str
@@ -60,6 +94,7 @@ class ModelSpec:
     class_names: tuple[str, ...] | None = None
     source: str | None = None
     version: int = SPEC_VERSION
+    target: Target | None = None
 
     @property
     def fields(self) -> tuple[tuple[str, Any], ...]:
@@ -77,7 +112,7 @@ class ModelSpec:
         # Kept: JAX hashes what is static in a model at every call of a compiled function.
         if "_hash" not in self.__dict__:
             facts = (self.name, self.fields, self.preprocessing, self.class_names, self.source)
-            object.__setattr__(self, "_hash", hash(facts))
+            object.__setattr__(self, "_hash", hash((*facts, self.target)))
         return self.__dict__["_hash"]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from vit_jax.config import TrainConfig
 from vit_jax.data.statistics import IMAGE_SHAPES, Statistics, set_name
 from vit_jax.models.base import VisionModel
 from vit_jax.models.macs import count_traced_macs
-from vit_jax.training.mesh import batch_sharding
+from vit_jax.training.mesh import batch_sharding, bytes_on_one_device
 from vit_jax.training.run import (
     Run,
     config_mesh,
@@ -126,6 +126,13 @@ def stored_image(config: TrainConfig, model: VisionModel[Any]) -> tuple[int, int
     return size
 
 
+def _label_kind(run: Run) -> tuple[tuple[int, ...], Any]:
+    """Shape and type of an image's label."""
+    if run.objective.target is None:
+        return (), np.int32
+    return (run.model.num_classes,), np.float32
+
+
 def abstract_inputs(
     run: Run, image: tuple[int, int, int]
 ) -> tuple[Any, dict[str, jax.ShapeDtypeStruct]]:
@@ -138,7 +145,7 @@ def abstract_inputs(
     rows, place = run.config.data.batch_size, batch_sharding(run.mesh)
     kinds = {
         "image": (image, np.uint8),
-        "label": ((), np.int32),
+        "label": _label_kind(run),
         "index": ((), np.int32),
         "mask": ((), np.bool_),
     }
@@ -216,10 +223,10 @@ def compile_step(config: TrainConfig, devices: Sequence[Any]) -> Compiled:
         parameter_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in parameters),
         step_flops=2 * count_traced_macs(traced),
         inputs=Inputs(
-            parameters=_on_one_device((state.params, state.frozen)),
-            optimizer=_on_one_device(state.opt_state),
-            batch=_on_one_device(batch),
-            ema=_on_one_device(state.ema),
+            parameters=bytes_on_one_device((state.params, state.frozen)),
+            optimizer=bytes_on_one_device(state.opt_state),
+            batch=bytes_on_one_device(batch),
+            ema=bytes_on_one_device(state.ema),
         ),
         seconds=seconds,
         memory=memory,
@@ -238,13 +245,6 @@ def _text(lowered: Any, compiled: Any) -> tuple[str, str]:
             raise
     remark = "counted without offloads to the SparseCore: XLA cannot print a program with them"
     return lowered.compile(compiler_options=_PRINTABLE).as_text(), remark
-
-
-def _on_one_device(tree: Any) -> int:
-    return sum(
-        int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-    )
 
 
 def _needed(message: str) -> int | None:

@@ -19,11 +19,17 @@ _LINES = (
     ("test", "test", False, "", 0.0, "*"),
     ("test, averaged weights", "test", True, "", 0.0, "o"),
 )
+# What is drawn beside the loss: the first of these that a run has.
+_SECOND = {
+    "top1": "top-1 accuracy (fraction of images)",
+    "mAP": "mean average precision",
+    "mae": "mean absolute error",
+}
 _STYLES = ("-", "--", "-.")  # of the runs once the colours are used up
 
 
 def draw_runs(runs: Mapping[str, Rows], out: pathlib.Path) -> None:
-    """Draws loss and top-1 of training, validation and test against epochs.
+    """Draws loss and top-1 (or mAP, or the error of numbers) of all splits against epochs.
 
     A colour is a run; thin lines are training, thick ones with marks validation, dotted ones its
     averaged weights, stars the test.
@@ -39,6 +45,7 @@ def draw_runs(runs: Mapping[str, Rows], out: pathlib.Path) -> None:
 
     figure = new_figure(11, 4.6, "constrained")
     loss, accuracy = figure.subplots(1, 2)
+    second = next((name for name in _SECOND if _has(runs, name)), "top1")
     used: dict[str, Line2D] = {}
     names = []
     for number, (name, rows) in enumerate(runs.items()):
@@ -53,17 +60,20 @@ def draw_runs(runs: Mapping[str, Rows], out: pathlib.Path) -> None:
                 # A ring: the star of the raw weights may be at the same place.
                 "fillstyle": "none" if split == "test" and is_averaged else "full",
             }
-            for axes, metric in ((loss, "loss"), (accuracy, "top1")):
+            for axes, metric in ((loss, "loss"), (accuracy, second)):
                 key = f"ema_{metric}" if is_averaged else metric
                 if _draw(axes, rows, split, key, {"color": colour, **options}):
                     grey = {**options, "linestyle": style, "color": "0.35"}
                     used.setdefault(label, Line2D([], [], label=label, **grey))
         names.append(
-            Line2D([], [], color=colour, linestyle=dash, linewidth=4, label=_told(name, rows))
+            Line2D(
+                [], [], color=colour, linestyle=dash, linewidth=4, label=_told(name, rows, second)
+            )
         )
-    loss.set_ylabel("cross entropy (nats)")
-    accuracy.set_ylabel("top-1 accuracy (fraction of images)")
-    accuracy.set_ylim(0, min(1.02, 1.2 * accuracy.dataLim.ymax) if used else 1)
+    loss.set_ylabel("cross entropy (nats)" if second == "top1" else "loss")
+    accuracy.set_ylabel(_SECOND[second])
+    most = math.inf if second == "mae" else 1.02
+    accuracy.set_ylim(0, min(most, 1.2 * accuracy.dataLim.ymax) if used else 1)
     for axes in (loss, accuracy):
         axes.set_xlabel("epoch")
         axes.set_xlim(left=0)
@@ -81,10 +91,14 @@ def _draw(axes: "Axes", rows: Rows, split: str, key: str, options: dict) -> bool
     return bool(chosen)
 
 
-def _told(name: str, rows: Rows) -> str:
-    """The run's name and its accuracy: of the test, else the last of the validation."""
+def _has(runs: Mapping[str, Rows], metric: str) -> bool:
+    return any(metric in row for rows in runs.values() for row in rows)
+
+
+def _told(name: str, rows: Rows, metric: str) -> str:
+    """The run's name and its second figure: of the test, else the last of the validation."""
     for split in ("test", "validation"):
-        values = [row["top1"] for row in rows if row["split"] == split and "top1" in row]
+        values = [row[metric] for row in rows if row["split"] == split and metric in row]
         if values and math.isfinite(values[-1]):
             return f"{name}: {split} {values[-1]:.3f}"
     return name

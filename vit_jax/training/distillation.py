@@ -24,6 +24,7 @@ from vit_jax.storage import run_path
 from vit_jax.training.losses import Logits, Targets, cross_entropy, mean_of_heads, wide
 from vit_jax.training.mesh import place
 from vit_jax.training.start import check_init_from, load_initial_weights
+from vit_jax.training.state import Arrays
 from vit_jax.weights.run_folder import HUB_PREFIX
 
 
@@ -89,13 +90,13 @@ class Teacher:
 
     config: DistillationConfig
     graph: nnx.GraphDef
-    template: nnx.State
+    template: Arrays
     name: str
     fields: dict[str, Any]
     student: ModelSpec
 
     @functools.cached_property
-    def weights(self) -> tuple[nnx.State, str]:
+    def weights(self) -> tuple[Arrays, str]:
         """Its arrays, on one device of this process, and what was read, in words. Read once.
 
         Raises:
@@ -105,9 +106,9 @@ class Teacher:
         said = load_initial_weights(
             model, self.config.teacher or "", self.student, field="distillation.teacher"
         )
-        return nnx.state(model), said
+        return nnx.to_pure_dict(nnx.state(model)), said
 
-    def logits(self, arrays: nnx.State, images: jax.Array) -> jax.Array:
+    def logits(self, arrays: Arrays, images: jax.Array) -> jax.Array:
         """What it says of images, (B, num_classes)."""
         return nnx.merge(self.graph, arrays)(images)
 
@@ -177,16 +178,16 @@ def make_teacher(config: TrainConfig, model: VisionModel[Any], platform: str) ->
             f"the teacher {name} gives logits {logits.shape[1:]}, and the model has "
             f"{model.num_classes} classes: they must be the same classes"
         )
-    template = nnx.state(teacher)
+    template = nnx.to_pure_dict(nnx.state(teacher))
     graph = eval_graph(teacher, platform)
     return Teacher(distillation, graph, template, name, fields, model.spec)
 
 
 class TaughtStep:
-    """A step with the teacher's arrays, its third argument, filled in: a whole copy on each device.
+    """A step with the teacher's arrays, its last argument, filled in: a whole copy on each device.
 
     Args:
-      step: (state, batch, the teacher's arrays).
+      step: (state, batch, ..., the teacher's arrays).
       teacher: its weights are read at the first call.
       sharding: where the arrays lie.
     """
@@ -195,12 +196,12 @@ class TaughtStep:
         self.step, self.teacher, self.sharding = step, teacher, sharding
 
     @functools.cached_property
-    def _arrays(self) -> nnx.State:
+    def _arrays(self) -> Arrays:
         arrays, _ = self.teacher.weights
         return place(arrays, jax.tree.map(lambda _: self.sharding, arrays))
 
-    def __call__(self, state: Any, batch: Any) -> Any:
-        return self.step(state, batch, self._arrays)
+    def __call__(self, *arguments: Any) -> Any:
+        return self.step(*arguments, self._arrays)
 
     def trace(self, state: Any, batch: Any) -> Any:
         """As that of `jax.jit`: nothing is read."""

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from vit_jax.config import EmaConfig
 from vit_jax.training.state import TrainState
@@ -39,7 +38,7 @@ def update_average(config: EmaConfig, average: Any, params: Any, update: jax.Arr
 def averaged(state: TrainState) -> TrainState:
     """The state with the averaged weights for its parameters, in the parameters' types."""
     assert state.ema is not None
-    params: nnx.State = jax.tree.map(
+    params = jax.tree.map(
         lambda average, param: average.astype(param.dtype), state.ema, state.params
     )
     return dataclasses.replace(state, params=params)

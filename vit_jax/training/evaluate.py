@@ -1,18 +1,19 @@
 """Evaluation: every example counts exactly once."""
 
+import collections
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 import jax
 
-from vit_jax.training.metrics import AnySums
+from vit_jax.training.metrics import EvalSums
 from vit_jax.training.step import Batch
 
 # Batches that may be under way: enough to keep the device busy, few enough to stop soon.
 _IN_FLIGHT = 4
 
 State = TypeVar("State")
-SumsOf = TypeVar("SumsOf", bound=AnySums)
+SumsOf = TypeVar("SumsOf", bound=EvalSums)
 
 
 def evaluate(
@@ -35,11 +36,12 @@ def evaluate(
       The averages an example, as `{prefix}loss` and so on; None if it was told to stop.
     """
     sums = {prefix: zeros() for prefix in states}
-    for number, batch in enumerate(batches):
-        for prefix, state in states.items():
-            sums[prefix] = eval_step(state, batch, sums[prefix])
-        if number % _IN_FLIGHT == 0:
-            jax.block_until_ready([each.count for each in sums.values()])
+    under_way: collections.deque[dict[str, SumsOf]] = collections.deque()
+    for batch in batches:
+        sums = {prefix: eval_step(state, batch, sums[prefix]) for prefix, state in states.items()}
+        under_way.append(sums)
+        if len(under_way) > _IN_FLIGHT:
+            jax.block_until_ready(under_way.popleft())
         if should_stop():
             return None
     return {

@@ -17,10 +17,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from vit_jax.config import TrainConfig, validate
 from vit_jax.data.folder_check import shared_images
+from vit_jax.data.loader import Batch as HostBatch
 from vit_jax.data.own import own_splits
 from vit_jax.data.sources import ImageSource
 from vit_jax.data.splits import Splits
@@ -28,18 +30,21 @@ from vit_jax.storage import run_path
 from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.ema import averaged
 from vit_jax.training.evaluate import evaluate
-from vit_jax.training.events import EventWriter
 from vit_jax.training.interrupt import Interrupted, StopSignals
+from vit_jax.training.loggers import Logger, import_wandb, open_loggers
 from vit_jax.training.mesh import place, replicated
-from vit_jax.training.own import ImageAugment, Logger, Measure, Own, Report
+from vit_jax.training.objectives import Measure
+from vit_jax.training.own import ImageAugment, Own, Report
 from vit_jax.training.own_model import OwnModel, OwnModule
 from vit_jax.training.processes import Stopping, companions, is_first, tell_all
+from vit_jax.training.profiling import FOLDER, Profile
 from vit_jax.training.progress import Progress, describe, measured
 from vit_jax.training.records import Records, Row, read_rows
 from vit_jax.training.run import Run, open_run
 from vit_jax.training.schedules import learning_rate_of_update
 from vit_jax.training.start import check_init_from, load_initial_weights, with_stated_fields
-from vit_jax.training.state import TrainState, first_average, zero_sums
+from vit_jax.training.state import TrainState, first_average, split_arrays, zero_sums
+from vit_jax.training.watching import starting_lines
 from vit_jax.training.workdir import (
     METRICS_FILE,
     check_config,
@@ -136,6 +141,8 @@ def train(
             print(f"fields of the model as its weights state them: {fields}", flush=True)
         if config.distillation.teacher:
             check_init_from(config.distillation.teacher, "distillation.teacher")
+        if config.log.wandb and is_first():
+            import_wandb()  # before anything takes long
         run = open_run(config, stated, own)
         if records.rows or (workdir / CHECKPOINTS).exists():
             check_pixels(config, workdir, run.data.train.image_shape)
@@ -164,8 +171,10 @@ def _records(config: TrainConfig, workdir: pathlib.Path, own: Own) -> Records:
     """The rows of the run so far; process 0 has them all, the others what decides what is due."""
     path, rows = workdir / METRICS_FILE, []
     if is_first():
-        check_config(config, workdir, own.identities)
+        is_extended = check_config(config, workdir, own.identities)
         rows = read_rows(path)
+        if is_extended:  # the test is that of the end, which comes later
+            rows = [row for row in rows if row["split"] != "test"]
     known = tell_all([row for row in rows if row["split"] != "train"])
     return Records(path, rows, write=True) if is_first() else Records(path, known, write=False)
 
@@ -219,13 +228,14 @@ class _Loop:
         self.records = records
         self.checkpoints = checkpoints
         self.stopping = stopping
-        self._loggers = run.own.loggers if is_first() else ()
         config = run.config
         mode = config.log.progress if is_first() else "none"
         quiet = Progress("none" if mode == "none" else "plain", 0, 0, 0)
         if config.data.source == "folder":
             quiet.say(run.data.describe())
             _warn_of_shared_images(run.data, quiet)
+        for line in starting_lines(run, workdir):
+            quiet.say(line)
         restored = checkpoints.restore(run.template, run.shardings, quiet.warn)
         if restored is None:
             self.state, self.step = self._first_state(quiet), 0
@@ -236,28 +246,31 @@ class _Loop:
             self.step, counts = info.step, info.rows
             known = info.best_top1 is not None and info.best_step is not None
             self.best = (info.best_top1, info.best_step) if known else None  # pyright: ignore
-            is_tested = run.data.test is None or records.find("test") is not None
-            is_done = self.step == run.total_steps and is_tested
-            resuming = f"resuming {workdir} at step {self.step} of {run.total_steps}"
-            quiet.say(f"the run in {workdir} is finished" if is_done else resuming)
         teacher = run.teacher
         if teacher is not None:
             quiet.say("taught by " + teacher.weights[1])
         with writing(workdir):
             for remark in records.cut_back(self.step, counts):
                 quiet.warn(remark)
-            self.events = (
-                EventWriter(workdir, purge_step=self.step + 1)
-                if config.log.tensorboard and is_first()
-                else None
-            )
             if is_first():
                 store_config(config, workdir, run.own.identities)
+        self._opened = open_loggers(config, workdir, self.step) if is_first() else []
+        self._loggers = (*self._opened, *(run.own.loggers if is_first() else ()))
+        is_traced = config.log.profile and is_first()
+        self.profile = Profile(workdir / FOLDER if is_traced else None, self.step)
+        self.ended_early = False
         for row in records.rows:
             self._note_best(row)
         self._keep_best()
+        if restored is not None:
+            is_tested = run.data.test is None or records.find("test") is not None
+            is_done = (self.step == run.total_steps or self.ended_early) and is_tested
+            resuming = f"resuming {workdir} at step {self.step} of {run.total_steps}"
+            quiet.say(f"the run in {workdir} is finished" if is_done else resuming)
         batch_size, num_classes = config.data.batch_size, run.model.num_classes
-        self.progress = Progress(mode, run.total_steps, self.step, batch_size, num_classes)
+        self.progress = Progress(
+            mode, run.total_steps, self.step, batch_size, num_classes, config.num_epochs
+        )
 
     def _first_state(self, progress: Progress) -> TrainState:
         run, config = self.run, self.run.config
@@ -278,31 +291,32 @@ class _Loop:
             resize=config.init_resize,
         )
         progress.say(f"starting from {said}")
-        _, params, frozen = nnx.split(model, run.trained, ...)
+        params, frozen = split_arrays(model, run.trained)
         average = None if state.ema is None else first_average(params)
         state = dataclasses.replace(state, params=params, frozen=frozen, ema=average)
         return place(state, run.shardings)
 
     def close(self) -> None:
-        """Closes the event file."""
-        if self.events is not None:
-            self.events.close()
+        """Closes the loggers of the config, and ends a trace."""
+        self.profile.close()
+        for logger in self._opened:
+            logger.close()
 
     def train(self) -> None:
         """Makes all updates that remain, with their rows, validations and checkpoints."""
         config, total = self.run.config, self.run.total_steps
         if self._validation_due():  # the run was stopped in the midst of it
             self._validate()
-        timer = _Timer(config.data.batch_size)
+        if self.step < total and not self.ended_early:
+            self.progress.compiling()
+        timer = _Timer(config.data.batch_size, self.step)
         under_way: collections.deque[jax.Array] = collections.deque()
+        advance = self._advance if config.training.steps_per_dispatch == 1 else self._advance_block
         with self.run.train_batches(self.step) as host_batches:
-            batches = self.run.on_device(host_batches)
-            while self.step < total:
+            while self.step < total and not self.ended_early:
                 self._stop_if(self.stopping.check())
                 with self._saving_if_data_fail():
-                    batch = next(batches)
-                self.state, loss = self.run.steps.train(self.state, batch)
-                self.step += 1
+                    loss = advance(host_batches)
                 under_way.append(loss)
                 if not timer.started:
                     jax.block_until_ready(loss)  # compilation is not training speed
@@ -310,8 +324,47 @@ class _Loop:
                 elif len(under_way) > _IN_FLIGHT:
                     jax.block_until_ready(under_way.popleft())
                 self.progress.advance(self.step)
+                if self.profile.after(self.step, loss):
+                    self.progress.say(f"wrote a trace to {self.workdir / FOLDER}")
                 self._after_step(timer)
         self._stop_if(self.stopping.settle())
+
+    def _advance(self, batches: Iterator[HostBatch]) -> jax.Array:
+        """Sends one update on its way. Returns its loss, which tells when it is done."""
+        batch = self.run.put(next(batches))
+        self.state, loss = self.run.steps.train(self.state, batch)
+        self.step += 1
+        return loss
+
+    def _advance_block(self, batches: Iterator[HostBatch]) -> jax.Array:
+        """As `_advance`, of all updates of a dispatch: up to the next that something is due after.
+
+        Where data fail, those before are made.
+        """
+        found: list[HostBatch] = []
+        size = min(self.run.config.training.steps_per_dispatch, self._steps_to_due())
+        try:
+            for _ in range(size):
+                found.append(next(batches))
+        except (ValueError, RuntimeError):
+            if found and jax.process_count() == 1:
+                self._make_updates(found)
+            raise
+        return self._make_updates(found)
+
+    def _make_updates(self, batches: Sequence[HostBatch]) -> jax.Array:
+        block = self.run.block_on_device(batches)
+        self.state, losses = self.run.steps.train_block(self.state, block, np.int32(len(batches)))
+        self.step += len(batches)
+        return losses
+
+    def _steps_to_due(self) -> int:
+        """Updates until a row, a checkpoint, a validation or the end is due."""
+        config = self.run.config
+        every = [config.log.every_steps, config.checkpoint.every_steps]
+        if self.run.data.validation is not None:
+            every.append(self.run.steps_per_epoch)
+        return min(self.run.total_steps - self.step, *(n - self.step % n for n in every))
 
     def _after_step(self, timer: "_Timer") -> None:
         config = self.run.config
@@ -324,6 +377,7 @@ class _Loop:
             best_before = self.best
             self._validate()
             checkpoint_due |= config.checkpoint.keep_best and self.best != best_before
+            checkpoint_due |= self.ended_early
         if checkpoint_due:
             self._save()
         if validation_due:
@@ -355,9 +409,6 @@ class _Loop:
                 self.progress.warn(f"{changed}: all rows of the run are written anew")
         figures = {k: v for k, v in row.items() if k not in ("step", "epoch", "split")}
         named = {f"{row['split']}/{name}": value for name, value in figures.items()}
-        with writing(self.workdir):
-            if self.events is not None:
-                self.events.scalars(row["step"], named)
         for logger in self._loggers:
             logger.scalars(row["step"], named)
         self._note_best(row)
@@ -382,10 +433,13 @@ class _Loop:
     def _note_best(self, row: Row) -> None:
         if row["split"] != "validation":
             return
-        sign, name = (1, "top1") if self.run.is_classification else (-1, "loss")
+        sign, name = self.run.best
         score = sign * row.get(f"ema_{name}", row[name])
         if self.best is None or score > self.best[0]:
             self.best = (score, row["step"])
+        patience = self.run.config.evaluation.patience
+        stale = self.records.count("validation", self.best[1])
+        self.ended_early = patience is not None and stale >= patience
 
     def _keep_best(self) -> None:
         if self.best is not None:
@@ -407,6 +461,11 @@ class _Loop:
         self._check_finite()
         self._evaluate("validation", self.run.data.validation)
         self._keep_best()
+        if self.ended_early and self.best is not None:
+            self.progress.say(
+                f"ends early at step {self.step}: {self.run.config.evaluation.patience} "
+                f"validations without a better {self.run.best[1]} than that of step {self.best[1]}"
+            )
 
     def _evaluate(self, split: str, source: ImageSource) -> None:
         states = {"": self.state}
@@ -416,7 +475,7 @@ class _Loop:
             averages = evaluate(
                 self.run.steps.eval,
                 states,
-                self.run.on_device(batches),
+                self.run.on_device(batches, source),
                 lambda: zero_sums(self.state, self.run.mesh),
                 lambda: self.stopping.check() is not None,
             )
@@ -433,7 +492,10 @@ class _Loop:
             self._call_back("end", self.records.rows[-1])
 
     def _check_finite(self) -> None:
+        # Parameters too: a checkpoint after a finite loss may hold what the next will be NaN of.
         bad = int(self.state.nonfinite_step)
+        if not bad and not self.run.steps.are_finite(self.state.params):
+            bad = self.step
         if bad:
             raise ValueError(
                 f"the loss or a parameter is no longer finite at step {bad} (epoch "
@@ -478,10 +540,15 @@ class _Loop:
 
 
 class _Timer:
-    """Images a second since it was last started."""
+    """Images a second since it was last started.
 
-    def __init__(self, batch_size: int) -> None:
-        self._batch_size = batch_size
+    Args:
+      batch_size: images of a step.
+      step: the updates that were done before.
+    """
+
+    def __init__(self, batch_size: int, step: int) -> None:
+        self._batch_size, self._first = batch_size, step
         self._began = self._time = time.perf_counter()
         self._step: int | None = None
 
@@ -494,6 +561,6 @@ class _Timer:
 
     def images_per_second(self, step: int) -> float:
         assert self._step is not None
-        if step == self._step:  # one step, the first: compilation is all there is to time
-            return self._batch_size / (time.perf_counter() - self._began)
+        if step == self._step:  # of the first dispatch: compilation is all there is to time
+            return (step - self._first) * self._batch_size / (time.perf_counter() - self._began)
         return (step - self._step) * self._batch_size / (time.perf_counter() - self._time)

@@ -1,5 +1,6 @@
 """The device mesh: its axes are `data` and `fsdp`, and a batch is split over both."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -77,6 +78,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(AXES))
 
 
+def block_sharding(mesh: Mesh) -> NamedSharding:
+    """Of several batches, the leading axis: the rows of each divided between all devices."""
+    return NamedSharding(mesh, P(None, AXES))
+
+
 def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     """The rows of a global batch that lie on this process's devices, in rising order."""
     indices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
@@ -84,28 +90,47 @@ def process_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     return np.concatenate([np.arange(*of_device) for of_device in sorted(ends)])
 
 
-def put_batch(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+def put_batch(
+    mesh: Mesh, batch: Mapping[str, np.ndarray], is_block: bool = False
+) -> dict[str, jax.Array]:
     """Sends the rows of `process_rows` on their way to the devices, without waiting.
+
+    Args:
+      mesh: the devices.
+      batch: arrays, each with the rows of this process.
+      is_block: whether there are several batches, see `stacked`.
 
     Returns:
       The global batch, of which this process holds its rows.
     """
-    sharding = batch_sharding(mesh)
+    sharding = block_sharding(mesh) if is_block else batch_sharding(mesh)
     if sharding.is_fully_addressable:
         return jax.device_put(dict(batch), sharding)
-    here = len(next(iter(batch.values())))
+    axis = int(is_block)
+    here = next(iter(batch.values())).shape[axis]
     size = here * mesh.size // len(mesh.local_devices)
     rows = process_rows(mesh, size)
 
     def put(value: np.ndarray) -> jax.Array:
         def part(index: Any) -> np.ndarray:
-            start, stop, _ = index[0].indices(size)
+            start, stop, _ = index[axis].indices(size)
             first = int(np.searchsorted(rows, start))
-            return value[first : first + stop - start]
+            return value[(slice(None),) * axis + (slice(first, first + stop - start),)]
 
-        return jax.make_array_from_callback((size, *value.shape[1:]), sharding, part)
+        shape = (*value.shape[:axis], size, *value.shape[axis + 1 :])
+        return jax.make_array_from_callback(shape, sharding, part)
 
     return {name: put(value) for name, value in batch.items()}
+
+
+def stacked(batches: Sequence[Mapping[str, np.ndarray]], size: int) -> dict[str, np.ndarray]:
+    """Batches, `size` of them at most, as a block: a new leading axis of `size`, zeros last."""
+    block = {}
+    for name, first in batches[0].items():
+        block[name] = np.zeros((size, *first.shape), first.dtype)
+        for number, batch in enumerate(batches):
+            block[name][number] = batch[name]
+    return block
 
 
 def place(tree: Any, shardings: Any) -> Any:
@@ -118,6 +143,14 @@ def place(tree: Any, shardings: Any) -> Any:
         return jax.make_array_from_callback(leaf.shape, sharding, lambda index: host[index])
 
     return jax.tree.map(put, tree, shardings)
+
+
+def bytes_on_one_device(tree: Any) -> int:
+    """Of arrays, or of shapes that know where they lie."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def check_batch(name: str, batch_size: int, mesh: Mesh, parts: int = 1) -> None:

@@ -1,10 +1,13 @@
 """Sums from which loss, top-1 and top-5 are averaged; they live on the device."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -80,17 +83,21 @@ class OwnSums:
       loss: sum of the losses.
       count: examples, int32.
       figures: sums by name.
+      roots: figures whose average is told as its square root.
     """
 
     loss: jax.Array
     count: jax.Array
     figures: dict[str, jax.Array]
+    roots: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
 
     @classmethod
-    def zeros(cls, dtype: jnp.dtype, names: Iterable[str]) -> "OwnSums":
+    def zeros(
+        cls, dtype: jnp.dtype, names: Iterable[str], roots: tuple[str, ...] = ()
+    ) -> "OwnSums":
         """Nothing counted yet; `dtype` is that of the sums, an array for each."""
         figures = {name: jnp.zeros((), dtype) for name in names}
-        return cls(jnp.zeros((), dtype), jnp.zeros((), jnp.int32), figures)
+        return cls(jnp.zeros((), dtype), jnp.zeros((), jnp.int32), figures, roots)
 
     @classmethod
     def of_batch(
@@ -98,13 +105,15 @@ class OwnSums:
         losses: Float[Array, "batch"],
         figures: Mapping[str, Array],
         mask: Bool[Array, "batch"],
+        roots: tuple[str, ...] = (),
     ) -> "OwnSums":
         """The sums of one batch; examples where `mask` is false are padding."""
 
         def total(values: Array) -> Array:
             return jnp.where(mask, values, 0).sum(dtype=losses.dtype)
 
-        return cls(total(losses), mask.sum(dtype=jnp.int32), jax.tree.map(total, dict(figures)))
+        sums = jax.tree.map(total, dict(figures))
+        return cls(total(losses), mask.sum(dtype=jnp.int32), sums, roots)
 
     def __add__(self, other: "OwnSums") -> "OwnSums":
         return jax.tree.map(lambda a, b: a + b.astype(a.dtype), self, other)
@@ -113,7 +122,41 @@ class OwnSums:
         """The loss and the figures an example, as Python numbers. Waits for the device."""
         found = jax.device_get(self)
         count = found.count.item()
-        return {k: v.item() / count for k, v in {"loss": found.loss, **found.figures}.items()}
+        means = {k: v.item() / count for k, v in {"loss": found.loss, **found.figures}.items()}
+        return means | {name: math.sqrt(means[name]) for name in self.roots}
 
 
 AnySums = Sums | OwnSums
+# What a figure of a whole split is computed from: the model's prediction and the labels, (N, ...).
+OfAll = Callable[[np.ndarray, np.ndarray], dict[str, float]]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Collected:
+    """Sums, and beside them each example's prediction and label.
+
+    Attributes:
+      sums: of the examples so far.
+      of_all: figures that are no averages, of all examples together.
+      seen: prediction, label and mask of each batch.
+    """
+
+    sums: AnySums
+    of_all: OfAll = dataclasses.field(metadata={"static": True})
+    seen: tuple[Any, ...] = ()
+
+    @property
+    def count(self) -> jax.Array:
+        """Examples so far."""
+        return self.sums.count
+
+    def averages(self) -> dict[str, float]:
+        """The averages an example, and the figures of all. Waits for the device."""
+        predictions, labels, masks = map(
+            np.concatenate, zip(*jax.device_get(self.seen), strict=True)
+        )
+        return self.sums.averages() | self.of_all(predictions[masks], labels[masks])
+
+
+EvalSums = AnySums | Collected

@@ -136,7 +136,7 @@ def smooth_one_hot(
     return at_label * (1.0 - label_smoothing) + label_smoothing / num_classes
 
 
-def _mirrored(rows: jax.Array, axis: str | None) -> jax.Array:
+def mirrored(rows: jax.Array, axis: str | None = None) -> jax.Array:
     """The rows of the partners. With `axis` each of its devices holds its part of the batch."""
     rows = rows[::-1]
     if axis is None:
@@ -150,7 +150,7 @@ def mix_batch(
     images: Float[Array, "batch height width channels"],
     labels: Int[Array, "batch"],
     mixing: Mixing,
-    axis: str | None = None,
+    partners: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[Float[Array, "batch height width channels"], Float[Array, "batch classes"]]:
     """Mixes a batch.
 
@@ -159,7 +159,7 @@ def mix_batch(
       images: augmented and normalised.
       labels: the classes.
       mixing: how.
-      axis: of a `pmap` between whose devices the batch is divided, in their order.
+      partners: images and labels as of `mirrored`; None: they are made of those of this batch.
 
     Returns:
       Images of the same type, and targets whose rows sum to 1: the smoothed labels of both images
@@ -167,12 +167,12 @@ def mix_batch(
     """
     drawn = draw(key, mixing, *images.shape[1:3])
     weights = drawn.weights[None, :, :, None].astype(images.dtype)
-    mixed = images * weights + _mirrored(images, axis) * (1 - weights)
+    other_images, other_labels = partners or (mirrored(images), mirrored(labels))
+    mixed = images * weights + other_images * (1 - weights)
     dtype = jnp.promote_types(images.dtype, jnp.float32)
     share = drawn.share.astype(dtype)
     smoothing = mixing.label_smoothing
-    own, partners = (
-        smooth_one_hot(of, mixing.num_classes, smoothing, dtype)
-        for of in (labels, _mirrored(labels, axis))
+    own, others = (
+        smooth_one_hot(of, mixing.num_classes, smoothing, dtype) for of in (labels, other_labels)
     )
-    return mixed, own * share + partners * (1 - share)
+    return mixed, own * share + others * (1 - share)

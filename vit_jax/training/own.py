@@ -9,7 +9,7 @@ import inspect
 import textwrap
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,24 +17,13 @@ import numpy as np
 from flax import nnx
 
 from vit_jax.data.splits import Splits
-from vit_jax.training.metrics import label_ranks
+from vit_jax.training.loggers import Logger
+from vit_jax.training.objectives import Measure, Objective
 from vit_jax.training.own_model import OwnModule
 from vit_jax.training.progress import OF_THE_RUN
 
-# (outputs of the model, labels of the batch) -> a number for each example.
-Measure = Callable[[Any, jax.Array], jax.Array]
 # (key, image (H, W, C) uint8) -> an image of the same shape and type.
 ImageAugment = Callable[[jax.Array, jax.Array], jax.Array]
-
-
-class Logger(Protocol):
-    """Takes the figures of each row; TensorBoard's event files are one."""
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """One point on the curve of each name, such as `train/loss`."""
-
-    def close(self) -> None:
-        """The run has ended, or was stopped."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,15 +71,18 @@ class Own:
                     f"already ({', '.join(sorted(_TAKEN))}, ema_*), got {name!r}"
                 )
 
-    def figures(self, of_classes: bool) -> dict[str, Measure] | None:
+    def figures(self, objective: Objective) -> dict[str, Measure] | None:
         """What rows show beside the loss; None: top1 and top5, as sums of their own.
 
-        Args:
-          of_classes: whether the loss is the cross entropy of classes.
+        Raises:
+          ValueError: a metric has the name of a figure that the rows have already.
         """
-        if not of_classes:
-            return dict(self.metrics)
-        return {"top1": _top(1), "top5": _top(5), **self.metrics} if self.metrics else None
+        if objective.kind == "classification" and not self.metrics:
+            return None
+        taken = {*objective.figures, objective.best} & self.metrics.keys()
+        for name in sorted(taken):
+            raise ValueError(f"metrics: the rows of this run have a {name!r} already")
+        return {**objective.figures, **self.metrics}
 
     @functools.cached_property
     def identities(self) -> dict[str, str]:
@@ -106,13 +98,6 @@ class Own:
 
 
 _TAKEN = OF_THE_RUN | {"loss", "top1", "top5"}
-
-
-def _top(k: int) -> Measure:
-    def among_the_first(outputs: Any, labels: jax.Array) -> jax.Array:
-        return label_ranks(outputs, labels) < k
-
-    return among_the_first
 
 
 def identity(function: Any) -> str:

@@ -30,9 +30,11 @@ def describe(row: Row, num_classes: int | None = None) -> str:
         if not name.startswith("ema_") and not (few and name == "top5")
     ]
     text = f"{row['split']:<10} epoch {row['epoch']:.2f}  {'  '.join(shown)}"
-    best = "ema_top1" if "top1" in row else "ema_loss"
+    best = next((f"ema_{name}" for name in ("top1", "mAP") if name in row), "ema_loss")
     if best in row:
         text += f"  {best.replace('_', ' ')} {row[best]:.4f}"
+    if "learning_rate" in row:
+        text += f"  lr {row['learning_rate']:.2e}"
     if "images_per_second" in row:
         text += f"  {row['images_per_second']:.0f} images/s"
     return text
@@ -46,6 +48,7 @@ class Progress:
       total_steps: of the whole run; `start_step`: done already.
       batch_size: images a step.
       num_classes: of the model; None: not known.
+      num_epochs: of the whole run; 0: not known.
     """
 
     def __init__(
@@ -55,7 +58,10 @@ class Progress:
         start_step: int,
         batch_size: int,
         num_classes: int | None = None,
+        num_epochs: int = 0,
     ) -> None:
+        self._num_epochs = num_epochs
+        self._is_compiling = True
         self._quiet = mode == "none"
         self._num_classes = num_classes
         self._total_steps = total_steps
@@ -65,7 +71,7 @@ class Progress:
             from rich import progress
 
             self._bar = progress.Progress(
-                progress.TextColumn("step"),
+                progress.TextColumn("{task.fields[epoch]}step"),
                 progress.MofNCompleteColumn(),
                 progress.BarColumn(),
                 progress.TextColumn("{task.fields[figures]}"),
@@ -74,7 +80,11 @@ class Progress:
                 speed_estimate_period=60,
             )
             self._task = self._bar.add_task(
-                "train", total=total_steps, completed=start_step, figures="compiling"
+                "train",
+                total=total_steps,
+                completed=start_step,
+                epoch=self._epoch(start_step),
+                figures="compiling",
             )
 
     def __enter__(self) -> "Progress":
@@ -94,7 +104,20 @@ class Progress:
     def advance(self, step: int) -> None:
         """Moves the bar; `step` updates are done or under way."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=step)
+            self._bar.update(self._task, completed=step, epoch=self._epoch(step))
+            if self._is_compiling:
+                self._is_compiling = False
+                self._bar.update(self._task, figures="")
+
+    def _epoch(self, step: int) -> str:
+        if not self._num_epochs:
+            return ""
+        return f"epoch {step * self._num_epochs / self._total_steps:.1f}/{self._num_epochs}  "
+
+    def compiling(self) -> None:
+        """Says that the first update takes longer; the bar says it itself."""
+        if self._bar is None:
+            self.say("compiling the training step")
 
     def row(self, row: Row) -> None:
         """Shows new metrics."""
@@ -102,6 +125,7 @@ class Progress:
             self.say(describe(row, self._num_classes))
         elif self._bar is not None:
             shown = [f"{name} {row[name]:.4f}" for name in measured(row) if name != "top5"]
+            shown += [f"lr {row['learning_rate']:.1e}"] if "learning_rate" in row else []
             figures = "  ".join([*shown, f"{row['images_per_second']:.0f} images/s"])
             self._bar.update(self._task, figures=figures)
         else:

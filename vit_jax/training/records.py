@@ -140,6 +140,10 @@ class Records:
         write_bytes(self.path, data)
         self._size = len(data)
 
+    def count(self, split: str, after: int) -> int:
+        """How many rows of a split there are after the step `after`."""
+        return sum(row["split"] == split and row["step"] > after for row in self.rows)
+
     def find(self, split: str, step: int | None = None) -> Row | None:
         """The last row of a split, or that at `step`; None if there is none."""
         for row in reversed(self.rows):

@@ -1,7 +1,10 @@
 """A run: what it trains, on which data and devices, and its compiled steps."""
 
 import dataclasses
-from collections.abc import Collection, Iterator
+import functools
+import math
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +15,9 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from vit_jax.config import TrainConfig
-from vit_jax.data.augment import Augment, make_eval_preprocess, make_train_augment
+from vit_jax.config.schema import DETERMINISTIC_OPS
+from vit_jax.data.augment import TrainAugment, make_eval_preprocess, make_train_augment
+from vit_jax.data.folder import labels_of
 from vit_jax.data.host_crop import RandomResizedCrop
 from vit_jax.data.loader import Batches, eval_batches, steps_per_epoch, train_batches
 from vit_jax.data.own import OwnSource
@@ -26,22 +31,25 @@ from vit_jax.models.registry import abstract_model, create_model, design_of
 from vit_jax.models.spec import Preprocessing
 from vit_jax.models.streams import Streams
 from vit_jax.training.distillation import make_teacher
-from vit_jax.training.losses import classification_loss
 from vit_jax.training.mesh import (
     AXES,
+    bytes_on_one_device,
     check_batch,
     make_mesh,
     process_rows,
     put_batch,
     replicated,
+    stacked,
     state_shardings,
 )
-from vit_jax.training.metrics import OwnSums, Sums
+from vit_jax.training.metrics import AnySums, OwnSums, Sums
 from vit_jax.training.mixing import make_mixing
+from vit_jax.training.objectives import best_of, make_objective
 from vit_jax.training.optimizer import make_optimizer
 from vit_jax.training.own import Own, check_measure
 from vit_jax.training.own_model import build_own_model, has_statistics, open_own_model
 from vit_jax.training.param_groups import parameter_groups
+from vit_jax.training.resident import ResidentImages, read_images, resident
 from vit_jax.training.row_keys import MAX_ROWS
 from vit_jax.training.schedules import make_schedule
 from vit_jax.training.state import TrainState, initial_state
@@ -63,8 +71,10 @@ class Run:
       model: its `spec` says how images are prepared and what the classes are; its layers have the
         form that suits the devices.
       platform: of the devices, as JAX names it.
+      objective: what it is trained for.
+      reduces_by_hand: whether the step itself, under `jit` too, exchanges the gradients.
       reconstructs: whether the loss is that of MAE's pretraining.
-      is_classification: whether it is the cross entropy of classes.
+      best: the figure that says which validation is best, and its sign, see `best_of`.
       figures: what rows show beside the loss, see `Own.figures`.
       total_steps: updates.
       schedule: the learning rate of the n-th update, from 0.
@@ -77,7 +87,8 @@ class Run:
       prepare_train, prepare_eval: uint8 images to what the model takes.
       has_statistics: whether a training step moves variables of the model beside the trained ones.
       template: the state's shapes and types; `shardings`: where its arrays lie.
-      steps: `init` makes the state at step 0; `train` and `eval` are compiled when first called.
+      resident: the splits whose images live on the devices.
+      steps: `init` makes the state at step 0; the others are compiled when first called.
 
     Raises:
       ValueError: see `parameter_groups`, `make_teacher`, `make_mixing`.
@@ -96,8 +107,10 @@ class Run:
         self.config, self.mesh, self.splits = config, mesh, splits
         self.own = own or Own()
         self.reconstructs = _reconstructs(config)
-        self.is_classification = _is_classification(config, self.own)
-        self.figures = self.own.figures(self.is_classification)
+        train = None if splits is None else splits.train
+        self.objective = make_objective(config, self.own.loss, train, model.num_classes)
+        self.figures = self.own.figures(self.objective)
+        self.best = best_of(config, self.objective, self.own.metrics)
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = steps_per_epoch * config.num_epochs
         if self.total_steps >= 2**31:
@@ -105,6 +118,7 @@ class Run:
                 f"config.num_epochs: wanted fewer than 2^31 updates, got {self.total_steps:,}"
             )
         self.platform = mesh.devices.flat[0].platform
+        self.reduces_by_hand = config.training.reduce_dtype != "auto" and mesh.size > 1
 
         self.model = model
         # Weights that lie divided between devices are gathered where they are used.
@@ -133,6 +147,8 @@ class Run:
         self.has_statistics = has_statistics(model)
         self.template = jax.eval_shape(self.initial_state)
         self.shardings = state_shardings(mesh, self.template)
+        self.resident = self._resident()
+        self._images: dict[int, ResidentImages] = {}
         self.steps: Steps = make_steps(self)
 
     @property
@@ -151,7 +167,11 @@ class Run:
         else:
             made = build_own_model(self.model.config, self.own.model, seed)
         average, figures = bool(self.config.ema.decay), self.figures
-        zeros = Sums.zeros if figures is None else lambda dtype: OwnSums.zeros(dtype, figures)
+        roots = self.objective.roots
+
+        def zeros(dtype: jnp.dtype) -> AnySums:
+            return Sums.zeros(dtype) if figures is None else OwnSums.zeros(dtype, figures, roots)
+
         return initial_state(made, self.optimizer, self.trained, average, zeros)
 
     def train_batches(self, start_step: int) -> Batches:
@@ -168,7 +188,9 @@ class Run:
             image_size=self._host_size(source),
             crop=random_crop(self.config),
             repeats=data.repeated_augmentation,
+            balanced=labels_of(source) if data.sampling == "balanced" else None,
             rows=process_rows(self.mesh, data.batch_size),
+            with_images=not self._is_resident(source),
         )
 
     def eval_batches(self, source: ImageSource) -> Batches:
@@ -183,18 +205,56 @@ class Run:
             crop_fraction=preprocessing.crop_fraction,
             interpolation=preprocessing.interpolation,
             rows=process_rows(self.mesh, data.eval_batch_size),
+            with_images=not self._is_resident(source),
         )
 
-    def on_device(self, batches: Batches) -> Iterator[Batch]:
-        """Sends each batch on its way to the devices, divided between them, without waiting."""
-        for batch in batches:
-            yield put_batch(self.mesh, batch)
+    def on_device(self, batches: Batches, source: ImageSource | None = None) -> Iterator[Batch]:
+        """Each batch as of `put`; None: of the training split."""
+        return (self.put(batch, source) for batch in batches)
+
+    def put(self, batch: Mapping[str, np.ndarray], source: ImageSource | None = None) -> Batch:
+        """Sends a batch on its way to the devices, divided between them, without waiting.
+
+        The images of a split that lives there are read before its first batch.
+        """
+        return self._filled(put_batch(self.mesh, batch), source)
+
+    def block_on_device(self, batches: Sequence[Mapping[str, np.ndarray]]) -> Batch:
+        """Sends batches on their way, as a block of `training.steps_per_dispatch`: `stacked`."""
+        block = stacked(batches, self.config.training.steps_per_dispatch)
+        return self._filled(put_batch(self.mesh, block, is_block=True))
+
+    def _filled(self, batch: Batch, source: ImageSource | None = None) -> Batch:
+        source = source or self.data.train
+        if not self._is_resident(source):
+            return batch
+        if id(source) not in self._images:
+            data = self.config.data
+            self._images[id(source)] = read_images(
+                source,
+                self.mesh,
+                data.num_workers,
+                data.worker_kind,  # pyright: ignore[reportArgumentType]
+            )
+        return self._images[id(source)].filled(batch)
+
+    def _is_resident(self, source: ImageSource) -> bool:
+        return any(source is other for other in self.resident)
 
     @property
     def data(self) -> Splits:
         """The splits of a run that is not only planned."""
         assert self.splits is not None
         return self.splits
+
+    def _resident(self) -> tuple[ImageSource, ...]:
+        if self.splits is None:
+            return ()
+        gone_through = (self.splits.train, self.splits.validation)  # again and again
+        sources = [source for source in gone_through if source is not None]
+        places = zip(jax.tree.leaves(self.template), jax.tree.leaves(self.shardings), strict=True)
+        state = [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place) for a, place in places]
+        return resident(self.config.data, sources, self.mesh, bytes_on_one_device(state))
 
     def _host_size(self, source: ImageSource) -> tuple[int, int] | None:
         # Images of one size cross to the device as they are and are resized there.
@@ -205,7 +265,7 @@ class Run:
         # float32 or wider: a model that computes in float64 is not fed rounded pixels.
         return jnp.promote_types(self.model.dtype, jnp.float32)
 
-    def _prepare_train(self) -> Augment:
+    def _prepare_train(self) -> TrainAugment:
         data, preprocessing = self.config.data, self.preprocessing
         augment = make_train_augment(
             self.model.input_size,
@@ -222,14 +282,15 @@ class Run:
             dtype=self._pixel_dtype,
             one_by_one=self.platform == "cpu",
         )
-        if self.mesh.size == 1 or self.config.parallel == "pmap":
+        if self.mesh.size == 1 or self.config.parallel == "pmap" or self.reduces_by_hand:
             return augment
         # Each device prepares its own rows. Left to itself the compiler gathers all of them on each
         # device where they are taken one by one, since it cannot divide a loop.
         rows = P(AXES)
-        return jax.shard_map(
-            augment, mesh=self.mesh, in_specs=rows, out_specs=rows, check_vma=False
+        own_rows = functools.partial(
+            jax.shard_map, mesh=self.mesh, in_specs=rows, out_specs=rows, check_vma=False
         )
+        return TrainAugment(own_rows(augment.pixels), own_rows(augment.finished))
 
 
 def open_run(config: TrainConfig, stated: Collection[str] = (), own: Own | None = None) -> Run:
@@ -246,6 +307,7 @@ def open_run(config: TrainConfig, stated: Collection[str] = (), own: Own | None 
     own = own or Own()
     mesh, data = config_mesh(config), config.data
     _check_own(config, own)
+    _check_deterministic(config, mesh)
     model = None if own.model is not None else model_to_train(config)
     if model is not None:
         _check_independent(config, model)  # before data are opened
@@ -259,6 +321,8 @@ def open_run(config: TrainConfig, stated: Collection[str] = (), own: Own | None 
         seed=config.seed,
         num_train_examples=data.num_train_examples,
         exclude=data.exclude or (),
+        labels_file=data.labels_file or None,
+        kind=config.loss.target,
     )
     source = splits.train
     if own.model is not None:
@@ -272,9 +336,21 @@ def open_run(config: TrainConfig, stated: Collection[str] = (), own: Own | None 
     _check_model(model, config, source, stated, own)
     _limit_labels(splits, model.num_classes if _is_classification(config, own) else None)
     set_preprocessing(model, config, statistics_of(config, source.channels), source)
+    target = make_objective(config, own.loss).target
     names = splits.class_names or None
-    model.spec = dataclasses.replace(model.spec, class_names=names)
+    model.spec = dataclasses.replace(model.spec, class_names=names, target=target)
     return Run(config, mesh, model, steps_per_epoch(source, data.batch_size), splits, own)
+
+
+def _check_deterministic(config: TrainConfig, mesh: Mesh) -> None:
+    """Refuses GPUs that were started otherwise."""
+    is_set = DETERMINISTIC_OPS in os.environ.get("XLA_FLAGS", "").split()
+    on_gpu = mesh.devices.flat[0].platform == "gpu"
+    if config.training.deterministic and on_gpu and not is_set:
+        raise ValueError(
+            f"config.training.deterministic: wanted {DETERMINISTIC_OPS} among XLA_FLAGS in the "
+            "environment before JAX starts, where `vit-jax train` puts it"
+        )
 
 
 def _reconstructs(config: TrainConfig) -> bool:
@@ -282,7 +358,7 @@ def _reconstructs(config: TrainConfig) -> bool:
 
 
 def _is_classification(config: TrainConfig, own: Own) -> bool:
-    return own.loss is None and not _reconstructs(config)
+    return own.loss is None and config.loss.kind == "cross_entropy"
 
 
 def _limit_labels(splits: Splits, num_classes: int | None) -> None:
@@ -321,11 +397,19 @@ def _check_own(config: TrainConfig, own: Own) -> None:
             'config.loss.kind: wanted "cross_entropy" with loss=, metrics= or model= of the '
             'caller, got "reconstruction"'
         )
+    if own.loss is not None and config.loss.kind != "cross_entropy":
+        raise ValueError(
+            'config.loss.kind: wanted "cross_entropy" with loss= of the caller, in whose place it '
+            f'is, got "{config.loss.kind}"'
+        )
     if not _is_classification(config, own):
         used = {
             "mix": config.mix.mixup_alpha or config.mix.cutmix_alpha,
             "distillation": config.distillation.kind != "none",
             "loss.label_smoothing": config.loss.label_smoothing,
+            "loss.class_weights": own.loss is not None and config.loss.class_weights,
+            "loss.balanced": own.loss is not None and config.loss.balanced,
+            "data.sampling": config.data.sampling != "shuffled",
         }
         for name in (name for name, value in used.items() if value):
             raise ValueError(
@@ -395,6 +479,8 @@ def _in_parts(config: TrainConfig) -> str:
     """What of the config computes a batch part by part; empty: nothing."""
     if config.accumulation_steps > 1:
         return "config.accumulation_steps > 1"
+    if config.training.reduce_dtype != "auto":
+        return f'config.training.reduce_dtype = "{config.training.reduce_dtype}"'
     return 'config.parallel = "pmap"' if config.parallel == "pmap" else ""
 
 
@@ -485,8 +571,8 @@ def _check_model(
             f"the images of {source.name} have {channels} channels and the model takes "
             f"{model.in_chans}: set config.model.kwargs.in_chans={channels}"
         )
-    is_classification = _is_classification(config, own)
-    if is_classification:
+    is_measured = own.loss is None and not _reconstructs(config)
+    if is_measured:
         _check_classes(model, config, source, stated, own)
     if _reconstructs(config) and not getattr(model.config, "decoder", False):
         raise ValueError(
@@ -503,15 +589,16 @@ def _check_model(
     where, advice = "config.model.kwargs", ": choose another global_pool"
     if own.model is not None:
         where, advice = "model", ""
-    for part in jax.tree.leaves(outputs) if is_classification else ():
+    for part in jax.tree.leaves(outputs) if is_measured else ():
         if part.shape != (batch, model.num_classes):
             raise ValueError(
                 f"{where}: the model's output has shape {part.shape}, wanted logits of shape "
                 f"{(batch, model.num_classes)}{advice}"
             )
-    if is_classification:  # as the steps do: metrics see what the prediction is read from
-        _, outputs = jax.eval_shape(classification_loss, outputs, labels)
-    for name, measure in {"loss": own.loss, **(own.figures(is_classification) or {})}.items():
+    objective = make_objective(config, own.loss)
+    if is_measured:  # as the steps do: metrics see what the prediction is read from
+        _, outputs = jax.eval_shape(lambda y, t: objective.losses(y, t, False), outputs, labels)
+    for name, measure in {"loss": own.loss, **(own.figures(objective) or {})}.items():
         if measure is not None:
             check_measure(name, measure, outputs, labels)
 
@@ -523,11 +610,9 @@ def _check_classes(
     stated: Collection[str],
     own: Own,
 ) -> None:
-    if source.label_shape or source.label_dtype.kind != "i":
-        raise ValueError(
-            f"the labels of {source.name} are {source.label_dtype} of shape {source.label_shape}, "
-            "and no classes: wanted loss=, a function of outputs and labels"
-        )
+    _check_labels(model.num_classes, config, source)
+    if config.loss.target == "regression":
+        return
     if not source.class_names:
         return  # the model decides: see `_limit_labels`
     if own.model is not None and model.num_classes != source.num_classes:
@@ -545,4 +630,26 @@ def _check_classes(
         raise ValueError(
             f"{source.name} has {source.num_classes} classes, and {config.model.name} left alone "
             f"has {model.num_classes}: set config.model.kwargs.num_classes={source.num_classes}"
+        )
+
+
+def _check_labels(num_classes: int, config: TrainConfig, source: ImageSource) -> None:
+    """Refuses labels that are not what the loss is of."""
+    kind, shape, dtype = config.loss.kind, source.label_shape, source.label_dtype
+    if config.loss.target == "classification":
+        fits, wanted = not shape and dtype.kind == "i", "classes"
+    elif config.loss.target == "multilabel":
+        fits, wanted = len(shape) == 1, "a 0 or 1 for each label, such as those of a labels_file"
+    else:
+        fits, wanted = len(shape) <= 1 and dtype.kind == "f", "numbers, such as of a labels_file"
+    if not fits:
+        raise ValueError(
+            f"the labels of {source.name} are {dtype} of shape {shape}: wanted {wanted}, with "
+            f'loss.kind="{kind}"; or loss=, a function of outputs and labels'
+        )
+    number = math.prod(shape)
+    if config.loss.target != "classification" and num_classes != number:
+        raise ValueError(
+            f"{source.name} has {number} {'labels' if shape else 'number'} an image and the head "
+            f"of the model {num_classes} outputs: set config.model.kwargs.num_classes={number}"
         )

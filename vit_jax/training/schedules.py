@@ -1,5 +1,7 @@
 """The learning rate over a run, by name."""
 
+import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +18,8 @@ Schedule = Callable[[Any], Any]
 def make_schedule(config: OptimizerConfig, steps_per_epoch: int, num_epochs: int) -> Schedule:
     """The learning rate of the n-th update, counted from 0. Epochs become steps here alone.
 
+    At each of `restarts` all of what follows begins anew, for the epochs up to the next.
+
     With `schedule_unit="step"` a linear warm-up from `warmup_learning_rate` reaches `learning_rate`
     after `warmup_epochs`; what remains but for the cooldown is constant, or falls to
     `min_learning_rate` (a half cosine or a line), which its end would reach. With "epoch" it is
@@ -27,6 +31,14 @@ def make_schedule(config: OptimizerConfig, steps_per_epoch: int, num_epochs: int
       steps_per_epoch: updates in an epoch.
       num_epochs: of the whole run.
     """
+    if config.restarts:
+        ends = (0, *map(int, config.restarts), num_epochs)
+        alone = dataclasses.replace(config, restarts=None)
+        parts = [
+            make_schedule(alone, steps_per_epoch, end - start)
+            for start, end in itertools.pairwise(ends)
+        ]
+        return optax.join_schedules(parts, [end * steps_per_epoch for end in ends[1:-1]])
     if config.schedule_unit == "epoch":
         rates = [learning_rate_of_epoch(config, epoch, num_epochs) for epoch in range(num_epochs)]
         return _table(rates, steps_per_epoch)

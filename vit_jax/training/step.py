@@ -1,12 +1,14 @@
 """The training step and the evaluation step: pure functions, compiled for a mesh."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
@@ -18,13 +20,12 @@ from vit_jax.layers.masking import patch_noise
 from vit_jax.layers.stack import constrain
 from vit_jax.training.distillation import TaughtStep, distillation_loss
 from vit_jax.training.ema import update_average
-from vit_jax.training.losses import classification_loss, wide
-from vit_jax.training.mesh import batch_sharding, replicated
-from vit_jax.training.metrics import AnySums, OwnSums, Sums
-from vit_jax.training.mixing import Mixing, mix_batch
+from vit_jax.training.mesh import AXES, batch_sharding, block_sharding, replicated
+from vit_jax.training.metrics import AnySums, Collected, EvalSums, OwnSums, Sums
+from vit_jax.training.mixing import Mixing, mirrored, mix_batch
 from vit_jax.training.own import augmented
 from vit_jax.training.row_keys import key_of_rows
-from vit_jax.training.state import TrainState
+from vit_jax.training.state import Arrays, TrainState, split_arrays
 
 if TYPE_CHECKING:
     from vit_jax.training.run import Run
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
 Batch = dict[str, Any]
 # Each returns the new state, and the loss of the batch, which tells when the step is done.
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, jax.Array]]
+# (state, block of batches, how many of them) -> the new state, and the loss of each batch.
+TrainLoop = Callable[[TrainState, Batch, np.int32], tuple[TrainState, jax.Array]]
 # (state, batch, sums) -> sums with the batch's added.
-EvalStep = Callable[[TrainState, Batch, AnySums], AnySums]
+EvalStep = Callable[[TrainState, Batch, EvalSums], EvalSums]
 
 _DROPOUT, _AUGMENT, _MIX, _OWN = 0, 1, 2, 3
 _DEVICES = "devices"
@@ -45,12 +48,15 @@ class Steps:
 
     Attributes:
       init: makes the state at step 0.
-      train, eval: compiled when first called.
+      train, train_block, eval: compiled when first called.
+      are_finite: whether all parameters are; likewise.
     """
 
     init: Callable[[], TrainState]
     train: TrainStep
+    train_block: TrainLoop
     eval: EvalStep
+    are_finite: Callable[[Arrays], jax.Array]
 
 
 def make_steps(run: "Run") -> Steps:
@@ -58,7 +64,11 @@ def make_steps(run: "Run") -> Steps:
     return Steps(
         init=jax.jit(run.initial_state, out_shardings=run.shardings),
         train=pmap_train_step(run) if run.config.parallel == "pmap" else jit_train_step(run),
+        train_block=jit_train_loop(run),
         eval=make_eval_step(run),
+        are_finite=jax.jit(
+            _all_finite, in_shardings=(run.shardings.params,), out_shardings=replicated(run.mesh)
+        ),
     )
 
 
@@ -78,29 +88,19 @@ def _all_finite(tree: Any) -> jax.Array:
 def _apply(
     run: "Run",
     graph: nnx.GraphDef,
-    params: nnx.State,
-    frozen: nnx.State,
+    params: Arrays,
+    frozen: Arrays,
     images: jax.Array,
     rngs: nnx.Rngs | None = None,
     noise: jax.Array | None = None,
-) -> tuple[Any, nnx.State | None]:
+) -> tuple[Any, Arrays | None]:
     """The model's output, and its other variables where the call has moved them.
 
     Weights outside of its layers are gathered here, the others there. With `noise` the output is
     the loss of each image's hidden patches.
     """
     if run.gathered is not None:
-        params, frozen = (
-            nnx.map_state(
-                lambda path, leaf: (
-                    leaf if run.is_layer_weight(path) else constrain(leaf, run.gathered)
-                ),
-                state,
-            )
-            for state in (params, frozen)
-        )
-    if run.has_statistics:  # variables that belong to this trace, so that the call may move them
-        frozen = jax.tree.map(lambda leaf: leaf, frozen)
+        params, frozen = (_gathered(run, arrays) for arrays in (params, frozen))
     model = nnx.merge(graph, params, frozen)
     if noise is None:
         outputs = model(images, rngs=rngs)
@@ -108,18 +108,33 @@ def _apply(
         outputs = model.reconstruction_losses(images, noise, rngs=rngs)
     if not run.has_statistics:
         return outputs, None
-    _, _, moved = nnx.split(model, run.trained, ...)
-    return outputs, moved
+    return outputs, split_arrays(model, run.trained)[1]
+
+
+def _gathered(run: "Run", arrays: Arrays) -> Arrays:
+    def gather(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        is_of_layers = run.is_layer_weight(tuple(key.key for key in path))
+        return leaf if is_of_layers else constrain(leaf, run.gathered)
+
+    return jax.tree_util.tree_map_with_path(gather, arrays)
+
+
+def _keys(run: "Run", step: jax.Array, batch: Batch) -> jax.Array:
+    return example_keys(augment_key(run.config.seed), step // run.steps_per_epoch, batch["index"])
+
+
+def _pixels(run: "Run", step: jax.Array, batch: Batch) -> jax.Array:
+    """The batch's images, augmented as far as they are uint8."""
+    keys, images = _keys(run, step, batch), batch["image"]
+    if run.own.augment is not None:
+        own_keys = jax.vmap(lambda key: jax.random.fold_in(key, _OWN))(keys)
+        images = augmented(run.own.augment, own_keys, images)
+    return run.prepare_train.pixels(keys, images, batch.get("crop"))
 
 
 def _prepared(run: "Run", step: jax.Array, batch: Batch) -> jax.Array:
     """The batch's images, augmented and normalised."""
-    keys = example_keys(augment_key(run.config.seed), step // run.steps_per_epoch, batch["index"])
-    images = batch["image"]
-    if run.own.augment is not None:
-        own_keys = jax.vmap(lambda key: jax.random.fold_in(key, _OWN))(keys)
-        images = augmented(run.own.augment, own_keys, images)
-    return run.prepare_train(keys, images, batch.get("crop"))
+    return run.prepare_train.finished(_keys(run, step, batch), _pixels(run, step, batch))
 
 
 def _noise(run: "Run", step: jax.Array | int, batch: Batch) -> jax.Array | None:
@@ -130,21 +145,12 @@ def _noise(run: "Run", step: jax.Array | int, batch: Batch) -> jax.Array | None:
     return patch_noise(run.config.seed, step, batch["index"], num_patches)
 
 
-def _losses(run: "Run", outputs: Any, targets: jax.Array, smoothing: float) -> tuple[Any, Any]:
-    """The loss of each example, and what its figures are read from."""
-    if run.reconstructs:
-        return wide(outputs), outputs
-    if run.own.loss is None:
-        return classification_loss(outputs, targets, smoothing)
-    return wide(run.own.loss(outputs, targets)), outputs
-
-
 def _sums(run: "Run", losses: jax.Array, prediction: Any, batch: Batch) -> AnySums:
     """The metrics of a batch."""
     if run.figures is None:
         return Sums.of_batch(losses, prediction, batch["label"], batch["mask"])
     found = {name: measure(prediction, batch["label"]) for name, measure in run.figures.items()}
-    return OwnSums.of_batch(losses, found, batch["mask"])
+    return OwnSums.of_batch(losses, found, batch["mask"], run.objective.roots)
 
 
 def _divided(batch: Batch, parts: int) -> Batch:
@@ -168,12 +174,17 @@ def _mixed(run: "Run", mixing: Mixing, axis: str | None, step: jax.Array, batch:
     """
     parts = run.config.accumulation_steps
     if parts > 1:
-        images = jax.lax.map(lambda part: _prepared(run, step, part), _divided(batch, parts))
-        images = images.swapaxes(0, 1).reshape(-1, *images.shape[2:])
+        pixels = jax.lax.map(lambda part: _pixels(run, step, part), _divided(batch, parts))
+        pixels = pixels.swapaxes(0, 1).reshape(-1, *pixels.shape[2:])
     else:
-        images = _prepared(run, step, batch)
+        pixels = _pixels(run, step, batch)
+    finished, partners = run.prepare_train.finished, None
+    if run.mesh.size > 1:  # partners lie on other devices, and are finished on both: a byte a value
+        index, labels, other = (mirrored(x, axis) for x in (batch["index"], batch["label"], pixels))
+        partners = finished(_keys(run, step, {"index": index}), other), labels
+    images = finished(_keys(run, step, batch), pixels)
     key = _key_of_step(run.config.seed, _MIX, step)
-    images, targets = mix_batch(key, images, batch["label"], mixing, axis)
+    images, targets = mix_batch(key, images, batch["label"], mixing, partners)
     labels = jnp.argmax(targets, axis=-1).astype(batch["label"].dtype)
     return batch | {"image": images, "target": targets, "label": labels}
 
@@ -183,8 +194,8 @@ def _gradients(
     state: TrainState,
     batch: Batch,
     dropout_key: jax.Array,
-    teacher: nnx.State | None,
-) -> tuple[jax.Array, tuple[AnySums, nnx.State | None], nnx.State]:
+    teacher: Arrays | None,
+) -> tuple[jax.Array, tuple[AnySums, Arrays | None], Arrays]:
     """The loss of a batch, its metrics, what the model moved, and the gradients.
 
     `teacher`: its arrays.
@@ -198,15 +209,14 @@ def _gradients(
         assert teacher is not None
         taught = run.teacher.logits(teacher, images)
 
-    def loss_of(params: nnx.State) -> tuple[jax.Array, tuple[AnySums, nnx.State | None]]:
+    def loss_of(params: Arrays) -> tuple[jax.Array, tuple[AnySums, Arrays | None]]:
         rngs = nnx.Rngs(dropout=dropout_key)
         noise = _noise(run, state.step, batch)
         logits, moved = _apply(run, run.train_graph, params, state.frozen, images, rngs, noise)
-        smoothing = run.config.loss.label_smoothing
         if run.teacher is None or taught is None:
-            losses, prediction = _losses(run, logits, targets, smoothing)
+            losses, prediction = run.objective.losses(logits, targets, train=True)
         else:
-            distillation = run.teacher.config
+            distillation, smoothing = run.teacher.config, run.config.loss.label_smoothing
             losses, prediction = distillation_loss(logits, targets, taught, distillation, smoothing)
         return losses.mean(), (_sums(run, losses, prediction, batch), moved)
 
@@ -220,8 +230,8 @@ def _accumulated_gradients(
     batch: Batch,
     dropout_key: jax.Array,
     first: Any,
-    teacher: nnx.State | None,
-) -> tuple[jax.Array, AnySums, nnx.State]:
+    teacher: Arrays | None,
+) -> tuple[jax.Array, AnySums, Arrays]:
     """As `_gradients`, computed part by part: memory for the activations of one part.
 
     `first` is the batch's own first row in the global batch.
@@ -230,7 +240,7 @@ def _accumulated_gradients(
     rows = batch["label"].shape[0] // parts
     divided = _divided(batch, parts)
 
-    def of_part(part: Batch, key: jax.Array) -> tuple[jax.Array, AnySums, nnx.State]:
+    def of_part(part: Batch, key: jax.Array) -> tuple[jax.Array, AnySums, Arrays]:
         loss, (sums, _), gradients = _gradients(run, state, part, key, teacher)
         return loss, sums, gradients
 
@@ -250,7 +260,7 @@ def _train_step(
     axis: str | None,
     state: TrainState,
     batch: Batch,
-    teacher: nnx.State | None = None,
+    teacher: Arrays | None = None,
 ) -> tuple[TrainState, jax.Array]:
     """One update. With `axis`, `batch` is this device's part and the update is that of them all."""
     dropout_key = _key_of_step(run.config.seed, _DROPOUT, state.step)
@@ -268,15 +278,16 @@ def _train_step(
             dropout_key = key_of_rows(dropout_key, first, rows)
         loss, (sums, moved), gradients = _gradients(run, state, batch, dropout_key, teacher)
     if axis is not None:
-        loss, gradients = jax.lax.pmean((loss, gradients), axis)
+        loss, gradients = jax.lax.pmean(loss, axis), _averaged(run, gradients, axis)
         sums = jax.lax.psum(sums, axis)
     updates, opt_state = run.optimizer.update(gradients, state.opt_state, state.params)
-    params = cast(nnx.State, optax.apply_updates(state.params, updates))
+    params = cast(Arrays, optax.apply_updates(state.params, updates))
     step = state.step + 1
     ema = None if state.ema is None else update_average(run.config.ema, state.ema, params, step)
-    # Parameters too: a checkpoint after a finite loss may hold what the next loss will be NaN of.
-    broken = ~(jnp.isfinite(loss) & _all_finite(params))
-    first = jnp.where(broken & (state.nonfinite_step == 0), step, state.nonfinite_step)
+    is_finite = jnp.isfinite(loss)
+    if run.config.optimizer.gradient_clip_norm is not None:
+        is_finite &= jnp.isfinite(optax.tree.norm(gradients))  # the clipping's: computed once
+    first = jnp.where(is_finite | (state.nonfinite_step > 0), state.nonfinite_step, step)
     new_state = TrainState(
         step=step,
         params=params,
@@ -289,17 +300,76 @@ def _train_step(
     return new_state, loss
 
 
+def _averaged(run: "Run", gradients: Arrays, axis: str) -> Arrays:
+    """The mean of all devices' gradients, added up in the type that the config says."""
+    wanted = run.config.training.reduce_dtype
+
+    def average(gradient: jax.Array) -> jax.Array:
+        kind = gradient.dtype if wanted == "auto" else wanted
+        return jax.lax.pmean(gradient.astype(kind), axis).astype(gradient.dtype)
+
+    return jax.tree.map(average, gradients)
+
+
+def _update(run: "Run", state: TrainState, batch: Batch, *taught: Any) -> Any:
+    """One update of the whole batch, for `jax.jit`, which divides the work as the arrays lie.
+
+    Where the run says how gradients are exchanged, each device has its part, as with pmap.
+    """
+    if not run.reduces_by_hand:
+        return _train_step(run, None, state, batch, *taught)
+    whole, rows = P(), P(AXES[0])  # the other axis has one device
+    by_device = jax.shard_map(
+        functools.partial(_train_step, run, AXES[0]),
+        mesh=run.mesh,
+        in_specs=(whole, rows, *(whole for _ in taught)),
+        out_specs=whole,
+        check_vma=False,
+    )
+    return by_device(state, batch, *taught)
+
+
 def jit_train_step(run: "Run") -> TrainStep:
     """One plain jitted step: the compiler divides the work as the arrays lie. Donates the state."""
     whole, teacher = replicated(run.mesh), run.teacher
     step = jax.jit(
-        lambda state, batch, *taught: _train_step(run, None, state, batch, *taught),
+        functools.partial(_update, run),
         in_shardings=(run.shardings, batch_sharding(run.mesh), *([whole] if teacher else [])),
         out_shardings=(run.shardings, whole),
         donate_argnums=0,
         compiler_options=compiler_options(run.platform),
     )
     return TaughtStep(step, teacher, whole) if teacher else step
+
+
+def jit_train_loop(run: "Run") -> TrainLoop:
+    """The same step in a compiled loop over the first batches of a block. Donates the state.
+
+    How many there are is no part of the program: any number of updates is made by one program, and
+    each of them by the same instructions, so that no number of updates depends on the split.
+    """
+    whole, teacher = replicated(run.mesh), run.teacher
+
+    def loop(state: TrainState, block: Batch, count: jax.Array, *taught: Any) -> Any:
+        def update(number: jax.Array, carry: Any) -> Any:
+            state, losses = carry
+            batch = jax.tree.map(lambda rows: rows[number], block)
+            # An update is compiled by itself, whatever the size of the block.
+            state, loss = _update(run, state, jax.lax.optimization_barrier(batch), *taught)
+            return state, losses.at[number].set(loss.astype(losses.dtype))
+
+        losses = jnp.zeros(len(block["mask"]), state.sums.loss.dtype)
+        return jax.lax.fori_loop(0, count, update, (state, losses))
+
+    shardings = (run.shardings, block_sharding(run.mesh), whole, *([whole] if teacher else []))
+    compiled = jax.jit(
+        loop,
+        in_shardings=shardings,
+        out_shardings=(run.shardings, whole),
+        donate_argnums=0,
+        compiler_options=compiler_options(run.platform),
+    )
+    return TaughtStep(compiled, teacher, whole) if teacher else compiled
 
 
 def pmap_train_step(run: "Run") -> TrainStep:
@@ -340,22 +410,34 @@ def pmap_train_step(run: "Run") -> TrainStep:
 
 
 def make_eval_step(run: "Run") -> EvalStep:
-    """The metrics of one batch in eval mode, padding left out; donates the sums."""
+    """The metrics of one batch in eval mode, padding left out.
 
-    def step(params: nnx.State, frozen: nnx.State, batch: Batch, sums: Any) -> AnySums:
+    It donates nothing: the sums after a batch tell later when it was done.
+    """
+
+    def step(params: Arrays, frozen: Arrays, batch: Batch, sums: Any) -> tuple[AnySums, Any]:
         images = run.prepare_eval(batch["image"])
         noise = _noise(run, 0, batch)  # the same at every evaluation
         outputs, _ = _apply(run, run.eval_graph, params, frozen, images, noise=noise)
-        losses, prediction = _losses(run, outputs, batch["label"], 0.0)
+        losses, prediction = run.objective.losses(outputs, batch["label"], train=False)
         batch_sums: Any = _sums(run, losses, prediction, batch)
-        return sums + batch_sums
+        seen = (prediction, batch["label"], batch["mask"]) if of_all else ()
+        return sums + batch_sums, seen
 
+    of_all = run.objective.of_all
     whole, shardings = replicated(run.mesh), run.shardings
     compiled = jax.jit(
         step,
         in_shardings=(shardings.params, shardings.frozen, batch_sharding(run.mesh), whole),
         out_shardings=whole,
-        donate_argnums=3,
         compiler_options=compiler_options(run.platform),
     )
-    return lambda state, batch, sums: compiled(state.params, state.frozen, batch, sums)
+
+    def add(state: TrainState, batch: Batch, sums: EvalSums) -> EvalSums:
+        before = sums if isinstance(sums, Collected) else None
+        found, seen = compiled(state.params, state.frozen, batch, before.sums if before else sums)
+        if of_all is None:
+            return found
+        return Collected(found, of_all, (*(before.seen if before else ()), seen))
+
+    return add

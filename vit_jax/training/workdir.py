@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import jax
 
 from vit_jax.config import TrainConfig, check_resumable, load_config
-from vit_jax.config.serialize import config_own, config_version, to_json
+from vit_jax.config.serialize import config_own, config_version, extends, to_json
 from vit_jax.storage import is_remote, write_bytes
 from vit_jax.training.processes import is_first, tell_all
 from vit_jax.training.records import read_rows
@@ -123,13 +123,16 @@ def writing(
 
 def check_config(
     config: TrainConfig, workdir: pathlib.Path, own: Mapping[str, str] | None = None
-) -> None:
+) -> bool:
     """Refuses a work directory of a run that this config would not repeat.
 
     Args:
       config: of the run.
       workdir: of the run.
       own: what it is given in Python, see `training.own`.
+
+    Returns:
+      Whether the config gives the run there more epochs.
 
     Raises:
       ValueError: naming the fields that differ; or there are checkpoints and no config.
@@ -139,12 +142,17 @@ def check_config(
     if path.exists():
         # A run that failed before its first row has nothing to lose: its config is replaced.
         if has_checkpoints or read_rows(workdir / METRICS_FILE):
-            check_resumable(load_config(path), config, config_own(path), own)
+            begun = load_config(path)
+            on_gpu = jax.default_backend() == "gpu"  # what it means nothing on may differ
+            may_differ = () if on_gpu else ("training.deterministic",)
+            check_resumable(begun, config, config_own(path), own, may_differ)
+            return extends(begun, config)
     elif has_checkpoints:
         raise ValueError(
             f"{workdir} holds checkpoints but no {CONFIG_FILE}, so that nobody can tell whose they "
             "are: put the file back, or give another --workdir"
         )
+    return False
 
 
 def check_pixels(

@@ -44,7 +44,7 @@ class CheckpointInfo:
       step: updates done.
       spec: the model's description, of `vit_jax.weights.spec_json.spec_to_dict`.
       best_step, best_top1: the best validation so far (of the averaged weights, if there are any),
-        None before the first. Where the loss is the caller's, best_top1 is minus its lowest value.
+        None before the first. Of another `evaluation.metric` it is that, or minus it (loss, mae).
       rows: how many rows of metrics.jsonl are of its steps, by split; None: not known.
     """
 

@@ -13,7 +13,7 @@ from vit_jax.layers.checks import to_pair
 from vit_jax.models.base import VisionModel
 from vit_jax.models.dialect import Dialect
 from vit_jax.models.registry import DESIGNS, design_of, model_fields, name_of_timm
-from vit_jax.models.spec import Preprocessing
+from vit_jax.models.spec import Preprocessing, Target
 from vit_jax.weights.dialects import DIALECTS
 from vit_jax.weights.spec_json import (
     SPEC,
@@ -85,7 +85,7 @@ def read_facts(folder: Path, notes: list[str]) -> tuple[StatedSpec, dict[str, An
         if preprocessing is None or written != read_stated(path, lambda: _processor_again(own)):
             found = _read_processor(processor, written, notes)
             preprocessing = (found and _of_size(found, name, fields, notes)) or preprocessing
-    facts = StatedSpec(name, fields, preprocessing, names)
+    facts = StatedSpec(name, fields, preprocessing, names, own.target or _target_of(config))
     return facts, known if fields is None else {}
 
 
@@ -100,6 +100,16 @@ def _of_size(
         notes.append(f"preprocessor_config.json: its size {found.size} is not the model's {size}")
         return dataclasses.replace(found, size=None)
     return found
+
+
+# transformers' problem_type, by our kind of target.
+PROBLEM_TYPES = {"multilabel": "multi_label_classification", "regression": "regression"}
+
+
+def _target_of(config: Mapping[str, Any]) -> Target | None:
+    """What a config.json says of the outputs, where they are no logits of classes."""
+    stated = config.get("problem_type")
+    return next((Target(kind) for kind, name in PROBLEM_TYPES.items() if name == stated), None)
 
 
 def labels_of(class_names: tuple[str, ...] | None, num_classes: int) -> list[str]:

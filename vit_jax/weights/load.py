@@ -284,6 +284,12 @@ def _with_facts(
     if names is not None and len(names) > spec.config.num_classes:
         left.append(f"its {len(names)} class names")
         names = None
+    if stated.target is not None and head != "drop":
+        target = stated.target if head is None else stated.target.at(head)
+        if len(target.mean) in (0, spec.config.num_classes):
+            facts["target"] = target
+        else:
+            left.append(f"its target of {len(target.mean)} numbers")
     return dataclasses.replace(spec, class_names=names, **facts)
 
 

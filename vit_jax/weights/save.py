@@ -14,7 +14,7 @@ from vit_jax.models.spec import ModelSpec
 from vit_jax.weights.atomic import check_new_folder, whole
 from vit_jax.weights.dialects import DialectError, dialect_for, from_own
 from vit_jax.weights.formats import SAFETENSORS, TORCH_SUFFIXES
-from vit_jax.weights.huggingface import config_of, labels_of, processor_of
+from vit_jax.weights.huggingface import PROBLEM_TYPES, config_of, labels_of, processor_of
 from vit_jax.weights.spec_json import SPEC, SPEC_FILE, spec_beside, spec_to_dict, text_beside
 from vit_jax.weights.state_dict import state_dict
 from vit_jax.weights.torch_writer import write_torch_file
@@ -141,6 +141,7 @@ def _write_huggingface(model: VisionModel[Any], path: Path) -> list[str]:
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         **_labels(labels),
+        **_problem_type(model),
         SPEC: spec_to_dict(model.spec),
     }
     with whole(path) as partial:
@@ -167,6 +168,11 @@ def _labels(names: list[str]) -> dict[str, Any]:
         "id2label": {str(label): name for label, name in enumerate(names)},
         "label2id": {name: label for label, name in enumerate(names)},
     }
+
+
+def _problem_type(model: VisionModel[Any]) -> dict[str, str]:
+    target = model.spec.target
+    return {} if target is None else {"problem_type": PROBLEM_TYPES[target.kind]}
 
 
 def _write_orbax(model: VisionModel[Any], path: Path) -> None:

@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 
 from vit_jax import storage
 from vit_jax.layers.checks import to_pair
-from vit_jax.models.spec import CROP_MODES, SPEC_VERSION, ModelSpec, Preprocessing
+from vit_jax.models.spec import CROP_MODES, SPEC_VERSION, ModelSpec, Preprocessing, Target
 
 SPEC = "vit_jax"  # where a file holds the description of its model
 SPEC_FILE = f"{SPEC}.json"  # inside of a PyTorch file or an Orbax folder
 MAX_SPEC_BYTES = 2**26
+_TARGET = "target"  # only where the outputs are no logits of classes
 _KEY = "spec_version"  # also of config.json and of a checkpoint's info
 
 _MAX_PIXELS = 2**26
@@ -32,6 +33,7 @@ def spec_to_dict(spec: ModelSpec) -> dict[str, Any]:
         "preprocessing": None if preprocessing is None else dataclasses.asdict(preprocessing),
         "class_names": None if spec.class_names is None else list(spec.class_names),
         "source": spec.source,
+        **({} if spec.target is None else {_TARGET: dataclasses.asdict(spec.target)}),
     }
 
 
@@ -79,12 +81,14 @@ class StatedSpec:
       name, fields: of the registry, and of the design.
       preprocessing: how images are prepared.
       class_names: in the order of the logits.
+      target: what the outputs are.
     """
 
     name: str | None = None
     fields: dict[str, Any] | None = None
     preprocessing: Preprocessing | None = None
     class_names: tuple[str, ...] | None = None
+    target: Target | None = None
 
 
 def read_spec(values: Any) -> StatedSpec:
@@ -107,7 +111,19 @@ def read_spec(values: Any) -> StatedSpec:
         {str(field): _as_tuple(value) for field, value in fields.items()} if fields else None,
         read_preprocessing(values.get("preprocessing")),
         None if names is None else tuple(names),
+        _read_target(values.get(_TARGET)),
     )
+
+
+def _read_target(values: Any) -> Target | None:
+    if values is None:
+        return None
+    if not isinstance(values, Mapping) or not values.keys() <= {"kind", "mean", "std"}:
+        raise ValueError(f"wanted {_TARGET} with kind, mean and std, got {values!r}")
+    mean, std = (tuple(map(float, values.get(name, ()))) for name in ("mean", "std"))
+    if not all(map(math.isfinite, mean + std)) or not all(each > 0 for each in std):
+        raise ValueError(f"wanted finite numbers and a positive std, got {mean} and {std}")
+    return Target(str(values.get("kind")), mean, std)
 
 
 def check_spec_version(values: Any) -> int:

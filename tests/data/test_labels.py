@@ -1,0 +1,142 @@
+"""Label files: what is read, what is guessed, which rows are refused; and balanced epochs."""
+
+import collections
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.data.conftest import write_png
+from vit_jax.data.folder import labels_of
+from vit_jax.data.labels import encode, kind_of_labels, read_label_file
+from vit_jax.data.loader import train_batches
+from vit_jax.data.order import balanced_examples
+from vit_jax.data.sources import ArraySource
+from vit_jax.data.splits import open_splits
+
+
+def folder(path: Path, text: str, count: int = 10) -> Path:
+    """Images 0.png ... in a flat folder, with labels.csv beside them; returns the file."""
+    for number in range(count):
+        write_png(path / f"{number}.png", np.full((4, 4, 3), number, np.uint8))
+    (path / "labels.csv").write_text(text)
+    return path / "labels.csv"
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "wanted"),
+    [
+        ("file,label\n0.png,cat\n1.png,dog\n", "classification", [0, 1]),
+        ("label , file\ncat,0.png\n\n1,1.png\n", "classification", [1, 0]),
+        ("file,label\n0.png,3\n1.png,1\n", "classification", [1, 0]),
+        ("file,label\n0.png,a;b\n1.png,c\n", "multilabel", [[1, 1, 0], [0, 0, 1]]),
+        ('file,label\n0.png,"a; b"\n1.png,\n', "multilabel", [[1, 1], [0, 0]]),
+        ("file,labels\n0.png,a\n1.png,b\n", "multilabel", [[1, 0], [0, 1]]),
+        ("file,label\n0.png,0.5\n1.png,-2\n", "regression", [0.5, -2]),
+        ("file,value\n0.png,3\n1.png,1e3\n", "regression", [3, 1000]),
+        ("\ufefffile,label\n0.png,0.5;1\n1.png,2;2\n", "regression", [[0.5, 1], [2, 2]]),
+    ],
+)
+def test_kinds(tmp_path, text, kind, wanted):
+    file = read_label_file(folder(tmp_path, text, 2), tmp_path)
+    assert kind_of_labels(file) == kind
+    np.testing.assert_array_equal(encode(file, kind)[0], wanted)
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "message"),
+    [
+        ("", "", "line 1: wanted the header file,label or file,label,split, got nothing"),
+        ("0.png,cat\n", "", "line 1: wanted the header .*, got 0.png,cat"),
+        ("file,label,colour\n0.png,a,b\n", "", "line 1: wanted the header"),
+        ("file,label\n", "", "has no rows below its header"),
+        ("file,label\n0.png\n", "", "line 2: wanted 2 columns, got 1$"),
+        ("file,label\n0.png,a\n\n9.png,a\n", "", "line 4: there is no .*9.png$"),
+        ("file,label\n0.png,a\n0.png,b\n", "", "line 3: 0.png was in line 2 already"),
+        ("file,label\n,a\n", "", "line 2: names no file"),
+        ("file,label\n0.png,a;;b\n", "", "line 2: an empty label in 'a;;b'"),
+        ("file,label\n0.png,a;a\n", "", "line 2: a label twice in 'a;a'"),
+        ("file,label,split\n0.png,a,dev\n", "", "line 2: wanted the split train, .* got 'dev'"),
+        ("file,label\n" + "x.png,a\n" * 5, "", "line 4: there is no [^;]*; and 2 more"),
+        ("file,label\n0.png,a\n1.png,a;b\n", "classification", "line 3: wanted one class, got a;b"),
+        ("file,label\n0.png,1\n1.png,x\n", "regression", "line 3: wanted a number, got x"),
+        ("file,label\n0.png,nan\n", "regression", "line 2: wanted a number, got nan"),
+        ("file,label\n0.png,1;2\n1.png,1\n", "regression", "line 3: wanted 2 numbers, got 1"),
+    ],
+)
+def test_bad_rows_are_named_by_their_lines(tmp_path, text, kind, message):
+    path = folder(tmp_path, text, 2)
+    with pytest.raises(ValueError, match=message):
+        encode(read_label_file(path, tmp_path), kind)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"the label file .*none\.csv cannot be read: No such file"
+    ):
+        read_label_file(tmp_path / "none.csv", tmp_path)
+
+
+def test_splits_of_a_label_file(tmp_path):
+    rows = "".join(f"{n}.png,{'ab'[n % 2]},{'train' if n < 6 else 'val'}\n" for n in range(9))
+    path = folder(tmp_path, "file,label,split\n" + rows)
+    splits = open_splits(
+        "folder", data_dir=tmp_path, labels_file=path, exclude=["1.png"], test_split=None
+    )
+    assert labels_of(splits.train).tolist() == [0, 0, 1, 0, 1]
+    assert splits.describe() == (
+        "2 classes, images: 5 train, 3 validation; left out: 1 image by config.data.exclude; "
+        "1 image that labels.csv does not name"
+    )
+    assert splits.validation is not None
+    assert int(splits.validation[0]["image"].max()) == 6
+
+
+def test_a_flat_folder_is_cut_as_a_folder_of_classes(tmp_path):
+    rows = "".join(f"{n}.png,{n}.5\n" for n in range(10))
+    splits = open_splits(
+        "folder",
+        data_dir=tmp_path,
+        labels_file=folder(tmp_path, "file,label\n" + rows),
+        kind="regression",
+    )
+    assert [len(part) for part in (splits.train, splits.validation, splits.test) if part] == [
+        *(7, 1, 2)
+    ]
+    example = splits.train[0]
+    assert example["label"] == int(example["image"].max()) + 0.5
+    assert (splits.train.label_shape, splits.train.label_dtype) == ((), np.float32)
+
+
+LABELS = np.array([0] * 20 + [1] * 3 + [4] * 2)
+
+
+def test_a_balanced_epoch_shows_every_class_equally_often():
+    places, seen = np.arange(25), []
+    for epoch in (0, 1):
+        positions, indices = balanced_examples(places, LABELS, 7, epoch)
+        counts = collections.Counter(LABELS[positions].tolist())
+        assert sorted(counts.values()) == [8, 8, 9]
+        # A repeated image has an index, and so an augmentation, of its own.
+        assert len(set(indices.tolist())) == 25
+        np.testing.assert_array_equal(indices % 25, positions)
+        rare = collections.Counter(positions[LABELS[positions] == 4].tolist())
+        assert max(rare.values()) - min(rare.values()) <= 1
+        seen.append(positions.tolist())
+    assert seen[0] != seen[1]
+
+
+def test_a_balanced_batch_is_a_pure_function_of_seed_and_step():
+    images = np.arange(25, dtype=np.uint8).reshape(25, 1, 1, 1)
+    source = ArraySource(images, LABELS, class_names="abcde", name="made up")
+
+    def batches(start: int, seed: int = 7) -> list[list[int]]:
+        with train_batches(
+            source, batch_size=5, seed=seed, start_step=start, num_steps=9 - start, balanced=LABELS
+        ) as found:
+            return [batch["index"].tolist() for batch in found]
+
+    assert batches(4) == batches(0)[4:]
+    assert batches(0, seed=8) != batches(0)
+    with pytest.raises(ValueError, match="balanced sampling: repeats must be 1, got 2"):
+        train_batches(source, batch_size=5, seed=0, balanced=LABELS, repeats=2)
