@@ -138,6 +138,8 @@ class VisionModel(nnx.Module, Generic[Config]):
         """A few lines; `vit_jax.inspect.summary.summarize` counts layer by layer."""
         return describe(self)
 
+    __str__ = __repr__
+
     @property
     def config(self) -> Config:
         """The design's fields, which `spec` holds."""
