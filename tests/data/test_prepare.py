@@ -24,6 +24,7 @@ from PIL import Image
 from tests.data.conftest import cifar_members, prepare_small, random_images, write_tar
 from vit_jax.data import cifar_archive, idx_archive, imagenette_archive, open_splits
 from vit_jax.data.prepare import prepare
+from vit_jax.data.tar_files import read_tar_files
 
 ARCHIVES = {"cifar10": "cifar-10-binary.tar.gz", "cifar100": "cifar-100-binary.tar.gz"}
 
@@ -434,3 +435,22 @@ def test_other_archives_than_fast_ais_are_one_clear_error(
         prepare(name, tmp_path / "data", archive)
     assert "\n" not in str(raised.value)
     assert not list(tmp_path.glob("data/*/*"))
+
+
+def test_no_more_is_unpacked_than_an_archive_may_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of what tar reads whole into memory by itself: headers that are as long as they say."""
+    archive = tmp_path / "long.tar.gz"
+    with tarfile.open(archive, "w:gz", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("a")
+        info.pax_headers = {"comment": "x" * 2**20}
+        tar.addfile(info)
+    asked = []
+    read = gzip.GzipFile.read
+    monkeypatch.setattr(
+        gzip.GzipFile, "read", lambda self, size: asked.append(size) or read(self, size)
+    )
+    with pytest.raises(ValueError, match=r"long.tar.gz .*unpacks to more than 10,000 bytes"):
+        read_tar_files(archive, lambda path: (path, 9), most_bytes=10_000, wanted="w")
+    assert max(asked) <= 10_001
