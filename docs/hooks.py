@@ -67,7 +67,7 @@ def _notebook(path: pathlib.Path) -> str:
     for cell in json.loads(path.read_text())["cells"]:
         text = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            parts.append(re.sub(r"^# .*\n*", "", text))
+            parts.append(re.sub(r"^# .*\n*", "", text).replace("](../docs/", "]("))
             continue
         parts.append(f"```python\n{text}\n```")
         for output in cell["outputs"]:

@@ -60,7 +60,7 @@ def test_every_field_of_a_config_stands_in_a_table(hooks):
 def test_a_notebook_is_its_cells_and_their_output(hooks, tmp_path, monkeypatch):
     png = "iVBORw0KGgo="
     cells = [
-        {"cell_type": "markdown", "source": ["# Title\n", "\n", "text"]},
+        {"cell_type": "markdown", "source": ["# Title\n", "\n", "[a](../docs/a.md)"]},
         {
             "cell_type": "code",
             "source": ["x = 1\n", "x"],
@@ -74,6 +74,6 @@ def test_a_notebook_is_its_cells_and_their_output(hooks, tmp_path, monkeypatch):
     (tmp_path / "a.ipynb").write_text(json.dumps({"cells": cells}))
     monkeypatch.setattr(hooks, "_ROOT", tmp_path)
     assert hooks.on_page_markdown("<!-- notebook a.ipynb -->") == (
-        "text\n\n```python\nx = 1\nx\n```\n\n```text\nsaid\n```\n\n"
+        "[a](a.md)\n\n```python\nx = 1\nx\n```\n\n```text\nsaid\n```\n\n"
         f"![output](data:image/png;base64,{png})\n\n```text\n1\n```"
     )
