@@ -1,13 +1,14 @@
 """Fine-tuning on Imagenette: any model from any weights, with a new head and at another size.
 
+    vit-jax prepare imagenette128
     python train.py --config configs/imagenette_finetune.py --config.init_from=WEIGHTS \\
-        --config.model.name=NAME --config.data.data_dir=DIR
+        --config.model.name=NAME
 
 WEIGHTS is a file that `vit-jax convert` reads, `hf:OWNER/NAME`, or a work directory of ours; NAME
 the model that they are of, ViT-S/16 by default, whose fields are --config.model.kwargs.FIELD,
-img_size among them: position embeddings are resized to it. Another set is chosen with
---config.data.name and --config.model.kwargs.num_classes. DIR is the directory that holds
-`imagenette128/`, Imagenette (fast.ai) at 128x128 pixels.
+img_size among them: position embeddings are resized to it. The set is Imagenette (fast.ai) at
+128x128 pixels; --config.data.name=imagenette224 is that of 224x224, and another set is chosen with
+--config.data.name and --config.model.kwargs.num_classes.
 
 AdamW, batch 64, 10 epochs of cosine decay from 2e-4 after half an epoch of warm-up, layer-wise
 learning rate decay .75 (as BEiT, 2106.08254), weight decay .05 on matrices, gradients clipped to

@@ -1,12 +1,13 @@
 """A linear probe on Imagenette: any model with any weights, of which only a new head is trained.
 
+    vit-jax prepare imagenette128
     python train.py --config configs/imagenette_linear_probe.py --config.init_from=WEIGHTS \\
-        --config.model.name=NAME --config.data.data_dir=DIR
+        --config.model.name=NAME
 
 WEIGHTS is a file that `vit-jax convert` reads, `hf:OWNER/NAME`, or a work directory of ours; NAME
 the model that they are of, ViT-S/16 by default, whose fields are --config.model.kwargs.FIELD.
-Another set is chosen with --config.data.name and --config.model.kwargs.num_classes. DIR is the
-directory that holds `imagenette128/`, Imagenette (fast.ai) at 128x128 pixels.
+The set is Imagenette (fast.ai) at 128x128 pixels; --config.data.name=imagenette224 is that of
+224x224, and another set is chosen with --config.data.name and --config.model.kwargs.num_classes.
 
 `optimizer.frozen` leaves all as it is but the head, which has neither gradients nor moments to keep
 for the rest. SGD with momentum .9 and no decay, batch 256, 30 epochs of cosine decay from .1;

@@ -1,10 +1,10 @@
 """MAE: a small ViT pretrained on Imagenette without its labels.
 
-    python train.py --config configs/imagenette_mae.py --config.data.data_dir=DIR
+    vit-jax prepare imagenette128
+    python train.py --config configs/imagenette_mae.py
     vit-jax plot reconstruction runs/imagenette_mae PHOTO.jpg --out mae.png
 
-The set, `imagenette128`, is Imagenette (fast.ai) at 128x128 pixels, prepared as ArrayRecord in the
-form of a TFDS set; DIR is the directory that holds `imagenette128/`.
+The set is Imagenette (fast.ai) at 128x128 pixels.
 
 From the release of "Masked Autoencoders Are Scalable Vision Learners" (2111.06377): 75% of the
 patches hidden, the pixels of each patch normalised, AdamW with betas .9 and .95, weight decay .05

@@ -1,9 +1,12 @@
 """Preparing data sets: official archives, TFDS, and everything that can be wrong with either."""
 
 import dataclasses
+import fcntl
 import gzip
 import hashlib
 import io
+import os
+import shutil
 import sys
 import tarfile
 import threading
@@ -16,10 +19,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
-from tests.data.conftest import cifar_members, prepare_small, write_tar
-from vit_jax.data import cifar_archive, idx_archive, open_splits
+from tests.data.conftest import cifar_members, prepare_small, random_images, write_tar
+from vit_jax.data import cifar_archive, idx_archive, imagenette_archive, open_splits
 from vit_jax.data.prepare import prepare
+from vit_jax.data.tar_files import read_tar_files
 
 ARCHIVES = {"cifar10": "cifar-10-binary.tar.gz", "cifar100": "cifar-100-binary.tar.gz"}
 
@@ -94,7 +99,16 @@ def test_nothing_is_overwritten_or_left_half_made(
         with pytest.raises(ValueError, match=r"cannot be written: .*No space left on device"):
             prepare("cifar10", tmp_path / "data", archive)
     assert list(home.iterdir()) == []
+    killed, held = home / ".3.0.2.incomplete-x", home / ".3.0.2.incomplete-y"
+    for left in (killed, held):
+        left.mkdir()
+        (left / "half").touch()
+    writer = os.open(held, os.O_RDONLY)  # of another process, at work
+    fcntl.flock(writer, fcntl.LOCK_EX)
     first = prepare("cifar10", tmp_path / "data", archive)
+    assert [path.name for path in sorted(home.iterdir())] == [held.name, "3.0.2"]
+    os.close(writer)
+    shutil.rmtree(held)
     before = {path: path.stat().st_mtime_ns for path in first.iterdir()}
     with pytest.raises(ValueError, match="exists already"):
         prepare("cifar10", tmp_path / "data", archive)
@@ -190,7 +204,7 @@ def test_bad_arguments_are_one_clear_error(tmp_path: Path, arguments: dict, mess
         prepare(**arguments, data_dir=tmp_path)
 
 
-@pytest.mark.parametrize("name", ["cifar100", "fashion_mnist", "imagenette"])
+@pytest.mark.parametrize("name", ["cifar100", "fashion_mnist", "imagenette", "imagenette128"])
 def test_without_a_network_the_ways_out_are_named_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -332,3 +346,111 @@ def test_damaged_gzip_is_named(tmp_path: Path, small_idx: dict[str, bytes], dama
     path.write_bytes(bytes(data) if damage == "flipped" else path.read_bytes()[:-5])
     with pytest.raises(ValueError, match="damaged, cut off, or cannot be read"):
         prepare("fashion_mnist", tmp_path, folder)
+
+
+# -------------------------------------------------------------------------------------- Imagenette
+
+
+@pytest.fixture
+def small_imagenette(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """The members of an imagenette2-160.tgz of 20 and 10 images of 24x20 pixels."""
+    counts = {"train": 20, "validation": 10}
+    for name, layout in imagenette_archive.IMAGENETTE_FORMATS.items():
+        small = dataclasses.replace(layout, counts=counts, side=16)
+        monkeypatch.setitem(imagenette_archive.IMAGENETTE_FORMATS, name, small)
+    members = {"imagenette2-160/noisy_imagenette.csv": b"path", "imagenette2-160/.DS_Store": b"x"}
+    for folder, count in (("train", 20), ("val", 10)):
+        for number, pixels in enumerate(random_images(count, side=24, seed=count)):
+            wnid = list(imagenette_archive._CLASSES)[number % 10]
+            file = io.BytesIO()
+            Image.fromarray(pixels[:20]).save(file, "JPEG")
+            path = f"imagenette2-160/{folder}/{wnid}/{wnid}_{number}.JPEG"
+            members[path] = file.getvalue()
+    return members
+
+
+def test_fast_ais_archive_becomes_a_set(tmp_path: Path, small_imagenette: dict[str, bytes]) -> None:
+    archive = write_tar(tmp_path / "imagenette2-160.tgz", small_imagenette)
+    path = prepare("imagenette128", tmp_path / "data", archive)
+    assert path == tmp_path / "data" / "imagenette128" / "1.0.0"
+    splits = open_splits("tfds", "imagenette128", tmp_path / "data", test_split=None)
+    assert splits.validation is not None
+    assert [len(splits.train), len(splits.validation)] == [20, 10]
+    assert splits.class_names[::9] == ("tench", "parachute")
+    assert splits.train.image_shape == (16, 16, 3)
+    records: Any = tfds.builder_from_directory(path).as_data_source("train")
+    seen = []
+    for number in range(20):
+        example = splits.train[number]
+        record = records[number]
+        wnid, _, index = record["id"].decode().partition("_")
+        assert example["label"] == list(imagenette_archive._CLASSES).index(wnid)
+        member = f"imagenette2-160/train/{wnid}/{wnid}_{index}.JPEG"
+        image = Image.open(io.BytesIO(small_imagenette[member]))
+        resized = image.resize((19, 16), Image.Resampling.BICUBIC).crop((2, 0, 18, 16))
+        np.testing.assert_array_equal(example["image"], np.asarray(resized))
+        seen.append(index)
+    assert sorted(seen, key=int) == [str(i) for i in range(20)]
+    assert sorted(splits.train[i]["label"] for i in range(10)) == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("imagenette224", lambda m: m, "holds 'imagenette2-160'; wanted imagenette2-320.tgz of ht"),
+        (
+            "imagenette128",
+            lambda m: dict(list(m.items())[:-1]),
+            "holds 9 images of the validation split, not 10; wanted imagenette2-160.tgz",
+        ),
+        ("imagenette128", lambda m: {"x/train/a": b"1"}, "holds 0 images of the train split"),
+        (
+            "imagenette128",
+            lambda m: m | {next(reversed(m)): b"no JPEG"},
+            r"val/n03888257/n03888257_9.JPEG is not a readable image",
+        ),
+        (
+            "imagenette128",
+            lambda m: m | {next(reversed(m)): bytes(2**22 + 1)},
+            "appears twice or is larger than the 4194304 bytes",
+        ),
+        (
+            "imagenette128",
+            lambda m: {"bomb": bytes(2**24)} | m,
+            "unpacks to more than 16,000,000 bytes",
+        ),
+    ],
+)
+def test_other_archives_than_fast_ais_are_one_clear_error(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    small_imagenette: dict[str, bytes],
+    name: str,
+    change: Any,
+    message: str,
+) -> None:
+    monkeypatch.setattr(imagenette_archive, "_MAX_BYTES", 16_000_000)
+    archive = write_tar(tmp_path / "imagenette2-160.tgz", change(small_imagenette))
+    with pytest.raises(ValueError, match=message) as raised:
+        prepare(name, tmp_path / "data", archive)
+    assert "\n" not in str(raised.value)
+    assert not list(tmp_path.glob("data/*/*"))
+
+
+def test_no_more_is_unpacked_than_an_archive_may_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of what tar reads whole into memory by itself: headers that are as long as they say."""
+    archive = tmp_path / "long.tar.gz"
+    with tarfile.open(archive, "w:gz", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("a")
+        info.pax_headers = {"comment": "x" * 2**20}
+        tar.addfile(info)
+    asked = []
+    read = gzip.GzipFile.read
+    monkeypatch.setattr(
+        gzip.GzipFile, "read", lambda self, size: asked.append(size) or read(self, size)
+    )
+    with pytest.raises(ValueError, match=r"long.tar.gz .*unpacks to more than 10,000 bytes"):
+        read_tar_files(archive, lambda path: (path, 9), most_bytes=10_000, wanted="w")
+    assert max(asked) <= 10_001

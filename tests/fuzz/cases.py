@@ -36,6 +36,8 @@ class Case:
 IMAGE = "images/val/a/12.png"
 _TRAIN = ["train", "--config", corpus.RECIPE, "--workdir", Out("new")]
 _FOLDER_TRAIN = ["train", "--config", corpus.FOLDER_RECIPE, "--workdir", Out("new")]
+_FINETUNE = ["finetune", "images", "--from", "folder_run", "--workdir", Out("new")]
+_FINETUNE += ["--config.num_epochs=1", "--config.optimizer.warmup_epochs=0"]
 _SAFE = "weights.safetensors"
 _OF_FOLDER = ["--source", "folder", "--data-dir", "images"]
 _PARITY = ["parity", "vit_tiny_patch16_224", "--reference", "golden.json", "--precision", "float32"]
@@ -51,6 +53,21 @@ VALID: tuple[list[str], ...] = (
     ["evaluate", "folder_run", "--plot", Out("out.png"), "--batch-size", "4"],
     ["evaluate", "weights.pth", *_OF_FOLDER, "--split", "validation", "--json"],
     ["evaluate", "run", "--config", corpus.RECIPE, "--config.data.batch_size=16"],
+    ["data", "check", "images"],
+    ["embed", "folder_run", "images/val", "--out", Out("out.npz")],
+    ["embed", "weights.pth", "images", "formats", "--pairs", "3", "--json"],
+    [
+        "embed",
+        "folder_run",
+        "images",
+        "--rows",
+        "2",
+        "--columns",
+        "2",
+        "--neighbours",
+        Out("out.png"),
+    ],
+    _FINETUNE,
     ["probe", "folder_run", "--k", "3", "--json"],
     ["probe", "folder_run", "--method", "linear", "--l2", "0.1", "--test-split", "validation"],
     ["convert", "folder_run", Out("out.pth"), "--no-ema"],
@@ -95,7 +112,18 @@ _OPTIONS += (
 )
 _OPTIONS += ("--version", "--method", "--to", "--head", "--seed", "--images", "--steps", "--nosuch")
 _OPTIONS += ("-h", "--", "-", "--config.seed", "--noconfig.seed", "--grad", "--all", "--process_id")
-_OPTIONS += ("--num_processes", "--search", "--heads", "--rename", "--resize", "--plot", "--depth")
+_OPTIONS += (
+    "--num_processes",
+    "--from",
+    "--pairs",
+    "--skip-damaged",
+    "--search",
+    "--heads",
+    "--rename",
+    "--resize",
+    "--plot",
+    "--depth",
+)
 _FIELDS = ("rngs=1", "depth=-1", "depth=0", "embed_dim=7", "num_heads=0", "dtype=float7", "depth=x")
 _FIELDS += ("=", "depth", "img_size=(8,8,8)", "img_size=-8", "patch_size=3", "in_chans=0", "name=x")
 _FIELDS += ("num_classes=-1", "num_classes=1e9", "dtype=bfloat16", "drop_rate=2", "drop_rate=nan")
@@ -147,7 +175,8 @@ def _changed(words: list[str], rng: random.Random) -> list[str]:
 
 
 def _as(value: str, option: str) -> str:
-    return Out(value) if option in ("--out", "--plot", "--workdir", "--html") else value
+    outputs = ("--out", "--plot", "--neighbours", "--workdir", "--html")
+    return Out(value) if option in outputs else value
 
 
 _KWARGS = ("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads")
@@ -240,6 +269,11 @@ def folders(place: pathlib.Path, rng: random.Random) -> Case:
             ["predict", "folder_run", "images/**/*.*", "formats"],
             ["predict", _SAFE, "images/val/a", "images/train/a/00.png"],
             ["probe", "folder_run", "--test-split", "validation", "--json"],
+            ["data", "check", "images"],
+            ["embed", "folder_run", "images", "formats", "--out", Out("out.npz")],
+            ["embed", "weights.pth", "images/**/*.*", "--neighbours", Out("out.png")],
+            list(_FINETUNE),
+            [*_FINETUNE, "--skip-damaged"],
             ["plot", "augment", "--config", corpus.FOLDER_RECIPE, "--out", Out("out.png")],
             ["plot", "attention", "folder_run", IMAGE, "--out", Out("out.png")],
         )
@@ -298,6 +332,8 @@ def _on_run(run: str, rng: random.Random) -> list[str]:
                 ["plot", "curves", run, "--out", Out("out.png")],
                 ["plot", "filters", run, "--out", Out("out.png")],
                 [*_FOLDER_TRAIN, f"--config.init_from={run}"],
+                ["embed", run, IMAGE, "--out", Out("out.npz")],
+                ["finetune", "images", "--from", run, *_FINETUNE[4:]],
                 ["predict", f"{run}/checkpoints", IMAGE],
                 ["predict", f"{run}/checkpoints/4", IMAGE],
             )
@@ -399,6 +435,8 @@ def weights(place: pathlib.Path, rng: random.Random) -> Case:
             ["predict", source, IMAGE, "--json", "--model", "vit_tiny_patch16_224"],
             ["predict", source, IMAGE],
             ["summary", source, "--depth", "1"],
+            ["embed", source, "images", "--pairs", "2"],
+            ["finetune", "images", "--from", source, *_FINETUNE[4:]],
             ["convert", source, Out("out.safetensors")],
             ["convert", source, Out("out.pth"), "--model", "vit_tiny_patch16_224", "--list"],
             ["plot", "filters", source, "--out", Out("out.png")],

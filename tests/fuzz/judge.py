@@ -23,7 +23,9 @@ LIMIT = 180  # seconds: of a search for faults on a machine in use, which takes 
 LONGEST = 2_020  # characters of an error, as `vit_jax.cli.errors` cuts them
 _INTERRUPTED = 128 + signal.SIGINT
 _STOPPED = 128 + signal.SIGTERM  # runs that would be long are stopped by the fuzzer
-_MAY_BE_ONE = ("predict", "parity", "plan")  # not all images read; a difference; it does not fit
+# Not all images read, or whole; a difference; it does not fit.
+_MAY_BE_ONE = ("predict", "embed", "data", "parity", "plan")
+_TRAIN = ("train", "finetune")
 
 
 class Hung(BaseException):
@@ -162,7 +164,7 @@ def _wrong_end(case: Case, ended: Ended) -> Iterator[str]:
         return
     if "Traceback (most recent call last)" in ended.out + ended.err:
         yield "a traceback"
-    allowed = {0, 2, *([_STOPPED] if command == "train" else [])}
+    allowed = {0, 2, *([_STOPPED] if command in _TRAIN else [])}
     if "raise KeyboardInterrupt" in case.notes:  # as if by Ctrl-C
         allowed.add(_INTERRUPTED)
     if command in _MAY_BE_ONE:
@@ -187,7 +189,7 @@ def _wrong_files(
 ) -> Iterator[str]:
     after = snapshot(place)
     outputs = [os.path.normpath(word) for word in case.outputs]
-    if case.arguments and case.arguments[0] == "train":
+    if case.arguments and case.arguments[0] in _TRAIN:
         outputs.append("runs")
     for path in sorted(before.keys() | after.keys()):
         if before.get(path) == after.get(path):
@@ -202,8 +204,15 @@ def _wrong_files(
             yield f"changed or removed: {path}"
         elif path not in before and not is_output and not _is_named(path, case.arguments):
             yield f"new beside the outputs: {path}"
-        elif ended.status != 0 and case.arguments[0] != "train":
+        elif ended.status not in _written_with(case.arguments[0]):
             yield f"status {ended.status}, and {path} is changed or new"
+
+
+def _written_with(command: str) -> tuple[object, ...]:
+    """The statuses with which a command may have written its outputs."""
+    if command in _TRAIN:
+        return (0, 2, None, _STOPPED, _INTERRUPTED)
+    return (0, 1) if command == "embed" else (0,)
 
 
 def _is_below(path: str, folder: str) -> bool:
@@ -223,11 +232,12 @@ def _wrong_result(case: Case, ended: Ended, place: pathlib.Path) -> Iterator[str
             yield "status 0 without a help text"
         return
     try:
-        if command == "train" and "warning: " in ended.err:
+        if command in _TRAIN and "warning: " in ended.err:
             pass  # it says what is not whole
-        elif command == "train":
-            _check_run(place / (case.outputs or ["runs/recipe"])[-1])
-        elif command == "plot":
+        elif command in _TRAIN:
+            default = "runs/recipe" if command == "train" else "runs/images"
+            _check_run(place / (case.outputs or [default])[-1])
+        elif command == "plot" or (command == "embed" and case.outputs):
             _check_file(place / case.outputs[-1])
         elif command in ("convert", "export", "prepare"):
             line = ended.out.splitlines()[-1].split(" ", 1)[1].split(";")[0]
@@ -235,7 +245,8 @@ def _wrong_result(case: Case, ended: Ended, place: pathlib.Path) -> Iterator[str
         elif not ended.out.strip():
             yield "status 0 without output"
         elif "--json" in words:
-            lines = ended.out.splitlines() if command == "predict" else [ended.out]
+            many = command in ("predict", "embed")
+            lines = ended.out.splitlines() if many else [ended.out]
             for line in lines:
                 json.loads(line)
     except Exception as error:

@@ -135,6 +135,9 @@ def test_arrays_in_any_batches(loaded, files):
     parts = list(predict(loaded, arrays, batch_size=3, num_workers=0))
     assert [p.path for p in parts] == [None] * 7
     np.testing.assert_allclose(probabilities(parts, 10), probabilities(whole, 10), atol=1e-6)
+    mixed = [files[0], *(Image.open(path) for path in files[1:4]), *arrays[4:]]
+    wanted = [dataclasses.replace(whole[0], path=files[0]), *whole[1:]]
+    assert list(predict(loaded, mixed, batch_size=7)) == wanted
 
 
 def test_memory_does_not_grow_with_the_folder(loaded, files, monkeypatch):
@@ -230,13 +233,15 @@ def test_command_prints_names_and_bars(run, files, capsys):
     assert err.splitlines()[-1] == "2 images, 0 could not be read"
 
 
-def test_command_names_and_skips_what_is_broken(run, files, tmp_path, capsys):
+def test_command_names_and_skips_what_is_broken(run, loaded, files, tmp_path, capsys):
     broken = write_broken(tmp_path / "b", 22)
     odd = tmp_path / "\x1b[31m.png"
     odd.write_bytes(b"")
     assert cli.main(["predict", str(run), str(tmp_path), files[0], "--json"]) == 1
     out, err = capsys.readouterr()
     found = {row["path"]: row for row in map(json.loads, out.splitlines())}
+    same = predict(loaded, list(found))
+    assert [json.loads(json.dumps(row.to_dict())) for row in same] == list(found.values())
     assert list(found) == [str(odd), *broken, files[0]]
     for path, readable in broken.items():
         assert ("top" in found[path]) == readable

@@ -1,5 +1,6 @@
 """The registered names: which there are, and how large each model is."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -168,3 +169,25 @@ def test_dtypes(types: dict[str, Any]) -> None:
         model.eval()
         logits = jax.eval_shape(type(model).__call__, model, image)
         assert logits.dtype == types.get("dtype", jnp.float32)
+
+
+def test_a_model_says_what_it_is_in_a_few_lines() -> None:
+    model = abstract_model("vit_tiny_patch16_224", img_size=32, depth=1, qkv_bias=False)
+    assert repr(model) == str(model)
+    assert repr(model).splitlines() == [
+        "vit_tiny_patch16_224: VisionTransformer, 786,472 parameters, train mode",
+        "  fields: img_size=32, patch_size=16, embed_dim=192, depth=1, num_heads=3, "
+        "num_classes=1000, qkv_bias=False",
+        "  images: 32x32x3, bicubic, center crop 0.9, mean 0.5, 0.5, 0.5, std 0.5, 0.5, 0.5",
+    ]
+    model.eval()
+    model.spec = dataclasses.replace(
+        model.spec, preprocessing=None, class_names=tuple("abcd"), source="a file"
+    )
+    assert repr(model).splitlines()[0].endswith("eval mode")
+    assert repr(model).splitlines()[2:] == [
+        "  images: 32x32x3; nothing states their mean and deviation",
+        "  classes: 4: a, b, c, ...",
+        "  source: a file",
+    ]
+    assert repr(abstract_model("t2t_vit_7")).startswith("t2t_vit_7: T2TViT, 4,")

@@ -1,7 +1,6 @@
 """`vit-jax predict`: what a trained model sees in image files."""
 
 import argparse
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -41,21 +40,12 @@ def run(arguments: Sequence[str]) -> int:
             path = printable(prediction.path or "")
             print(f"skipped {path}: {printable(prediction.error)}", file=sys.stderr)
         if options.json:
-            print(json.dumps(_as_json(prediction)), flush=True)
+            print(json.dumps(prediction.to_dict()), flush=True)
         elif prediction.error is None:
             print(_as_text(prediction), flush=True)
     images = "1 image" if len(paths) == 1 else f"{len(paths):,} images"
     print(f"{images}, {unread:,} could not be read", file=sys.stderr)
     return 1 if unread else 0
-
-
-def _as_json(prediction: "Prediction") -> dict[str, object]:
-    if prediction.error is not None:
-        return {"path": prediction.path, "error": prediction.error}
-    if prediction.values:
-        return {"path": prediction.path, "values": list(prediction.values)}
-    top = [dataclasses.asdict(guess) for guess in prediction.top]
-    return {"path": prediction.path, "top": top}
 
 
 def _as_text(prediction: "Prediction") -> str:

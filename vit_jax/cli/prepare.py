@@ -26,7 +26,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--archive",
         metavar="PATH",
-        help="a local copy of the official archive of cifar10 or cifar100, or the directory with "
-        "the IDX files of fashion_mnist",
+        help="a local copy of the official archive of cifar10, cifar100, imagenette128 or "
+        "imagenette224, or the directory with the IDX files of fashion_mnist",
     )
     return parser

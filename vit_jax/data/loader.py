@@ -20,7 +20,7 @@ from vit_jax.data.host_crop import (
     pil_resize,
 )
 from vit_jax.data.order import balanced_examples, epoch_examples
-from vit_jax.data.sources import ImageSource
+from vit_jax.data.sources import ImageSource, checked_label
 from vit_jax.data.workers import check_killed, init_worker
 
 Batch = dict[str, np.ndarray]
@@ -270,7 +270,8 @@ class _TrainBatch:
                 image = cut(image, crop, height, width)
             elif image.shape != self.size:
                 image = pil_resize(image, height, width, "bilinear")
-            batch["image"][row], batch["label"][row] = image, example["label"]
+            batch["image"][row] = image
+            batch["label"][row] = checked_label(self.source, int(positions[row]), example["label"])
         return batch
 
     def _drawn(self, height: int, width: int, epoch: int, index: int) -> Any:
@@ -304,7 +305,7 @@ class _EvalBatch:
             if self.crop is not None:
                 image = evaluation_crop(image, height, width, *self.crop)
             batch["image"][row] = image
-            batch["label"][row] = example["label"]
+            batch["label"][row] = checked_label(self.source, int(indices[row]), example["label"])
         return batch
 
 

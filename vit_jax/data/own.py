@@ -29,8 +29,6 @@ class OwnSource(ImageSource):
       ValueError: no items, or the first is not of this kind.
     """
 
-    num_labels: int | None = None  # of the model that learns them, where no names are known
-
     def __init__(self, items: Any, class_names: Sequence[str] = (), name: str = "data") -> None:
         if not hasattr(items, "__getitem__") or not hasattr(items, "__len__"):
             raise ValueError(
@@ -105,9 +103,12 @@ class OwnSource(ImageSource):
             )
         if label.dtype.kind == "f" and self.label_dtype == np.int32:
             raise ValueError(f"{self.name}: label {index} is {label}, and the first is a class")
-        classes = len(self.class_names) or self.num_labels
-        if classes and not self.label_shape and not 0 <= int(label) < classes:
-            raise ValueError(label_error(self.name, index, int(label), classes))
+        if (
+            self.class_names
+            and not self.label_shape
+            and not 0 <= int(label) < len(self.class_names)
+        ):
+            raise ValueError(label_error(self.name, index, int(label), len(self.class_names)))
         return {"image": image, "label": label.astype(self.label_dtype)}
 
 

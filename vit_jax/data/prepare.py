@@ -9,11 +9,18 @@ import tempfile
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from vit_jax.data.cifar_archive import CIFAR_FORMATS, VERSION, CifarFormat, prepare_cifar_archive
+from vit_jax.data import cifar_archive, imagenette_archive
+from vit_jax.data.cifar_archive import CIFAR_FORMATS, CifarFormat, prepare_cifar_archive
 from vit_jax.data.idx_archive import IDX_FORMATS, prepare_idx_archive
+from vit_jax.data.imagenette_archive import (
+    IMAGENETTE_FORMATS,
+    ImagenetteFormat,
+    prepare_imagenette_archive,
+)
 from vit_jax.data.tfds_source import LOCAL_ARCHIVES, default_data_dir, name_parts
 
 _REACH_TIMEOUT_S = 6.0
@@ -28,16 +35,16 @@ def prepare(
 ) -> Path:
     """Makes the set `name` ready for training below `data_dir`.
 
-    cifar10 and cifar100 are prepared from their official binary archive, local or downloaded;
-    fashion_mnist from a directory of its official IDX files; any other set by TFDS, which downloads
-    it and writes ArrayRecord, as it does fashion_mnist without a directory. A host that does not
-    answer is an error within seconds. Nothing that exists is overwritten.
+    cifar10 and cifar100 are prepared from their official binary archive, imagenette128 and
+    imagenette224 from fast.ai's, local or downloaded; fashion_mnist from a directory of its
+    official IDX files; any other set by TFDS, which downloads it and writes ArrayRecord, as it does
+    fashion_mnist without a directory. A host that does not answer is an error within seconds.
+    Nothing that exists is overwritten.
 
     Args:
         name: a set that TFDS knows, `NAME`, `NAME/CONFIG` or either with `:VERSION`.
         data_dir: where prepared sets are; None: $TFDS_DATA_DIR or ~/tensorflow_datasets.
-        archive: a local copy of the official archive, for cifar10 and cifar100; for fashion_mnist
-            the directory of its files.
+        archive: a local copy of the official archive; for fashion_mnist the directory of its files.
 
     Returns:
         The prepared directory.
@@ -53,23 +60,32 @@ def prepare(
             f"--archive is for {', '.join(LOCAL_ARCHIVES)}; {name} is downloaded and prepared by "
             "TFDS, which keeps what it downloads in DATA_DIR/downloads"
         )
-    if base not in CIFAR_FORMATS and archive is None:
+    layout = CIFAR_FORMATS.get(base) or IMAGENETTE_FORMATS.get(base)
+    if layout is None and archive is None:
         return _prepare_by_tfds(name, root)
-    written = IDX_FORMATS[base].version if base in IDX_FORMATS else VERSION
+    written, read = _reader(base)
     if version not in (None, written):
         raise ValueError(f"{base} is prepared in version {written}, {version} was asked for")
     final = root / base / written
     if final.exists():
         raise ValueError(f"{final} exists already; remove it first to prepare {base} again")
     if archive is not None:
-        read = prepare_idx_archive if base in IDX_FORMATS else prepare_cifar_archive
         return read(base, root, archive)
-    layout = CIFAR_FORMATS[base]
+    assert layout is not None, "TFDS has the others"
     _check_reachable(layout.url, base)
     with tempfile.TemporaryDirectory(prefix="vit-jax-prepare-") as directory:
         path = Path(directory) / LOCAL_ARCHIVES[base]
         _download(layout, base, path)
-        return prepare_cifar_archive(base, root, path)
+        return read(base, root, path)
+
+
+def _reader(name: str) -> tuple[str, Callable[..., Path]]:
+    """The version in which a set of `LOCAL_ARCHIVES` is written, and what reads its archive."""
+    if name in IDX_FORMATS:
+        return IDX_FORMATS[name].version, prepare_idx_archive
+    if name in IMAGENETTE_FORMATS:
+        return imagenette_archive.VERSION, prepare_imagenette_archive
+    return cifar_archive.VERSION, prepare_cifar_archive
 
 
 def _prepare_by_tfds(name: str, root: Path) -> Path:
@@ -141,11 +157,13 @@ def _check_reachable(url: str, name: str) -> None:
 
 def _ways_out(name: str) -> str:
     base = name_parts(name)[0]
-    urls = {key: layout.url for key, layout in (CIFAR_FORMATS | IDX_FORMATS).items()}
+    places = {key: layout.url for key, layout in (CIFAR_FORMATS | IDX_FORMATS).items()}
+    for key, layout in IMAGENETTE_FORMATS.items():
+        places[key] = f"{LOCAL_ARCHIVES[key]} of {layout.page}"
     by_archive = (
-        f"fetch {urls[base]} elsewhere and run `vit-jax prepare {base} --archive "
+        f"fetch {places[base]} elsewhere and run `vit-jax prepare {base} --archive "
         f"{LOCAL_ARCHIVES[base]}`; "
-        if base in urls
+        if base in places
         else ""
     )
     return (
@@ -155,7 +173,7 @@ def _ways_out(name: str) -> str:
     )
 
 
-def _download(layout: CifarFormat, name: str, path: Path) -> None:
+def _download(layout: CifarFormat | ImagenetteFormat, name: str, path: Path) -> None:
     digest = hashlib.sha256()
     try:
         with (

@@ -1,10 +1,12 @@
 """Writes a set in TFDS's layout, as ArrayRecord, without TensorFlow and without TFDS's builders."""
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,9 @@ def write_prepared(
 ) -> Path:
     """Writes data_dir/NAME/VERSION, which `tfds.builder_from_directory` and `open_tfds` read.
 
-    The directory appears whole or not at all: it is written under another name beside its place,
-    and renamed at the end. An existing one is never touched.
+    The directory appears whole or not at all: it is written under a hidden name beside its place,
+    and renamed at the end. An existing one is never touched. What a writer that was killed left is
+    removed by the next one of the same set.
 
     Args:
         data_dir: holds prepared sets; made if need be.
@@ -53,8 +56,7 @@ def write_prepared(
         )
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{version}.incomplete-", dir=final.parent))
-        try:
+        with _incomplete(final) as partial:
             infos = [
                 _write_split(partial, name, split, examples(), labels)
                 for split, examples in splits.items()
@@ -62,14 +64,49 @@ def write_prepared(
             _write_metadata(partial, name, version, infos, image_shape, labels, description)
             partial.chmod(0o755)  # mkdtemp makes it private
             partial.rename(final)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)  # gone already where the rename succeeded
     except (OSError, RuntimeError) as error:  # array_record has the latter alone
         reason = system_error(error, final)
         if reason is None:
             raise
         raise ValueError(f"{final} cannot be written: {reason}") from error
     return final
+
+
+@contextlib.contextmanager
+def _incomplete(final: Path) -> Iterator[Path]:
+    """A hidden directory beside `final`, held by this process, which is gone at the end.
+
+    The system lets go of it with the process, however that ends: those that nobody holds are what
+    killed writers left, and are removed.
+    """
+    prefix = f".{final.name}.incomplete-"
+    home = os.open(final.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(home, fcntl.LOCK_EX)  # until ours is held
+        for left in final.parent.glob(f"{prefix}*"):
+            with contextlib.suppress(BlockingIOError):
+                os.close(_held(left))
+                shutil.rmtree(left, ignore_errors=True)
+        partial = Path(tempfile.mkdtemp(prefix=prefix, dir=final.parent))
+        ours = _held(partial)
+    finally:
+        os.close(home)
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # gone already where it was renamed
+        os.close(ours)
+
+
+def _held(directory: Path) -> int:
+    """A descriptor that holds a directory for this process; BlockingIOError where another does."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _write_split(

@@ -29,6 +29,8 @@ class ImageSource(Protocol):
         channels: 3 (RGB) or 1 (grey), the same for every image.
         image_shape: (height, width, channels) of every image; None when sizes vary.
         label_shape, label_dtype: of every label; classes unless a source says other.
+        label_limit: labels have to be below it; a run sets it to the classes of its model where
+            `class_names` is empty. None: the source knows its classes, or has none.
     """
 
     name: str
@@ -37,6 +39,7 @@ class ImageSource(Protocol):
     image_shape: tuple[int, int, int] | None
     label_shape: tuple[int, ...] = ()
     label_dtype: np.dtype = np.dtype(np.int32)
+    label_limit: int | None = None
 
     @property
     def num_classes(self) -> int:
@@ -161,6 +164,14 @@ class Concatenation(ImageSource):
         which = int(np.searchsorted(self._ends, index, side="right"))
         start = int(self._ends[which - 1]) if which else 0
         return self.sources[which][index - start]
+
+
+def checked_label(source: ImageSource, index: int, label: int | np.ndarray) -> int | np.ndarray:
+    """`label`, of the image `index`; ValueError unless it is below `source.label_limit`."""
+    limit = source.label_limit
+    if limit is not None and not 0 <= label < limit:
+        raise ValueError(label_error(source.name, index, int(label), limit))
+    return label
 
 
 def label_error(where: str, index: int, label: int, num_classes: int) -> str:

@@ -21,6 +21,8 @@ LOCAL_ARCHIVES = {
     "cifar10": "cifar-10-binary.tar.gz",
     "cifar100": "cifar-100-binary.tar.gz",
     "fashion_mnist": "DIR",
+    "imagenette128": "imagenette2-160.tgz",
+    "imagenette224": "imagenette2-320.tgz",
 }
 _VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 # Bytes of a record from which one is read at a time.

@@ -1,11 +1,9 @@
 """Images as vectors: features of files, those that are near each other, copies."""
 
 import dataclasses
-import functools
 import io
 import os
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,8 +13,7 @@ from jaxtyping import Float
 
 from vit_jax.data.loader import num_eval_batches
 from vit_jax.inference.classifier import Classifier
-from vit_jax.inference.images import ImageFiles, check_channels
-from vit_jax.inference.preprocess import host_size, shown
+from vit_jax.inference.preprocess import image_files
 from vit_jax.models.base import VisionModel
 from vit_jax.storage import check_output, write_bytes
 from vit_jax.training.state import Arrays
@@ -29,10 +26,10 @@ SIMILARITIES = 2**24
 
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
-    """Image files, seen by a model.
+    """Images, seen by a model.
 
     Attributes:
-      paths: of the files that could be read.
+      paths: of the files that could be read; of images in memory their numbers.
       features: (N, D), float32 or wider.
       unread: why others could not be read, by path.
     """
@@ -44,17 +41,17 @@ class Embeddings:
 
 def embed(
     model: VisionModel[Any],
-    images: Sequence[str | os.PathLike[str]],
+    images: Any,
     batch_size: int = 32,
     num_workers: int | None = None,
 ) -> Embeddings:
-    """Returns the features of image files, prepared as in the model's own evaluation.
+    """Returns the features of images, prepared as in the model's own evaluation.
 
     A feature is what the head's last layer reads, as in `probe`.
 
     Args:
       model: of `vit_jax.from_pretrained`.
-      images: paths.
+      images: as of `vit_jax.preprocess`.
       batch_size: images at a time.
       num_workers: threads that decode; None: by the number of processors.
 
@@ -62,13 +59,10 @@ def embed(
       ValueError: no images; a model without pooling or preprocessing, or of other channels than 1
         and 3.
     """
-    if not len(images):
-        raise ValueError("wanted one image or more, got none")
-    check_channels(model.in_chans)
-    classifier = Classifier.of(model)
-    source = ImageFiles(images, model.in_chans, functools.partial(shown, model), host_size(model))
-    features = features_of(classifier, source, min(batch_size, len(images)), num_workers)[0]
-    paths = [os.fspath(path) for path in images]
+    source = image_files(model, images)
+    batch_size = min(batch_size, len(source))
+    features = features_of(Classifier.of(model), source, batch_size, num_workers)[0]
+    paths = [source.path(number) or str(number) for number in range(len(source))]
     read = [number for number in range(len(paths)) if number not in source.unreadable]
     unread = {paths[number]: why for number, why in sorted(source.unreadable.items())}
     return Embeddings(tuple(paths[number] for number in read), features[read], unread)

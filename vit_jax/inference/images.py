@@ -11,12 +11,13 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from vit_jax.data.decode import MAX_PIXELS
-from vit_jax.data.pil_pixels import Refusal, upright_pixels
+from vit_jax.data.pil_pixels import Refusal, pixels_of, upright_pixels
 from vit_jax.data.sources import Example, ImageSource, check_index
 
 # What is tried, by content: formats that are data alone. (Pillow would start Ghostscript for EPS.)
@@ -113,6 +114,41 @@ def check_array(name: str, image: np.ndarray, channels: int) -> None:
         )
 
 
+def image_list(images: Any) -> list[Any]:
+    """One image or several as a list of paths, PIL images and arrays.
+
+    Args:
+      images: a path, a PIL image or an array (H, W, C), or a sequence of them, or an array
+        (B, H, W, C).
+
+    Raises:
+      ValueError: there are none.
+    """
+    if isinstance(images, str | os.PathLike | Image.Image) or getattr(images, "ndim", 0) == 3:
+        images = [images]
+    images = [
+        image if isinstance(image, str | os.PathLike | Image.Image) else np.asarray(image)
+        for image in images
+    ]
+    if not images:
+        raise ValueError("wanted one image or more, got none")
+    return images
+
+
+def image_pixels(
+    image: Any, channels: int, fit: Callable[[np.ndarray], np.ndarray] | None = None
+) -> np.ndarray:
+    """One of `image_list` as uint8 (H, W, channels), or what `fit` made of it.
+
+    Raises:
+      ValueError: a file or a PIL image that cannot be read.
+    """
+    if isinstance(image, str | os.PathLike):
+        return read_image(image, channels, fit)
+    pixels = pixels_of(image, channels) if isinstance(image, Image.Image) else image
+    return pixels if fit is None else fit(pixels)
+
+
 def _decode(
     image: Image.Image, channels: int, fit: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
@@ -126,29 +162,32 @@ class ImageFiles(ImageSource):
     """Image files, and images in memory, that have no labels (they read as 0).
 
     Args:
-      images: paths, or (H, W, C) uint8 arrays.
+      images: one or several, see `image_list`.
       channels: 3 for RGB, 1 for grey.
       fit: is applied to each image, see `read_image`; None: nothing.
       size: (height, width) of what `fit` makes; None: they vary.
 
     Attributes:
-      unreadable: why a file was not read, by its index; it reads as a black pixel.
+      unreadable: why an image was not read, by its index; it reads as a black pixel.
 
     Raises:
-      ValueError: an array of another type or shape.
+      ValueError: no images; an array of another type or shape; files and PIL images for other
+        channels than 1 and 3.
     """
 
     def __init__(
         self,
-        images: Sequence[str | os.PathLike[str] | np.ndarray],
+        images: Any,
         channels: int,
         fit: Callable[[np.ndarray], np.ndarray] | None = None,
         size: tuple[int, int] | None = None,
     ) -> None:
-        for number, image in enumerate(images):
+        self.images = image_list(images)
+        for number, image in enumerate(self.images):
             if isinstance(image, np.ndarray):
                 check_array(f"image {number}", image, channels)
-        self.images = images
+            else:
+                check_channels(channels)
         self.fit = fit
         self.name = "image files"
         self.class_names = ()
@@ -161,15 +200,17 @@ class ImageFiles(ImageSource):
 
     def __getitem__(self, index: int) -> Example:
         image = self.images[check_index(self, index)]
-        if isinstance(image, np.ndarray):
-            image = image if self.fit is None else self.fit(image)
-        else:
-            try:
-                image = read_image(image, self.channels, self.fit)
-            except ValueError as error:
-                self.unreadable[index] = str(error).removeprefix(f"{os.fspath(image)}: ")
-                image = np.zeros(self.image_shape or (1, 1, self.channels), np.uint8)
-        return {"image": image, "label": 0}
+        try:
+            pixels = image_pixels(image, self.channels, self.fit)
+        except ValueError as error:
+            self.unreadable[index] = str(error).removeprefix(f"{image}: ")
+            pixels = np.zeros(self.image_shape or (1, 1, self.channels), np.uint8)
+        return {"image": pixels, "label": 0}
+
+    def path(self, index: int) -> str | None:
+        """Of an image that is a file."""
+        image = self.images[index]
+        return os.fspath(image) if isinstance(image, str | os.PathLike) else None
 
 
 def find_images(places: Sequence[str]) -> list[str]:

@@ -1,23 +1,18 @@
 """What a trained model sees in images."""
 
 import dataclasses
-import functools
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vit_jax.inference.classifier import Classifier
-from vit_jax.inference.images import ImageFiles, check_channels
-from vit_jax.inference.preprocess import host_size, shown
+from vit_jax.inference.images import ImageFiles
+from vit_jax.inference.preprocess import image_files
 from vit_jax.models.base import VisionModel
 from vit_jax.training.objectives import Objective, objective_of
 from vit_jax.training.state import Arrays
-
-Image = str | os.PathLike[str] | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +32,7 @@ class Prediction:
     """What an image is taken for.
 
     Attributes:
-      path: of the file; None for an image given as an array.
+      path: of the file; None for an image that was given in memory.
       top: the most probable classes, the most probable first; empty if it could not be read, or
         no label is probable enough.
       error: why it could not be read; None if it could.
@@ -49,10 +44,18 @@ class Prediction:
     error: str | None = None
     values: tuple[float, ...] = ()
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it, and as `vit-jax predict --json` prints it."""
+        if self.error is not None:
+            return {"path": self.path, "error": self.error}
+        if self.values:
+            return {"path": self.path, "values": list(self.values)}
+        return {"path": self.path, "top": [dataclasses.asdict(guess) for guess in self.top]}
+
 
 def predict(
     model: VisionModel[Any],
-    images: Sequence[Image],
+    images: Any,
     top: int | None = None,
     batch_size: int = 32,
     num_workers: int | None = None,
@@ -66,7 +69,8 @@ def predict(
 
     Args:
       model: of `vit_jax.from_pretrained`.
-      images: paths, or (H, W, C) uint8 arrays, C being the model's.
+      images: a path, a PIL image or a uint8 array (H, W, C), or a sequence of them, or a uint8
+        array (B, H, W, C).
       top: classes to tell of each image; all where there are fewer. None: 5, or where an image may
         have several labels, all those from `threshold` on.
       batch_size: images at a time.
@@ -82,8 +86,6 @@ def predict(
       ValueError: no images, an array of another type or shape, numbers out of range, or a model
         that states no preprocessing, or takes neither 1 nor 3 channels.
     """
-    if not len(images):
-        raise ValueError("wanted one image or more, got none")
     for name, value in (("top", top), ("batch_size", batch_size)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
@@ -92,20 +94,17 @@ def predict(
     objective = objective_of(model.spec.target)
     if objective.kind == "regression" and (top, threshold) != (None, None):
         raise ValueError("top and threshold are for classes, and this model tells numbers")
-    files = [image for image in images if not isinstance(image, np.ndarray)]
-    if files:
-        check_channels(model.in_chans)
     if not model.num_classes:
         raise ValueError(
             f"{model.spec.source or model.spec.name}: the model has no head (num_classes=0)"
         )
-    classifier = Classifier.of(model)
-    source = ImageFiles(images, model.in_chans, functools.partial(shown, model), host_size(model))
+    source = image_files(model, images)
     if top is None:
         top, least = objective.shown(model.num_classes)
         threshold = least if threshold is None else threshold
     choice = _Choice(objective, min(top, model.num_classes), threshold or 0.0)
-    return _predictions(classifier, source, choice, min(batch_size, len(images)), num_workers)
+    size = min(batch_size, len(source))
+    return _predictions(Classifier.of(model), source, choice, size, num_workers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +138,7 @@ def _predictions(
             for index, probabilities, classes in zip(batch["index"].tolist(), *found, strict=True):
                 if index < 0:
                     continue
-                image = source.images[index]
-                path = None if isinstance(image, np.ndarray) else os.fspath(image)
+                path = source.path(index)
                 if index in source.unreadable:
                     yield Prediction(path, (), source.unreadable[index])
                     continue

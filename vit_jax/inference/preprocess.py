@@ -1,6 +1,6 @@
 """Images as a model takes them: decoded, resized, cropped and normalised as its `spec` says."""
 
-import os
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +10,7 @@ import numpy as np
 
 from vit_jax.data.augment import make_eval_preprocess
 from vit_jax.data.host_crop import evaluation_crop
-from vit_jax.data.pil_pixels import pixels_of
-from vit_jax.inference.images import check_array, check_channels, read_image
+from vit_jax.inference.images import ImageFiles
 from vit_jax.models.base import VisionModel
 from vit_jax.models.spec import Preprocessing
 
@@ -32,16 +31,25 @@ def preprocess(model: VisionModel[Any], images: Any) -> jax.Array:
       ValueError: nothing states the model's preprocessing; no images; a file that cannot be read;
         an array of another type, shape or number of channels.
     """
-    preprocessing_of(model)
-    if isinstance(images, str | os.PathLike) or hasattr(images, "convert"):
-        images = [images]
-    elif isinstance(images, np.ndarray | jax.Array):
-        images = np.asarray(images)
-        images = images[None] if images.ndim == 3 else images
-    images = [shown(model, _pixels(image, model.in_chans)) for image in images]
-    if not images:
-        raise ValueError("wanted one image or more, got none")
-    return preparation(model)(jnp.asarray(np.stack(images)))
+    source = image_files(model, images)
+    shown_images = np.stack([example["image"] for example in source.stream(range(len(source)))])
+    for index, why in source.unreadable.items():
+        path = source.path(index)
+        raise ValueError(why if path is None else f"{path}: {why}")
+    return preparation(model)(jnp.asarray(shown_images))
+
+
+def image_files(model: VisionModel[Any], images: Any) -> ImageFiles:
+    """Images without labels, as evaluation shows them.
+
+    Args:
+      model: of a known preprocessing.
+      images: as of `preprocess`.
+
+    Raises:
+      ValueError: as `preprocess`, but for files that cannot be read: the source tells them.
+    """
+    return ImageFiles(images, model.in_chans, functools.partial(shown, model), host_size(model))
 
 
 def preprocessing_of(model: VisionModel[Any]) -> Preprocessing:
@@ -89,14 +97,3 @@ def preparation(model: VisionModel[Any]) -> Callable[[jax.Array], jax.Array]:
         std=preprocessing.std,
         dtype=jnp.promote_types(model.dtype, jnp.float32),
     )
-
-
-def _pixels(image: Any, channels: int) -> np.ndarray:
-    """One image as (H, W, C) uint8."""
-    is_path = isinstance(image, str | os.PathLike)
-    if is_path or hasattr(image, "convert"):
-        check_channels(channels)
-        return read_image(image, channels) if is_path else pixels_of(image, channels)
-    array = np.asarray(image)
-    check_array("an image", array, channels)
-    return array

@@ -76,7 +76,7 @@ def reconstruct(
     def picture(values: np.ndarray) -> np.ndarray:
         patch = model.patch_embed.patch_size
         pixels = values.reshape(-1, math.prod(patch), x.shape[-1])
-        return (window_merge(pixels, patch, x.shape[1:3]) * std + mean).clip(0, 1)
+        return (window_merge(pixels, patch, (x.shape[1], x.shape[2])) * std + mean).clip(0, 1)
 
     hidden = mask[..., None] > 0
     return Completed(

@@ -17,6 +17,7 @@ from vit_jax.layers.soft_splits import SoftSplitWindows
 from vit_jax.layers.stack import PlainLayers, ScannedLayers, collect_outputs, run_layers
 from vit_jax.models.adaptable import BiasTable, PatchWeights, PositionTable
 from vit_jax.models.config import DesignConfig
+from vit_jax.models.description import describe
 from vit_jax.models.dialect import Dialect
 from vit_jax.models.spec import ModelSpec, Preprocessing
 
@@ -132,6 +133,12 @@ class VisionModel(nnx.Module, Generic[Config]):
         self.dtype, self.param_dtype = jnp.dtype(config.dtype), jnp.dtype(config.param_dtype)
         self.drop_path_rates = config.drop_path_rates()
         self.deterministic = False
+
+    def __repr__(self) -> str:
+        """A few lines; `vit_jax.inspect.summary.summarize` counts layer by layer."""
+        return describe(self)
+
+    __str__ = __repr__
 
     @property
     def config(self) -> Config:

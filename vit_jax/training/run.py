@@ -20,7 +20,6 @@ from vit_jax.data.augment import TrainAugment, make_eval_preprocess, make_train_
 from vit_jax.data.folder import labels_of
 from vit_jax.data.host_crop import RandomResizedCrop
 from vit_jax.data.loader import Batches, eval_batches, steps_per_epoch, train_batches
-from vit_jax.data.own import OwnSource
 from vit_jax.data.sources import ImageSource
 from vit_jax.data.splits import Splits, open_splits
 from vit_jax.data.statistics import STATISTICS, Statistics, set_name
@@ -362,10 +361,10 @@ def _is_classification(config: TrainConfig, own: Own) -> bool:
 
 
 def _limit_labels(splits: Splits, num_classes: int | None) -> None:
-    """Lets the caller's images without names of classes have no label that the model has not."""
+    """Lets images without names of classes have no label that the model has not."""
     for part in (splits.train, splits.validation, splits.test):
-        if isinstance(part, OwnSource):
-            part.num_labels = num_classes
+        if part is not None:
+            part.label_limit = None if part.class_names else num_classes
 
 
 def _check_own(config: TrainConfig, own: Own) -> None:
