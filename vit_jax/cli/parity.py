@@ -119,9 +119,9 @@ def _parser() -> Parser:
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="theirs (default: 0)")
     parser.add_argument(
         "--precision",
-        choices=("both", "float64", "float32"),
+        choices=("both", "float64", "float32", "bfloat16", "float16"),
         default="both",
-        help="(default: both)",
+        help="(default: both, float64 and float32)",
     )
     parser.add_argument("--html", metavar="FILE", help="write a page with pictures too")
     parser.add_argument("--json", action="store_true", help="print JSON in place of tables")

@@ -3,6 +3,7 @@
 A copy of the model is watched; the model itself and its classes stay as they are.
 """
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
@@ -76,6 +77,10 @@ Replace = Callable[[Event, jax.Array], jax.Array]
 Observe = Callable[[Event, jax.Array], None]
 
 
+class NamedValue(nnx.Module):
+    """Stands in an event for the code that names a value, see `Recorder.named`."""
+
+
 def _set_fields(model: nnx.Module, **fields: Any) -> None:
     """Changes the config of each of our models inside of a module; unknown fields are left."""
     for _, module in nnx.iter_modules(model):
@@ -142,6 +147,7 @@ class Recorder:
         self.keyless, self.outputs = keyless, outputs or {}
         self._paths: dict[int, str] = {}
         self._calls: dict[int, int] = {}
+        self._names: collections.Counter[str] = collections.Counter()
         self._adopted: list[nnx.Module] = []
         self._frame: Frame | None = None
 
@@ -222,6 +228,18 @@ class Recorder:
         if owner is not None:
             owner.children.append((frame, output))
         return output
+
+    def named(self, name: str, value: jax.Array) -> jax.Array:
+        """What the model goes on with in the place of a value that its code names.
+
+        It is passed as if a module of that name, in the one that runs, had given it.
+        """
+        path = f"{self.path}.{name}" if self.path else name
+        calls = self._names[path]
+        self._names[path] += 1
+        stage = f"{path}#{calls}" if calls else path
+        frame = Frame(stage, NamedValue(), (), self._frame)
+        return self._pass(Event(stage, frame, None, stage), value)
 
     def _pass_input(self, event: Event, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         """The arguments with the first array among them passed, one of floats before others."""

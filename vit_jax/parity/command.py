@@ -37,7 +37,10 @@ from vit_jax.weights.formats import Weights
 from vit_jax.weights.load import load_into, read_source, stated_fields
 from vit_jax.weights.state_dict import MisfitError, load_state_dict
 
-_PRECISIONS = {"both": ("float64", "float32"), "float64": ("float64",), "float32": ("float32",)}
+_PRECISIONS = {
+    "both": ("float64", "float32"),
+    **{name: (name,) for name in ("float64", "float32", "bfloat16", "float16")},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Request:
       inputs: MODULE:CALLABLE of what `compare` takes as inputs.
       images: a .npy file of (B, H, W, C), normalised; None: `batch` images, or two, drawn from a
         standard normal with `seed`.
-      precision: "float64", "float32" or "both".
+      precision: "both" (float64 and float32), or the name of one.
       html: where to write a page; json: JSON in place of tables; everything: tables of all stages.
       image_shape, classes: of the golden file to write.
     """

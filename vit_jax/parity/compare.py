@@ -15,6 +15,7 @@ from flax import nnx
 
 from vit_jax.models.base import VisionModel
 from vit_jax.parity.diagnose import diagnose as find_fault
+from vit_jax.parity.forward import TIMES, limit_of
 from vit_jax.parity.golden import read_golden
 from vit_jax.parity.modes import by_path, without_dropout
 from vit_jax.parity.optimizer_faults import settle_harmless
@@ -26,6 +27,7 @@ from vit_jax.parity.sides import (
     JaxFunction,
     ModelSide,
     Side,
+    as_model_images,
 )
 from vit_jax.parity.torch_trace import Losses, Names, trace_torch, with_linear_layout
 from vit_jax.parity.values import OptimizerSpec, Reference
@@ -33,7 +35,8 @@ from vit_jax.parity.wide_run import compare_wide
 from vit_jax.weights.dialects import dialect_of
 from vit_jax.weights.state_dict import state_dict
 
-_PRECISIONS = ("float64", "float32")
+_DEFAULT = ("float64", "float32")
+_PRECISIONS = (*_DEFAULT, "bfloat16", "float16")
 _MODES = ("eval", "train")
 
 
@@ -49,7 +52,7 @@ def compare(
     grad: bool = True,
     optimizer: OptimizerSpec | None = None,
     transformation: optax.GradientTransformation | None = None,
-    precisions: Sequence[str] = _PRECISIONS,
+    precisions: Sequence[str] = _DEFAULT,
     diagnose: bool = True,
     mode: str = "eval",
 ) -> Report:
@@ -87,8 +90,10 @@ def compare(
       optimizer: compare so many steps of this optimizer; a golden file holds its own, and
         `read_golden(path).optimizer` is the only one that it can be compared with.
       transformation: your own optimizer in the place of PyTorch's, to be compared with it.
-      precisions: of the model: "float64", "float32". With "float32" alone the module need not run
-        in float64.
+      precisions: of the model: "float64", "float32", "bfloat16", "float16". Without "float64" the
+        module need not run in it. In the last two both sides are given parameters and inputs
+        rounded to that type, and held against PyTorch's float64 run with these; steps of training
+        are not compared.
       diagnose: search for the fault where something departs, in float64.
       mode: "eval"; or "train": both sides as they stand in train mode, without dropout, which draws
         other random numbers on each side. Batch normalisation takes the statistics of the batch,
@@ -119,6 +124,10 @@ def compare(
     reference = _as_reference(model, reference, images, labels, names, grad, optimizer, settings)
     if isinstance(model, nnx.Module):
         reference = with_linear_layout(reference, functools.partial(state_dict, model))
+    if isinstance(model, PortedModel):
+        is_first = model.channels_first
+        given = reference.images if is_first else as_model_images(reference, jnp.float32)
+        model = model.settled(given, still=reference.is_train)
     rows: list[Row] = []
     notes: list[str] = []
     if reference.is_float32:
@@ -134,16 +143,21 @@ def compare(
                 f"{', '.join(dropped[:6])}{', ...' if dropped[6:] else ''}"
             )
     stage, where, diagnosis = None, "", None
+    agrees = not is_alone  # in float64
     for precision in sorted(set(precisions), reverse=True):
+        judged = reference if precision in _DEFAULT else _in_type(precision, reference)
         with _context(precision):
-            run = _compared(model, reference, precision, grad, optimizer, transformation)
+            run = _compared(model, judged, precision, grad, optimizer, transformation)
             if precision == "float64" or (stage is None and "float64" in precisions):
                 settle_harmless(run)
             rows += run.rows
             notes += [note for note in run.notes if note not in notes]
+            if precision not in _DEFAULT:
+                notes += _narrow_notes(run, optimizer)
             if stage is None and run.first is not None:
                 stage, where = run.place()
             is_wide = precision == "float64"
+            agrees = agrees and not (is_wide and run.first is not None)
             if run.first is not None and diagnose and is_wide and diagnosis is None:
                 diagnosis, stage, where = _explained(run)
     if is_alone and stage is not None and diagnose:
@@ -153,9 +167,43 @@ def compare(
             notes += [note for note in run.notes if note not in notes]
             if run.first is not None:
                 diagnosis, stage, where = _explained(run)
+            agrees = run.first is None
     first = next((row for row in in_order(rows) if row.verdict != "noise"), None)
+    if agrees and first is not None and first.precision not in _DEFAULT:
+        notes.append(
+            f"float64 agrees: in {first.precision} alone the sides differ, in what each of them "
+            "rounds, or keeps in float32"
+        )
     title = model.name if isinstance(model, JaxFunction | PortedModel) else type(model).__name__
     return Report(title, reference.name, tuple(rows), first, stage, where, diagnosis, tuple(notes))
+
+
+def _in_type(precision: str, reference: Reference) -> Reference:
+    """The reference in a narrow type.
+
+    Raises:
+      ValueError: it cannot be run, or not in that type.
+    """
+    if reference.rounded is None:
+        raise ValueError(
+            f"precisions: {precision} needs the PyTorch module itself: this reference holds "
+            f"{' and '.join(_DEFAULT)} alone"
+        )
+    return reference.rounded(precision)
+
+
+def _narrow_notes(run: Comparison, optimizer: OptimizerSpec | None) -> list[str]:
+    """What a narrow type does not show."""
+    precision, answer = run.precision, run.forward.expected[""][0]
+    share = limit_of(answer, precision) / max(answer.rms, float(np.finfo(np.float64).tiny))
+    notes = [
+        f"{precision} shows what exceeds {TIMES:g} times PyTorch's own error in it, "
+        f"{share:.1g} of the output's rms: what is less, such as another epsilon or GELU, goes "
+        "unseen, but for float64"
+    ]
+    if optimizer is not None:
+        notes.append(f"steps of training are not compared in {precision}")
+    return notes
 
 
 def _in_train_mode(
@@ -177,7 +225,7 @@ def _in_train_mode(
             raise ValueError(
                 f'mode "train" compares both sides as they stand, and {path} is in '
                 f"{kinds[not own]} mode in the model and in {kinds[is_train]} mode in the "
-                "reference: put both in one mode, by .train() or .eval()"
+                "reference: put both in one mode"
             )
     return model, list(dict.fromkeys((*reference.dropped, *dropped)))
 

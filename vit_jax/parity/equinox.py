@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from vit_jax.parity.ported import Held, Part, PortedModel, part_type
+from vit_jax.parity.ported import Held, Part, PortedModel, part_type, rates_of, stopped
 from vit_jax.parity.torch_trace import Names
 from vit_jax.parity.vmapped import from_outside
 
@@ -28,6 +28,9 @@ _RENAMED: dict[str, dict[str, str]] = {
     "Conv": {"weight": "kernel"},
 }
 _STATISTICS = ("ema_state_index", "batch_state_index")
+# What says that a BatchNorm has seen no batch yet, and what it is once PyTorch's statistics stand
+# there: none is divided by its weight, none is overwritten by the first batch.
+_FRESH = {"batch_counter": 0, "ema_first_time_index": False}
 _OPAQUE = ("State", "StateIndex")
 
 
@@ -57,7 +60,7 @@ class _Builder:
         self.state = state
         self.leaves: dict[Path, _Leaf] = {}
         self.modules: dict[Path, Path] = {}
-        self.statistics: list[tuple[Any, Any, Path]] = []
+        self.statistics: list[tuple[Any, Any, Path]] = []  # (their index, the module, its place)
 
     def part(self, module: Any, path: Path, place: Path) -> Part:
         part = part_type(type(module))()
@@ -69,6 +72,10 @@ class _Builder:
             part.torch_kind = "MultiHeadAttention"
         fields = dict(_fields(module))
         part.mirror({**fields, **({"epsilon": fields["eps"]} if "eps" in fields else {})})
+        if _is(module, "BatchNorm"):
+            part.use_running_average = module.inference
+        elif (rates := rates_of(module)) and isinstance(fields.get("inference"), bool):
+            part.rate, part.deterministic = max(rates.values()), fields["inference"]
         for name, child in fields.items():
             if _is(module, "Sequential") and name == "layers":
                 for i, layer in enumerate(child):
@@ -81,7 +88,7 @@ class _Builder:
                     weight = jnp.where(count == 0, 1, 1 - module.momentum**count)
                     mean, var = mean / weight, var / weight
                 part.mean, part.var = nnx.BatchStat(mean), nnx.BatchStat(var)
-                self.statistics.append((child, counter, place))
+                self.statistics.append((child, module, place))
             else:
                 renamed = next((r for kind, r in _RENAMED.items() if _is(module, kind)), {})
                 below = renamed.get(name, name)
@@ -149,22 +156,33 @@ class EquinoxModel(PortedModel):
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
         module, batched, call, state, builder = self.held.value
         places = dict(_walk(self.parts))
-        filled = _filled(module, builder, places)
+        filled = _filled(module, builder, places, self.is_still)
         state = _with_statistics(state, builder, places)
         states = () if state is None else (state,)
 
+        trained = [item for item in builder.statistics if not item[1].inference]
+
         def one(inputs: Sequence[Any], keywords: Mapping[str, Any]) -> Any:
             output = filled(*inputs, *states, **{**call, **keywords})
-            return output[0] if states else output
+            if not states:
+                return output, []
+            output, new = output
+            return output, [new.get(index) for index, _, _ in trained]
 
         before = _RUNNING.parts
         _RUNNING.parts = {path: places[place] for path, place in builder.modules.items()}
         try:
             if batched:
-                return one(inputs, keywords)
-            return jax.vmap(one, axis_name="batch")(inputs, keywords)
+                output, kept = one(inputs, keywords)
+            else:
+                output, kept = jax.vmap(one, axis_name="batch")(inputs, keywords)
+                kept = jax.tree.map(lambda array: array[0], kept)  # the same for every example
         finally:
             _RUNNING.parts = before
+        for (_, _, place), (mean, var) in zip(trained, kept, strict=True):
+            places[place].mean.set_value(mean)
+            places[place].var.set_value(var)
+        return output
 
 
 def _walk(part: Part, path: Path = ()) -> Iterator[tuple[Path, Part]]:
@@ -176,16 +194,17 @@ def _walk(part: Part, path: Path = ()) -> Iterator[tuple[Path, Part]]:
 def _with_statistics(state: Any, builder: _Builder, places: Mapping[Path, Part]) -> Any:
     """The state with the running statistics of the parts, of whatever type."""
     new: dict[int, Any] = {}  # by the identity of the arrays there
-    for index, counter, place in builder.statistics:
+    for index, module, place in builder.statistics:
         part, (mean, var) = places[place], state.get(index)
         new |= {id(mean): part.mean.get_value(), id(var): part.var.get_value()}
-        if counter is not None:
-            new[id(state.get(counter))] = jnp.zeros_like(state.get(counter))
+        for name, value in _FRESH.items():
+            if (fresh := getattr(module, name, None)) is not None:
+                new[id(state.get(fresh))] = jnp.asarray(value)
     return jax.tree.map(lambda leaf: new.get(id(leaf), leaf), state)
 
 
-def _filled(module: Any, builder: _Builder, places: Mapping[Path, Part]) -> Any:
-    """The module with the arrays of the parts, its submodules watched."""
+def _filled(module: Any, builder: _Builder, places: Mapping[Path, Part], is_still: bool) -> Any:
+    """The module with the arrays of the parts, its submodules watched; see `PortedModel`."""
 
     def fill(value: Any, path: Path) -> Any:
         if path in builder.leaves:
@@ -195,6 +214,8 @@ def _filled(module: Any, builder: _Builder, places: Mapping[Path, Part]) -> Any:
             new = object.__new__(_watched(type(value), path) if path else type(value))
             for name, child in _fields(value):
                 object.__setattr__(new, name, fill(child, (*path, name)))
+            if is_still or getattr(places[builder.modules[path]], "deterministic", False):
+                stopped(new)
             return new
         if isinstance(value, list | tuple | dict):
             items = dict(_items(value))
@@ -298,12 +319,13 @@ def from_equinox(
     `jax.jit`, `jax.lax.scan` or `jax.checkpoint` are not.
 
     Args:
-      module: as it is to be compared: `eqx.nn.inference_mode(module)` for a module with dropout. A
-        float `jax.Array` is trained, a `numpy.ndarray` is a constant.
+      module: as it is to be compared: `eqx.nn.inference_mode(module)` in eval mode. A float
+        `jax.Array` is trained, a `numpy.ndarray` is a constant.
       batched: it takes a batch. Otherwise single examples, such as (C, H, W), and it is mapped over
         the first axis of every input.
       names: pairs (regular expression, replacement) that turn its paths into PyTorch's.
       state: an `eqx.nn.State`, which it then takes after its inputs and returns after its output.
+        A BatchNorm counts as one that has seen many batches: what it keeps is compared.
       call: further arguments of the call, such as `key`, the same for every example.
 
     Returns:

@@ -1,14 +1,15 @@
 """A Flax Linen module as a model to be compared."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-from flax import linen, nnx
+from flax import errors, linen, nnx
 from flax.core import meta, unfreeze
 
-from vit_jax.parity.ported import Held, Part, PortedModel, part_type
+from vit_jax.parity.ported import Held, Part, PortedModel, part_type, rates_of, stopped
 from vit_jax.parity.torch_trace import Names
 
 # Lists of modules are named `layers_0` there and `layers.0` in PyTorch.
@@ -19,6 +20,8 @@ _VARIABLES: dict[str, type[nnx.Variable]] = {
     "cache": nnx.Cache,
     "intermediates": nnx.Intermediate,
 }
+# Collections that a run does not change here.
+_FIXED = ("params", "intermediates")
 _KINDS: tuple[tuple[type, str], ...] = (
     (linen.MultiHeadDotProductAttention, "MultiHeadAttention"),
     (linen.DenseGeneral, "LinearGeneral"),
@@ -38,6 +41,7 @@ class LinenModel(PortedModel):
     ):
         tree: dict[str, Any] = unfreeze(meta.unbox(variables))
         self.held = Held((module, dict(call)))
+        self.needs_keys = False
         super().__init__(type(module).__name__, _parts(tree), names)
 
     def variables(self) -> dict[str, Any]:
@@ -51,9 +55,36 @@ class LinenModel(PortedModel):
                 tree[leaf] = getattr(part, leaf).get_value()
         return found
 
+    def see_modes(self, run: Callable[[], Any]) -> None:
+        """Each module that drops, and each BatchNorm, has a part then that says in which mode."""
+        found: dict[tuple[str, ...], Any] = {}
+
+        def note(function, args, kwargs, context):
+            inner = context.module
+            if inner.scope is not None and context.method_name == "__call__":
+                modes = _modes(inner, args, kwargs)
+                if modes and inner.path not in found:
+                    found[inner.path] = type(inner), modes
+                stopped(inner)
+            return function(*args, **kwargs)
+
+        with linen.intercept_methods(note):
+            try:
+                run()
+            except errors.InvalidRngError:  # of a module that draws at a rate of zero too
+                self.needs_keys = True
+                run()
+        for path, (kind, modes) in found.items():
+            part = _made_part(self.parts, path, kind)
+            for name, value in modes.items():
+                object.__setattr__(part, name, value)
+            self.needs_keys |= modes.get("deterministic") is False
+
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
         module, call = self.held.value
         parts = dict(_walk(self.parts))
+        if self.needs_keys:
+            call = {"rngs": {"dropout": jax.random.key(0)}, **call}
 
         def intercept(function, args, kwargs, context):
             inner = context.module
@@ -63,13 +94,30 @@ class LinenModel(PortedModel):
                 for field in ("dtype", "param_dtype"):
                     if getattr(inner, field, None) is not None:
                         object.__setattr__(inner, field, self.dtype)
+            if self.is_still or getattr(parts.get(inner.path), "deterministic", False):
+                stopped(inner)
             if context.method_name != "__call__" or not inner.path:
                 return function(*args, **kwargs)
             part = self._part_of(inner, parts)
             return part.run(function, args, kwargs)
 
+        variables = self.variables()
+        mutable = [name for name in variables if name not in _FIXED]
         with linen.intercept_methods(intercept):
-            return module.apply(self.variables(), *inputs, **{**call, **keywords})
+            given = {**call, **keywords, **({"mutable": mutable} if mutable else {})}
+            output = module.apply(variables, *inputs, **given)
+        return self._kept(*output) if mutable else output
+
+    def _kept(self, output: Any, changed: Mapping[str, Any]) -> Any:
+        """The output; what the run made of the collections stands in the parts then."""
+        for path, part in _walk(self.parts):
+            for leaf, collection in part.collections:
+                tree = changed.get(collection)
+                for name in (*path, leaf):
+                    tree = tree.get(name) if isinstance(tree, Mapping) else None
+                if tree is not None:
+                    getattr(part, leaf).set_value(tree)
+        return output
 
     def _part_of(self, inner: linen.Module, parts: dict[tuple[str, ...], Part]) -> Part:
         path, recorder = inner.path, self.recorder()
@@ -94,6 +142,38 @@ def _walk(part: Part, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, .
     yield path, part
     for name in part.children:
         yield from _walk(getattr(part, name), (*path, name))
+
+
+def _made_part(part: Part, path: tuple[str, ...], kind: type) -> Part:
+    """The part at a path: made, with those above it, where it holds no arrays."""
+    for i, name in enumerate(path):
+        if name not in part.children:
+            # An array or a mirrored field may have that name.
+            made = part_type(kind)() if i == len(path) - 1 else Part()
+            setattr(part, name, made)
+            part.children = (*part.children, name)
+        part = getattr(part, name)
+    return part
+
+
+def _modes(module: linen.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """In which mode a module is called: attributes of its part; none where it has no modes."""
+    call: Any = type(module).__call__
+    given = inspect.signature(call).bind(module, *args, **kwargs).arguments
+
+    def mode(name: str) -> Any:
+        own = getattr(module, name, None)
+        return own if given.get(name) is None else given[name]
+
+    if isinstance(module, linen.BatchNorm):
+        is_eval = bool(mode("use_running_average"))
+        return {"use_running_average": is_eval, "momentum": module.momentum}
+    rates, is_off = rates_of(module), mode("deterministic")
+    is_drop = "drop" in type(module).__name__.lower()
+    drops = is_drop or isinstance(module, linen.MultiHeadDotProductAttention)
+    if not drops or not rates or not isinstance(is_off, bool):
+        return {}
+    return {"rate": max(rates.values()), "deterministic": is_off}
 
 
 def _parts(variables: Mapping[str, Mapping[str, Any]]) -> Part:

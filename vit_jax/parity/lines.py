@@ -1,6 +1,6 @@
 """The rows of a report as a reader wants them: a line a stage, and the lines that tell something.
 
-A line joins the rows of one stage, or of one parameter, in both precisions.
+A line joins the rows of one stage, or of one parameter, in all precisions.
 """
 
 import dataclasses
@@ -73,8 +73,19 @@ def excess(row: Row) -> float:
 
 
 def in_floors(row: Row) -> float | None:
-    """A row's error in units of PyTorch's own float32-float64 distance; None: not known."""
+    """A row's error in units of PyTorch's own in its type, or float32; None: not known."""
     return row.max_abs / row.noise if row.noise > 0 else None
+
+
+def narrow_of(report: Report) -> list[str]:
+    """The precisions of a report but float64; float32, whose noise float64 is shown beside."""
+    found = dict.fromkeys(row.precision for row in report.rows if row.precision != "float64")
+    return list(found) or ["float32"]
+
+
+def short_name(precision: str) -> str:
+    """`f32`, `bf16`."""
+    return precision.replace("float", "f")
 
 
 def lines_of(report: Report, section: Section) -> list[Line]:

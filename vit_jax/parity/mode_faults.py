@@ -107,7 +107,7 @@ def _update_fault(run: Comparison, path: str) -> tuple[str, str] | None:
         if abs(theirs_share - share) > _EXACT:
             texts.append(
                 f"the running statistics take {share:.4g} of each batch, the reference's "
-                f"{theirs_share:.4g} (momentum in Flax is 1 - momentum in PyTorch)"
+                f"{theirs_share:.4g} (momentum in Flax and Equinox is 1 - momentum in PyTorch)"
             )
         if text:
             texts.append(f"the running variance takes the {text} (here n = {count})")

@@ -15,14 +15,18 @@ if TYPE_CHECKING:
 # Stand-ins: in the page they become its own colours, which follow the reader's light or dark mode.
 # Marker and line style tell the series apart without colour.
 _INK, _GRID = "#010203", "#777778"
-_COLOURS = {"float64": "#0062a4", "float32": "#b85001"}
+_COLOURS = {
+    "float64": "#0062a4",
+    "float32": "#b85001",
+    "bfloat16": "#7a3fa1",
+    "float16": "#8a6d01",
+}
 _VARIABLES = {
     _INK: "currentColor",
     _GRID: "var(--grid)",
-    _COLOURS["float64"]: "var(--float64)",
-    _COLOURS["float32"]: "var(--float32)",
+    **{colour: f"var(--{precision})" for precision, colour in _COLOURS.items()},
 }
-_MARKERS = {"float64": "o", "float32": "s"}
+_MARKERS = {"float64": "o", "float32": "s", "bfloat16": "D", "float16": "^"}
 _PANELS: tuple[tuple[Section, str], ...] = (
     ("forward", "forward: values of stages, from the input to the output"),
     ("backward", "backward: gradients of the loss by stages"),
@@ -72,7 +76,7 @@ def draw(report: Report) -> "Figure | None":
 def draw_svg(report: Report) -> str:
     """The picture as an SVG element for a page, in the page's colours; "" where there is none.
 
-    The page sets the CSS variables --float64, --float32 and --grid.
+    The page sets the CSS variables --grid and those of the precisions, such as --float64.
     """
     import matplotlib
 
@@ -110,13 +114,14 @@ def _draw_panel(
     axes.set_yscale("log")
     axes.set_ylim(low, high)
     if any(value > 0 for value in noise):
-        label = "PyTorch's own float32 - float64"
+        kind = "float32" if "float64" in series else next(iter(series))
+        label = f"PyTorch's own {kind} - float64"
         axes.plot(noise, color=_INK, linestyle=":", linewidth=1.6, zorder=4, label=label)
     size = 5 if len(lines) <= 80 else 2.5
-    # float32 first and broader: where both agree, both are seen.
+    # float64 last and finer: where all agree, all are seen.
     for precision in sorted(series):
         values, colour = series[precision], _COLOURS[precision]
-        broad = 1.5 if precision == "float32" else 1
+        broad = 1 if precision == "float64" else 1.5
         limit = f"limit of noise, {precision}"
         style: dict[str, Any] = {"color": colour, "markersize": size * broad}
         axes.plot(limits[precision], color=colour, linestyle="--", linewidth=1, label=limit)

@@ -5,20 +5,25 @@ around that module's own call. So what is seen, replaced and differentiated in a
 in theirs.
 """
 
+import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import jax
 import numpy as np
 from flax import nnx
 
-from vit_jax.inspect.recorder import Recorder
+from vit_jax.inspect.recorder import Recorder, is_float
+from vit_jax.parity.inputs import Inputs
 from vit_jax.parity.layouts import without_unit_axes
 from vit_jax.parity.torch_trace import Names
 from vit_jax.weights.state_dict import load_state_dict, state_dict
 
 _Model = TypeVar("_Model", bound="PortedModel")
+# Fields of other libraries' modules that are rates of what drops at random.
+_RATES = ("rate", "p", "drop_prob")
 # What a config says and a diagnosis may read: no arrays, no functions.
 _PLAIN = (bool, int, float, str, np.dtype, type(None))
 
@@ -41,6 +46,8 @@ class Part(nnx.Module):
       children: the names of the parts in it.
       collections: (name of an array, name of Linen's collection).
       mean, var: of a BatchNorm, the running statistics.
+      rate: of what drops at random; `deterministic` is then whether it does not.
+      use_running_average: of a BatchNorm, whether it is in eval mode.
     """
 
     torch_kind = ""
@@ -48,6 +55,9 @@ class Part(nnx.Module):
     transpose_kernel = False
     mean: nnx.BatchStat
     var: nnx.BatchStat
+    rate: float
+    deterministic: bool
+    use_running_average: bool
     children: tuple[str, ...] = ()
     collections: tuple[tuple[str, str], ...] = ()
 
@@ -68,6 +78,27 @@ class Part(nnx.Module):
         for name, value in fields.items():
             if name not in vars(self) and not hasattr(Part, name) and _is_plain(value):
                 object.__setattr__(self, name, value)
+
+
+def rates_of(module: Any) -> dict[str, float]:
+    """The rates above zero of a module that drops at random, by the names of its fields.
+
+    By class: what has "drop" in its name; and any field with that in its own.
+    """
+    is_drop = "drop" in type(module).__name__.lower()
+    names = [field.name for field in dataclasses.fields(module)]
+    rates = {
+        name: getattr(module, name, None)
+        for name in names
+        if "drop" in name.lower() or (is_drop and name in _RATES)
+    }
+    return {name: rate for name, rate in rates.items() if type(rate) is float and rate > 0}
+
+
+def stopped(module: Any) -> None:
+    """Makes a module drop nothing, in place: its rates are zero."""
+    for name in rates_of(module):
+        object.__setattr__(module, name, 0.0)
 
 
 def _is_plain(value: Any) -> bool:
@@ -98,6 +129,7 @@ class PortedModel(nnx.Module):
       parts: its modules; their paths are PyTorch's after `torch_names`.
       channels_first: it takes images (B, C, H, W) or, of single examples, (C, H, W).
       dtype: what it is to compute in; a string: what it is written in.
+      is_still: the rates of what drops at random are zero in every module.
     """
 
     channels_first = False
@@ -106,9 +138,46 @@ class PortedModel(nnx.Module):
         self.name = name
         self.parts = parts
         self.dtype: Any = "its own"
+        self.is_still = False
         if callable(names):
             raise ValueError("names: wanted pairs (regular expression, replacement)")
         self.torch_names = ((r"^parts(\.|$)", ""), *(tuple(pair) for pair in names))
+
+    def settled(self: _Model, images: Any, *, still: bool) -> _Model:
+        """A copy whose parts know their modes, once it has been seen that it can be run.
+
+        Args:
+          images: what it is given, or `Inputs`.
+          still: the copy drops nothing.
+
+        Raises:
+          ValueError: it cannot be run.
+        """
+        copy = nnx.clone(self)
+        copy.is_still = still
+        dtypes = [leaf.dtype for leaf in jax.tree.leaves(nnx.state(copy)) if is_float(leaf)]
+
+        def cast(_: str, array: Any) -> Any:
+            return array.astype(dtypes[0]) if dtypes and is_float(array) else array
+
+        def run(images: Any) -> Any:
+            model = nnx.clone(copy)
+            return images.call(model) if isinstance(images, Inputs) else model(images)
+
+        images = images.map(cast) if isinstance(images, Inputs) else cast("", images)
+        try:
+            with jax.enable_x64(np.dtype(np.float64) in dtypes):
+                copy.see_modes(lambda: jax.eval_shape(run, images))
+        except Exception as error:
+            text = next(iter(str(error).splitlines()), "")
+            raise ValueError(
+                f"{self.name} cannot be run on these inputs ({type(error).__name__}: {text})"
+            ) from error
+        return copy
+
+    def see_modes(self, run: Callable[[], Any]) -> None:
+        """Runs the model; what is seen of its modes is noted in its parts."""
+        run()
 
     def recorder(self) -> Recorder | None:
         """What watches this model, if anything does."""

@@ -4,7 +4,7 @@ import dataclasses
 import io
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from vit_jax.parity.lines import (
     excess,
     in_floors,
     lines_of,
+    narrow_of,
+    short_name,
 )
 from vit_jax.parity.result import Report, Row, Section, Verdict
 from vit_jax.storage import check_output
@@ -32,19 +34,27 @@ from vit_jax.weights.atomic import whole
 # Colour only repeats what the word says.
 _COLOURS: dict[Verdict, str] = {"noise": "green", "drift": "yellow", "departs": "bold red"}
 _WORDS: dict[Verdict, str] = {"noise": "noise", "drift": "drift", "departs": "DEPARTS"}
-# Columns after the name, and their widths: in 80 columns 30 are left for the name.
-_WIDTHS = {
-    "max abs": 8,
-    "relative to rms": 8,
-    "PyTorch's f32-f64": 9,
-    "f32 in floors": 8,
-    "verdict": 11,
-}
-LEGEND = (
-    "max abs: the largest difference from PyTorch in float64. floor: the distance of PyTorch's own "
-    "float32 run from its float64 run. noise: what rounding explains; drift: up to a thousand "
-    "times that; DEPARTS: more."
-)
+
+
+def legend(report: Report) -> str:
+    """What the columns and the verdicts mean."""
+    return (
+        "max abs: the largest difference from PyTorch in float64. floor: the distance of PyTorch's "
+        f"own {' or '.join(narrow_of(report))} run from its float64 run. noise: what rounding "
+        "explains; drift: up to a thousand times that; DEPARTS: more."
+    )
+
+
+def _columns(report: Report) -> dict[str, int]:
+    """Headings after the name, and their widths: in 80 columns 30 are left for the name."""
+    shorts = [short_name(precision) for precision in narrow_of(report)]
+    return {
+        "max abs": 8,
+        "relative to rms": 8,
+        f"PyTorch's {shorts[0]}-f64": 9 + len(shorts[0]) - 3,
+        **{f"{short} in floors": 8 for short in shorts},
+        "verdict": 11,
+    }
 
 
 def print_report(report: Report, console: Console, *, everything: bool = False) -> None:
@@ -70,7 +80,7 @@ def print_report(report: Report, console: Console, *, everything: bool = False) 
         if lines:
             _print_section(report, section, lines, console, everything)
     if report.rows:
-        console.print(Text(LEGEND, "dim"))
+        console.print(Text(legend(report), "dim"))
 
 
 def report_text(report: Report, *, full: bool = False, width: int = 100) -> str:
@@ -88,15 +98,15 @@ def _print_section(
     if shown:
         table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
         table.add_column(KINDS[section][0], overflow="fold")
-        for column in _WIDTHS:
+        for column, width in _columns(report).items():
             # A heading may go on in the next line, between words; a figure may not.
-            table.add_column(column, justify="right", width=_WIDTHS[column])
+            table.add_column(column, justify="right", width=width)
         for line in shown:
             first = report.first is not None and _is_of(report.first, section, line)
             style = "bold" if first else ""
             name = Text((">" if first else " ") + display_name(line.name), style)
             verdict = Text(verdict_words(line), _COLOURS[line.verdict])
-            table.add_row(name, *(Text(figure) for figure in figures(line)), verdict)
+            table.add_row(name, *map(Text, figures(line, narrow_of(report))), verdict)
         console.print(table)
     if 0 < len(shown) < len(lines):
         console.print(Padding(Text(_hidden_text(lines, shown), "dim"), (0, 0, 0, 1)))
@@ -120,7 +130,9 @@ def section_text(section: Section, lines: list[Line]) -> str:
     what = KINDS[section][1]
     equal = sum(line.verdict == "noise" for line in lines)
     text = f"{what}; {equal} of {len(lines)} equal to noise"
-    for precision, unit in (("float64", "of rms"), ("float32", "floors")):
+    present = dict.fromkeys(precision for line in lines for precision in line.rows)
+    for precision in present:
+        unit = "of rms" if precision == "float64" else "floors"
         rows = [line.rows[precision] for line in lines if precision in line.rows]
         measured = [row.relative if precision == "float64" else in_floors(row) for row in rows]
         worst = max((m for m in measured if m is not None), key=_nan_last, default=None)
@@ -142,19 +154,27 @@ def figure(value: float | None) -> str:
     return f"{value:.1e}"
 
 
-def figures(line: Line) -> list[str]:
-    """The figures of a line, in the order of the columns."""
-    single = line.rows.get("float32")
-    floors = None if single is None else in_floors(single)
-    short = "-" if floors is None else f"{floors:.2f}" if floors < 1000 else figure(floors)
+def figures(line: Line, narrow: Sequence[str]) -> list[str]:
+    """The figures of a line, in the order of the columns.
+
+    Args:
+      narrow: see `narrow_of`.
+    """
     noise = line.main.noise or None
-    return [figure(line.main.max_abs), figure(line.main.relative), figure(noise), short]
+    found = [figure(line.main.max_abs), figure(line.main.relative), figure(noise)]
+    for precision in narrow:
+        row = line.rows.get(precision)
+        floors = None if row is None else in_floors(row)
+        found.append(
+            "-" if floors is None else f"{floors:.2f}" if floors < 1000 else figure(floors)
+        )
+    return found
 
 
 def verdict_words(line: Line) -> str:
     """The worse verdict, and the precision where the other one is noise."""
     wrong = [precision for precision, row in line.rows.items() if row.verdict != "noise"]
-    only = f" {wrong[0].replace('float', 'f')}" if 0 < len(wrong) < len(line.rows) else ""
+    only = f" {short_name(wrong[0])}" if 0 < len(wrong) < len(line.rows) else ""
     return _WORDS[line.verdict] + only
 
 
@@ -221,9 +241,10 @@ def _plain(row: Row) -> dict[str, Any]:
 
 _STYLE = """
 :root { color-scheme: light dark; --ok: #14713d; --drift: #8a5a00; --bad: #b3261e; --line: #8885;
-  --float64: #0062a3; --float32: #b85000; --grid: #777; }
+  --float64: #0062a3; --float32: #b85000; --bfloat16: #7a3fa0; --float16: #8a6d00; --grid: #777; }
 @media (prefers-color-scheme: dark) { :root { --ok: #6fd08c; --drift: #e5b454; --bad: #ff8a80;
-  --float64: #6cb6f5; --float32: #f2a15f; --grid: #999; } }
+  --float64: #6cb6f5; --float32: #f2a15f; --bfloat16: #c79bea; --float16: #d8bd57;
+  --grid: #999; } }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 .verdict { border-left: .4rem solid; padding: .2rem 1rem; overflow-wrap: anywhere; }
@@ -280,7 +301,7 @@ def _page(report: Report) -> str:
         f"<p><strong>Diagnosis:</strong> {escape(diagnosis)}</p>" if diagnosis else "",
         *(f"<p>note: {escape(note)}</p>" for note in report.notes),
         f"<figure>{picture}</figure>" if picture else "",
-        f"<p>{escape(LEGEND)}</p>",
+        f"<p>{escape(legend(report))}</p>",
         *(_html_section(report, section) for section in SECTIONS),
         "</body></html>",
     ]
@@ -302,11 +323,11 @@ def _html_section(report: Report, section: Section) -> str:
 
 
 def _html_table(report: Report, section: Section, lines: Iterable[Line]) -> str:
-    heads = "".join(f"<th>{escape(head)}</th>" for head in (KINDS[section][0], *_WIDTHS))
+    heads = "".join(f"<th>{escape(head)}</th>" for head in (KINDS[section][0], *_columns(report)))
     body = []
     for line in lines:
         first = report.first is not None and _is_of(report.first, section, line)
-        cells = "".join(f"<td>{text}</td>" for text in figures(line))
+        cells = "".join(f"<td>{text}</td>" for text in figures(line, narrow_of(report)))
         body.append(
             f'<tr class="first"><td>{escape(display_name(line.name))}</td>'
             if first

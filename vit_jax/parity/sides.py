@@ -1,5 +1,6 @@
 """The JAX side of a comparison: a model of modules, or a function of arrays."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.extend import core
 
 from vit_jax.inspect.recorder import (
     Event,
@@ -28,6 +30,7 @@ from vit_jax.layers.stack import ScannedLayers
 from vit_jax.models.base import VisionModel
 from vit_jax.parity.inputs import Inputs, float_arrays, with_arrays
 from vit_jax.parity.modes import ready_to_run, statistics_of
+from vit_jax.parity.named import has_names, naming
 from vit_jax.parity.optimizers import Leaves, Step, Trainable, optax_step, torch_step
 from vit_jax.parity.values import OptimizerSpec, Reference
 from vit_jax.parity.widen import Islands
@@ -137,6 +140,7 @@ class ModelSide:
         self.islands = islands or Islands()
         self.dtype, self.outputs = dtype, outputs or {}
         self.is_plain = not _has_stacks(model)
+        self.is_named = False  # whether its code names values
         self.torch_stages = dict(getattr(type(model), "torch_stages", {}))
 
     def weights(self, like: Collection[str] | None = None) -> Arrays:
@@ -147,8 +151,17 @@ class ModelSide:
         self, model: Any, images: jax.Array, recorder: Recorder | None = None
     ) -> dict[str, jax.Array]:
         """The arrays of the model's output, see `by_part`; of one that a recorder watches too."""
-        with self.islands.widened(lambda: "" if recorder is None else recorder.path):
+        with contextlib.ExitStack() as stack:
+            path = lambda: "" if recorder is None else recorder.path  # noqa: E731
+            stack.enter_context(self.islands.widened(path))
+            if recorder is not None and self.is_named:
+                stack.enter_context(naming(recorder.named))
             return self._parts(model, images)
+
+    def see(self, jaxpr: core.ClosedJaxpr) -> bool:
+        """Whether the model has to be run again, by what a run of it looks like."""
+        was, self.is_named = self.is_named, self.is_named or has_names(jaxpr)
+        return self.islands.see(jaxpr) or self.is_named != was
 
     def _parts(self, model: Any, images: jax.Array) -> dict[str, jax.Array]:
         # In train mode with dropout the difference is to be seen, not an error.
@@ -302,6 +315,7 @@ class ModelSide:
     def with_weights(self, weights: Mapping[str, np.ndarray]) -> "ModelSide":
         """The same model with the reference's arrays where it has them."""
         copy = ModelSide(self.model, self.dtype, self.outputs, self.islands)
+        copy.is_named = self.is_named
         own = copy.weights()
         same = {n: a for n, a in weights.items() if n in own and a.shape == own[n].shape}
         load_state_dict(copy.model, {**own, **same})
@@ -362,30 +376,45 @@ class FunctionSide:
         self.is_plain = True
         self.torch_stages: dict[str, str] = {}
         self.islands = Islands()
+        self.is_named = False
 
     def weights(self, like: Collection[str] | None = None) -> Arrays:
         del like
         return {name: np.asarray(array) for name, array in self.params.items()}
 
     def _call(
-        self, params: Mapping[str, jax.Array], images: jax.Array
-    ) -> tuple[dict[str, jax.Array], Mapping[str, jax.Array]]:
-        """The arrays of its output, see `by_part`, and its stages."""
-        with self.islands.widened(str):
+        self,
+        params: Mapping[str, jax.Array],
+        images: jax.Array,
+        perturb: Mapping[str, jax.Array] | None = None,
+    ) -> tuple[dict[str, jax.Array], Mapping[str, jax.Array], dict[str, jax.Array]]:
+        """The arrays of its output, see `by_part`; its stages; and the values that its code names.
+
+        Args:
+          perturb: by stage, what is added to named values.
+        """
+        found: dict[str, jax.Array] = {}
+        recorder = Recorder(lambda event, value: found.update({event.stage: value}), None, perturb)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.islands.widened(str))
+            if self.is_named:
+                stack.enter_context(naming(recorder.named))
             if isinstance(images, Inputs):
                 output, stages = images.call(self.function.apply, params), {}
             else:
                 output, stages = self.function.apply(params, images), {}
             if isinstance(output, tuple) and len(output) == 2 and isinstance(output[1], Mapping):
                 output, stages = output
-            return by_part(output, self.outputs.get("")), stages
+            return by_part(output, self.outputs.get("")), stages, found
 
     def stages(self, images: jax.Array) -> dict[str, jax.Array]:
         """The values of its stages, and after them the arrays of its output."""
+        jaxpr = jax.make_jaxpr(self._call)(self.params, images)
+        self.is_named = has_names(jaxpr)
         if self.dtype == jnp.float64:
-            self.islands.see(jax.make_jaxpr(self._call)(self.params, images))
-        output, stages = self._call(self.params, images)
-        return {**stages, **output}
+            self.islands.see(jaxpr)
+        output, stages, named = self._call(self.params, images)
+        return {**named, **stages, **output}
 
     def _split(self) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
         frozen = self.function.frozen
@@ -394,19 +423,30 @@ class FunctionSide:
             {n: a for n, a in self.params.items() if n in frozen},
         )
 
-    def gradients(self, reference: Reference) -> Gradients:
+    def gradients(self, reference: Reference, stages: Collection[str] = ()) -> Gradients:
+        """Gradients of the reference's loss; by those of `stages` too that its code names."""
         trained, frozen = self._split()
-
         images = as_model_images(reference, self.dtype)
+        perturb: dict[str, jax.Array] = {}
+        if self.is_named and stages:
+            *_, found = jax.eval_shape(self._call, self.params, images)
+            perturb = {
+                name: jnp.zeros(found[name].shape, found[name].dtype)
+                for name in stages
+                if name in found and is_float(found[name])
+            }
 
-        def loss(params, floats):
+        def loss(params, perturb, floats):
             given = with_arrays(images, floats)
-            return loss_of(reference, self._call({**params, **frozen}, given)[0][""])
+            return loss_of(reference, self._call({**params, **frozen}, given, perturb)[0][""])
 
-        differentiate = jax.value_and_grad(loss, argnums=(0, 1))
-        value, (by_params, by_inputs) = differentiate(trained, float_arrays(images))
+        differentiate = jax.value_and_grad(loss, argnums=(0, 1, 2))
+        value, (by_params, by_stages, by_inputs) = differentiate(
+            trained, perturb, float_arrays(images)
+        )
         named = {name: np.asarray(array) for name, array in by_params.items()}
-        return Gradients(float(value), named, {}, **_of_inputs(images, by_inputs))
+        staged = {name: np.asarray(by_stages[name]) for name in perturb}  # in the function's order
+        return Gradients(float(value), named, staged, **_of_inputs(images, by_inputs))
 
     def trainable(self, reference: Reference) -> Trainable:
         """Its parameters, given to a transformation as a mapping by name."""

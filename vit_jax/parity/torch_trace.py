@@ -1,5 +1,6 @@
 """What a live PyTorch module answers, as a reference for a JAX model."""
 
+import copy
 import dataclasses
 import functools
 import itertools
@@ -21,7 +22,7 @@ from vit_jax.parity.torch_run import (
     run_torch,
     to_numpy,
 )
-from vit_jax.parity.values import Expected, OptimizerSpec, Reference, Whole
+from vit_jax.parity.values import Averaged, Expected, OptimizerSpec, Reference, Whole
 from vit_jax.weights.dialects import dialect_of, module_to_own, translate
 
 if TYPE_CHECKING:
@@ -127,12 +128,6 @@ def trace_torch(
 
     stage_names, later = _stage_names(run.stages, rename_path, names is not None)
 
-    def by_parameter(exact: Arrays, rounded: Arrays) -> dict[str, Expected]:
-        return _with_noise(rename(exact), rename(rounded))
-
-    def by_stage(exact: Arrays, rounded: Arrays) -> dict[str, Expected]:
-        return _renamed(_with_noise(exact, rounded), stage_names)
-
     def by_path(found: Mapping[str, _Value]) -> dict[str, _Value]:
         renamed: dict[str, _Value] = {}
         for path, value in found.items():
@@ -144,7 +139,21 @@ def trace_torch(
 
     live = Live(module, given, settings, rename_path, rename, by_new_stage)
 
-    def reference_of(run: TorchRun, narrow: TorchRun) -> Reference:
+    def rounded(precision: str) -> Reference:
+        copied, inputs = _rounded_to(precision, module, given)
+        kept = {**settings, "optimizer": None}
+        exact = run_torch(copied, inputs, torch.float32 if refusal else torch.float64, **kept)
+        narrow = _run_in(precision, copied, inputs, kept)
+        reference = reference_of(exact, narrow, Averaged)
+        return dataclasses.replace(reference, images=inputs, optimizer=None, live=None, moved=None)
+
+    def reference_of(run: TorchRun, narrow: TorchRun, kind: type[Whole] = Whole) -> Reference:
+        def by_parameter(exact: Arrays, rounded: Arrays) -> dict[str, Expected]:
+            return _with_noise(rename(exact), rename(rounded), kind)
+
+        def by_stage(exact: Arrays, rounded: Arrays) -> dict[str, Expected]:
+            return _renamed(_with_noise(exact, rounded, kind), stage_names)
+
         return Reference(
             name=title,
             weights=rename(weights),
@@ -152,22 +161,23 @@ def trace_torch(
             labels=run.labels,
             direction=run.direction,
             stages=by_stage(run.stages, narrow.stages),
-            loss=_whole(run.loss, narrow.loss),
+            loss=_whole(run.loss, narrow.loss, kind),
             gradients=by_parameter(run.gradients, narrow.gradients),
             stage_gradients=by_stage(run.stage_gradients, narrow.stage_gradients),
-            image_gradient=_whole(run.image_gradient, narrow.image_gradient),
-            losses=_whole(run.losses, narrow.losses),
+            image_gradient=_whole(run.image_gradient, narrow.image_gradient, kind),
+            losses=_whole(run.losses, narrow.losses, kind),
             trained=by_parameter(run.trained, narrow.trained),
             untrained=frozenset(rename(run.untrained)),
             optimizer=optimizer,
             outputs=_renamed(run.outputs, stage_names),
             later=later,
-            input_gradients=_with_noise(run.input_gradients, narrow.input_gradients),
+            input_gradients=_with_noise(run.input_gradients, narrow.input_gradients, kind),
             own_loss=own_loss,
             live=None if refusal else live,
             islands=by_path({path: frozenset(types) for path, types in run.islands.items()}),
             refusal=refusal or run.refusal,
             moved=moved,
+            rounded=rounded,
             is_float32=bool(refusal),
             is_train=train,
             statistics=by_parameter(run.statistics, narrow.statistics),
@@ -205,6 +215,46 @@ def _with_last_digits_moved(
 
     images = images.map(moved_input) if isinstance(images, Inputs) else moved_input("", images)
     return run_torch(copied, images, torch.float32, **settings)
+
+
+def _rounded_to(
+    precision: str, module: "torch.nn.Module", images: np.ndarray | Inputs
+) -> "tuple[torch.nn.Module, np.ndarray | Inputs]":
+    """A copy with its parameters, and the inputs, rounded to a narrow type; buffers are kept.
+
+    What both sides are given is then the same number in any type. A buffer may be a table that the
+    other side computes: what PyTorch's own rounding of it does is noise.
+    """
+    torch = import_torch()
+    dtype = getattr(torch, precision)
+    copied = copy.deepcopy(module)
+    for parameter in copied.parameters():
+        parameter.data = parameter.data.to(dtype).to(parameter.dtype)
+
+    def rounded(_: str, array: np.ndarray) -> np.ndarray:
+        if array.dtype.kind != "f":
+            return array
+        return torch.from_numpy(array).to(dtype).double().numpy()
+
+    return copied, images.map(rounded) if isinstance(images, Inputs) else rounded("", images)
+
+
+def _run_in(
+    precision: str, module: "torch.nn.Module", images: np.ndarray | Inputs, settings: dict[str, Any]
+) -> TorchRun:
+    """A run in a narrow type.
+
+    Raises:
+      ValueError: the module cannot run in it, or overflows.
+    """
+    try:
+        run = run_torch(module, images, getattr(import_torch(), precision), **settings)
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"the PyTorch module does not run in {precision} ({text})") from error
+    if not np.isfinite(run.output).all():
+        raise ValueError(f"the PyTorch module's own output is not finite in {precision}")
+    return run
 
 
 def _with_tables_moved(
@@ -308,9 +358,14 @@ def with_linear_layout(reference: Reference, own: Callable[[], Arrays]) -> Refer
         other, names = reference.moved(held)
         return turn_reference(other), names
 
+    def rounded(precision: str) -> Reference:
+        assert reference.rounded is not None
+        return turn_reference(reference.rounded(precision))
+
     return dataclasses.replace(
         turn_reference(reference),
         moved=None if reference.moved is None else moved,
+        rounded=None if reference.rounded is None else rounded,
         live=dataclasses.replace(live, rename_arrays=lambda a: turn(live.rename_arrays(a))),
     )
 
@@ -341,19 +396,21 @@ def _as_torch_has_them(images: Any) -> np.ndarray:
     return np.array(given, np.float64 if given.dtype.kind == "f" else np.int64, order="C")
 
 
-def _whole(exact: np.ndarray | None, rounded: np.ndarray | None) -> Whole | None:
+def _whole(
+    exact: np.ndarray | None, rounded: np.ndarray | None, kind: type[Whole] = Whole
+) -> Whole | None:
     if exact is None:
         return None
     exact = exact.astype(np.float64)
     if rounded is None:
-        return Whole(exact, 0.0)
-    noise = float(np.max(np.abs(rounded - exact), initial=0.0))
+        return kind(exact, 0.0)
+    noise = kind.size(rounded - exact)
     # Infinite noise, of what overflows in float32 alone, would excuse everything.
-    return Whole(exact, noise if np.isfinite(noise) else 0.0)
+    return kind(exact, noise if np.isfinite(noise) else 0.0)
 
 
-def _with_noise(exact: Arrays, rounded: Arrays) -> dict[str, Expected]:
-    pairs = {name: _whole(array, rounded.get(name)) for name, array in exact.items()}
+def _with_noise(exact: Arrays, rounded: Arrays, kind: type[Whole] = Whole) -> dict[str, Expected]:
+    pairs = {name: _whole(array, rounded.get(name), kind) for name, array in exact.items()}
     return {name: whole for name, whole in pairs.items() if whole is not None}
 
 

@@ -64,9 +64,26 @@ class Whole:
     def rms(self) -> float:
         return rms(self.array)
 
+    @staticmethod
+    def size(difference: np.ndarray) -> float:
+        """Of the difference of two arrays: its largest number."""
+        return float(np.max(np.abs(difference), initial=0.0))
+
     def error(self, got: np.ndarray) -> float:
-        difference = np.abs(np.asarray(got, np.float64) - self.array)
-        return float(np.max(difference, initial=0.0)) if np.isfinite(difference).all() else np.inf
+        difference = np.asarray(got, np.float64) - self.array
+        return self.size(difference) if np.isfinite(difference).all() else np.inf
+
+
+class Averaged(Whole):
+    """All of an array that is compared in a narrow type: by the rms of differences, noise too.
+
+    Of few digits a value may be rounded over the kink of a ReLU, and its gradient is another one
+    then; and the largest of many roundings says little of the rest.
+    """
+
+    @staticmethod
+    def size(difference: np.ndarray) -> float:
+        return rms(difference)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +123,8 @@ class Reference:
       dropped: the modules whose dropout was left out.
       batch_norms: whether each batch normalisation was in train mode when it was handed over.
       is_float32: it could be run in float32 alone: its values are those, its noise an estimate.
+      rounded: from the name of a narrow type to the same of the module with its parameters and
+        inputs rounded to it, with the noise of its run in that type; None where it cannot be run.
       live: of a module that can be run again, see `dissect.program.Live`.
     """
 
@@ -135,6 +154,7 @@ class Reference:
     input_gradients: Mapping[str, Expected] = dataclasses.field(default_factory=dict)
     later: Mapping[str, str] = dataclasses.field(default_factory=dict)
     own_loss: Callable[[Any], Any] | None = None
+    rounded: "Callable[[str], Reference] | None" = None
     live: Any = dataclasses.field(default=None, repr=False, compare=False)
 
     @property

@@ -183,6 +183,7 @@ def _moved_side(
         copy.islands = islands
     else:
         copy = ModelSide(side.model, side.dtype, side.outputs, islands)
+        copy.is_named = side.is_named
         if moved:
             load_state_dict(copy.model, {**own, **moved})
     images = as_model_images(reference, side.dtype)
@@ -247,6 +248,4 @@ def _ours(run: Comparison, moved: Side) -> Callable[[str, str, Any], float]:
 
 
 def _gradients(side: Side, run: Comparison) -> Gradients:
-    if isinstance(side, FunctionSide):
-        return side.gradients(run.reference)
     return side.gradients(run.reference, stages=list(run.gradients.stages))

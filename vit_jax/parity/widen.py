@@ -17,6 +17,7 @@ from jax.core import Trace, Tracer, eval_context, eval_jaxpr
 from jax.extend import core, linear_util
 
 from vit_jax.parity.held import is_rounded, moved_by_a_digit
+from vit_jax.parity.named import inlined, inner_jaxprs
 
 # Of the types of 8 bits none: a model that quantizes means it.
 _WIDE = {
@@ -43,16 +44,9 @@ def has_narrow(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> bool:
     closed = getattr(jaxpr, "jaxpr", jaxpr)
     return any(
         any(is_narrow(getattr(var.aval, "dtype", None)) for var in eqn.outvars)
-        or any(has_narrow(inner) for inner in _inner(eqn.params))
+        or any(has_narrow(inner) for inner in inner_jaxprs(eqn.params))
         for eqn in closed.eqns
     )
-
-
-def _inner(params: dict[str, Any]) -> Iterator[Any]:
-    for value in params.values():
-        for part in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(part, core.Jaxpr | core.ClosedJaxpr):
-                yield part
 
 
 @dataclasses.dataclass
@@ -142,7 +136,7 @@ class _Widening(Trace):
         if primitive.name == "reduce_precision":
             self.note("fewer bits")
             return args[0]
-        inline = self._inlined(primitive.name, params)
+        inline = inlined(primitive, params)
         if inline is not None:
             with core.set_current_trace(self):
                 return inline(*args)
@@ -213,15 +207,6 @@ class _Widening(Trace):
             self.note(dtype.name)
             return _WIDE[dtype]
         return value
-
-    def _inlined(self, name: str, params: dict[str, Any]) -> Callable[..., Any] | None:
-        """What a call of compiled code is here: a run of it, operation by operation."""
-        if name not in ("jit", "pjit", "closed_call", "core_call", "checkpoint", "remat2"):
-            return None
-        for jaxpr in _inner(params):
-            closed = jaxpr if isinstance(jaxpr, core.ClosedJaxpr) else core.ClosedJaxpr(jaxpr, ())
-            return lambda *args: eval_jaxpr(closed.jaxpr, closed.consts, *args)
-        return None
 
     def _wide_jaxpr(self, closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
         def wide(*args: Any) -> Any:

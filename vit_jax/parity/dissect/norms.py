@@ -52,9 +52,23 @@ def norms_of(call: Call, arguments: dict[str, tuple[str | int, Any]]) -> Iterato
             continue
         apply = _normalized(last, name, **options)
         yield Change(fault, f"{name} {text}", apply)
+    if name == "batch_norm":
+        text = "batch_norm by the running statistics that this batch has just updated"
+        yield Change("batch_norm", text, _by_updated)
     if name == "rms_norm":
         where, _ = arguments.get("weight", ("weight", None))
         yield Change("rms_norm", "rms_norm with 1 + weight", turned(where, lambda w: 1 + w))
+
+
+def _by_updated(function: Any, args: tuple, kwargs: dict) -> Any:
+    """As Equinox does by default, in train mode."""
+    given = by_name(_BATCH_NORM, args, kwargs)
+    x, share = given["input"], given["momentum"]
+    along = (0, *range(2, x.ndim))
+    batch = x.mean(along), x.var(along, correction=0)
+    running = given["running_mean"], given["running_var"]
+    mean, var = (old + share * (new - old) for old, new in zip(running, batch, strict=True))
+    return function(**{**given, "running_mean": mean, "running_var": var, "training": False})
 
 
 def _normalized(

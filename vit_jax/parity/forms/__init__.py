@@ -6,7 +6,7 @@ model's own value tells which of them it computes and which would make it agree 
 
 import jax
 
-from vit_jax.inspect.recorder import Event
+from vit_jax.inspect.recorder import Event, NamedValue
 from vit_jax.parity.forms.activations import activations
 from vit_jax.parity.forms.attentions import attentions, performers
 from vit_jax.parity.forms.base import Form, Scene
@@ -39,5 +39,7 @@ _KINDS = (
 
 
 def forms_of(event: Event, value: jax.Array, scene: Scene) -> list[Form]:
-    """All that may be computed at an event."""
+    """All that may be computed at an event; nothing of a value that code names on its way."""
+    if isinstance(event.module, NamedValue):
+        return []
     return [form for kind in _KINDS for form in kind(event, value, scene)]
