@@ -446,8 +446,8 @@ _FORMATS = [
     Break(
         "a_users_model_takes_the_form_of_the_devices",
         "vit_jax/layers/forms.py",
-        '    set_form(suited, platform or "")',
-        '    set_form(model, platform or "")',
+        '    set_form(suited, platform or "", attention=attention)',
+        '    set_form(model, platform or "", attention=attention)',
         ("tests/layers/test_forms.py",),
         "a model that a user calls computes in the plain form",
     ),

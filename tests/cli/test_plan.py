@@ -39,6 +39,8 @@ def environment(monkeypatch):
         (["--config=digits_vit", _SLICE, "--workdir=x"], "workdir"),
         (["--config=digits_vit", _SLICE, "--config.model.kwargs.depht=2"], "depth"),
         (["--config=digits_vit", _SLICE], "pip install 'vit-jax[tpu]'"),
+        (["--config=digits_vit", "--topology=h100:8"], "--no-deps jax-cuda12-pjrt=="),
+        (["--config=digits_vit", "--topology=h100:9"], "h100:8"),
     ],
 )
 def test_a_mistake_is_status_2_and_one_line(arguments, words, capsys, monkeypatch):
@@ -56,6 +58,7 @@ def test_help_names_the_slices(capsys):
         cli.main(["plan", "--help"])
     text = capsys.readouterr().out
     assert "TPU7x:" in text
+    assert "h200:" in text
     assert "--search" in text
     assert max(map(len, text.splitlines())) <= 100
 

@@ -90,3 +90,59 @@ collective-permute-start(%w), channel_id=11, source_target_pairs={{0,1},{1,2},{2
   ROOT %scattered = f32[16,8]{1,0} fusion(%gathered), kind=kCustom, calls=%all-reduce-scatter
 }
 """
+
+# Parts of a step on a GPU: a matmul of cuBLAS in bfloat16 with its bias, one in float32, cuDNN's
+# attention forward and backward, a convolution and its gradients by cuDNN, a fusion, an exchange.
+# Results in s8 and u8 are workspaces.
+GPU = """\
+HloModule jit_step, is_scheduled=true
+
+%sum (a.1: f32[], b.1: f32[]) -> f32[] {
+  %a.1 = f32[] parameter(0)
+  %b.1 = f32[] parameter(1)
+  ROOT %add.1 = f32[] add(%a.1, %b.1)
+}
+
+%fused (p.0: f32[4,8]) -> f32[4,8] {
+  %p.0 = f32[4,8]{1,0} parameter(0)
+  ROOT %negate.1 = f32[4,8]{1,0} negate(%p.0)
+}
+
+ENTRY %main (x: bf16[10,16], w: bf16[16,32], b: bf16[32], f: f32[4,16], g: f32[16,8], \
+q: bf16[2,6,3,8], o: bf16[2,6,3,8], s: f32[2,3,6], i: bf16[2,8,8,3], k: bf16[4,2,2,3]) -> f32[4,8] {
+  %x = bf16[10,16]{1,0} parameter(0)
+  %w = bf16[16,32]{1,0} parameter(1)
+  %b = bf16[32]{0} parameter(2)
+  %f = f32[4,16]{1,0} parameter(3)
+  %g = f32[16,8]{1,0} parameter(4)
+  %q = bf16[2,6,3,8]{3,2,1,0} parameter(5)
+  %o = bf16[2,6,3,8]{3,2,1,0} parameter(6)
+  %s = f32[2,3,6]{2,1,0} parameter(7)
+  %i = bf16[2,8,8,3]{3,2,1,0} parameter(8)
+  %k = bf16[4,2,2,3]{3,2,1,0} parameter(9)
+  %narrow = (bf16[10,32]{1,0}, s8[4096]{0}) custom-call(%x, %w, %b), \
+custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":{"alpha_real":1,\
+"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
+  %wide = (f32[4,8]{1,0}, s8[4096]{0}) custom-call(%f, %g), \
+custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":{"alpha_real":1,\
+"dot_dimension_numbers":{"lhs_contracting_dimensions": ["1"],"rhs_contracting_dimensions":["0"]}}}
+  %attended = (bf16[2,3,6,8]{3,1,2,0}, f32[2,3,6]{2,1,0}, u8[0]{0}) custom-call(%q, %q, %q), \
+custom_call_target="__cudnn$fmhaSoftmax", backend_config={"fmha_scale": 0.125}
+  %gradients = (bf16[2,3,6,8]{3,1,2,0}, bf16[2,3,6,8]{3,1,2,0}, bf16[2,3,6,8]{3,1,2,0}, u8[9]{0}) \
+custom-call(%q, %q, %q, %s, %o, /*index=5*/%o), custom_call_target="__cudnn$fmhaSoftmaxBackward"
+  %map = (bf16[2,4,4,4]{3,2,1,0}, u8[0]{0}) custom-call(%i, %k), window={size=2x2 stride=2x2}, \
+dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$convForward"
+  %out = bf16[2,4,4,4]{3,2,1,0} get-tuple-element(%map), index=0
+  %to_images = (bf16[2,8,8,3]{3,2,1,0}, u8[0]{0}) custom-call(%out, %k), \
+window={size=2x2 stride=2x2}, dim_labels=b01f_o01i->b01f, \
+custom_call_target="__cudnn$convBackwardInput"
+  %to_kernel = (bf16[4,2,2,3]{3,2,1,0}, u8[0]{0}) custom-call(%i, %out), \
+window={size=2x2 stride=2x2}, dim_labels=b01f_o01i->b01f, \
+custom_call_target="__cudnn$convBackwardFilter"
+  %product = f32[4,8]{1,0} get-tuple-element(%wide), index=0
+  %negated = f32[4,8]{1,0} fusion(%product), kind=kLoop, calls=%fused
+  %start = f32[4,8]{1,0} all-reduce-start(%negated), channel_id=1, replica_groups={{0,1}}, \
+to_apply=%sum
+  ROOT %done = f32[4,8]{1,0} all-reduce-done(%start)
+}
+"""

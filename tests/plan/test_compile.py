@@ -102,7 +102,7 @@ def test_a_step_on_one_cpu():
     config = _small()
     config.ema.decay = 0.9
     compiled = compile_step(config, jax.devices()[:1])
-    assert compiled.fits
+    assert compiled.is_compiled
     assert compiled.memory is not None
     # Adam's moments are two of each parameter, and a count.
     assert compiled.inputs.optimizer == pytest.approx(2 * compiled.parameter_bytes, rel=0.01)

@@ -5,12 +5,14 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from tests.plan.programs import LOOP, SHARDED
+from tests.plan.programs import GPU, LOOP, SHARDED
 from vit_jax.models.macs import count_macs
 from vit_jax.models.registry import abstract_model
 from vit_jax.plan.collectives import Collective, collectives, totals
-from vit_jax.plan.flops import matmul_flops, slice_flops
+from vit_jax.plan.cycles import estimated_cycles
+from vit_jax.plan.flops import matmul_flops, slice_flops, wide_flops
 from vit_jax.plan.hlo import HloProgram, shapes
+from vit_jax.plan.kernels import kernels, library_calls
 from vit_jax.plan.traffic import hbm_bytes
 
 
@@ -98,6 +100,49 @@ ENTRY %main (w: f32[12,8], u: f32[1,8], i: s32[]) -> f32[12,8] {
 }
 """
     assert hbm_bytes(HloProgram(fused)) == 2 * 32
+
+
+_HEADS = 2 * 6 * 3 * 8 * 2  # bytes of (batch, tokens, heads, head_dim) in bfloat16
+
+
+def test_what_libraries_compute_on_a_gpu_is_counted():
+    program = HloProgram(GPU)
+    wide = 2 * 4 * 16 * 8
+    attention = (2 + 5) * 2 * (2 * 3 * 6 * 6 * 8)
+    convolutions = 3 * 2 * (2 * 4 * 4 * 4) * (2 * 2 * 3)
+    assert wide_flops(program) == wide
+    assert matmul_flops(program) == 2 * 10 * 16 * 32 + wide + attention + convolutions
+
+
+def test_what_libraries_read_and_write_is_counted_without_their_workspace():
+    matmuls = 2 * (10 * 16 + 16 * 32 + 32 + 10 * 32) + 4 * (4 * 16 + 16 * 8 + 4 * 8)
+    statistics = 4 * 2 * 3 * 6  # of the softmax
+    attention = 4 * _HEADS + statistics + (5 + 3) * _HEADS + statistics
+    convolutions = 3 * 2 * (2 * 8 * 8 * 3 + 4 * 2 * 2 * 3 + 2 * 4 * 4 * 4)
+    others = (2 + 2) * 4 * 4 * 8  # the fusion and the exchange
+    assert hbm_bytes(HloProgram(GPU)) == matmuls + attention + convolutions + others
+
+
+def test_kernels_are_counted_and_libraries_named():
+    program = HloProgram(GPU)
+    assert kernels(program) == 7 + 2  # of libraries; the fusion and the exchange
+    assert library_calls(program) == {
+        "__cublas$lt$matmul": 2,
+        "__cudnn$convBackwardFilter": 1,
+        "__cudnn$convBackwardInput": 1,
+        "__cudnn$convForward": 1,
+        "__cudnn$fmhaSoftmax": 1,
+        "__cudnn$fmhaSoftmaxBackward": 1,
+    }
+    assert kernels(HloProgram(LOOP)) == 4 * (1 + 1 + 1 + 1) + 1
+
+
+def test_cycles_of_a_loop_count_in_every_turn():
+    cycles = 'backend_config={"estimated_cycles":"%s"}'
+    text = LOOP.replace("calls=%fused\n", f"calls=%fused, {cycles % 100}\n")
+    copied = "  %x.1 = bf16[8,16]{0,1} copy(%x), " + cycles % 7
+    text = text.replace("  %w = bf16[16,32]", f"{copied}\n  %w = bf16[16,32]")
+    assert estimated_cycles(HloProgram(text)) == (4 * 107, 4 * 7)
 
 
 def test_exchanges_are_counted_by_kind_and_by_run():

@@ -40,7 +40,21 @@ def _plan(topology="v5e:4x4", fits=True, config: TrainConfig | None = None) -> P
     if not fits:
         return Plan(config, slice_, compiled, None, None)
     exchanges = (Total("all-reduce", 3, 88_000_016, 165_000_030.0),)
-    counts = Counts(10**12, 3 * 10**10, 1_010_000_000_000, 10**12, 8 * 10**9, exchanges, ())
+    counts = Counts(
+        flops=10**12,
+        slice_flops=3 * 10**10,
+        wide_flops=0,
+        model_flops=1_010_000_000_000,
+        step_flops=10**12,
+        hbm_bytes=8 * 10**9,
+        exchanges=exchanges,
+        loops=(),
+    )
+    if slice_.chip.is_gpu:
+        calls = {"__cublas$lt$matmul": 219, "__cudnn$fmhaSoftmax": 12}
+        counts = dataclasses.replace(counts, kernels=1210, library_calls=calls)
+    else:
+        counts = dataclasses.replace(counts, cycles=30_060_000, copy_cycles=1_503_000)
     bound = roofline(
         slice_, flops=1e12, hbm_bytes=8e9, sent_bytes=1.65e8, model_flops=1e12, batch_size=1024
     )
@@ -70,6 +84,7 @@ def test_a_plan_that_fits_is_told_in_full():
         "9.768 ms",  # 8 GB at 819 GB/s
         "<- bound",
         "104,832 images/s",
+        "30,060,000 cycles (20.000 ms), 5.0% of them copies between layouts",
         "An upper bound on speed, not a promise",
     ):
         assert words in text, words
@@ -82,6 +97,33 @@ def test_a_device_is_not_called_a_chip_where_it_is_half_of_one():
     assert "8 chips of TPU7x (Ironwood), 192 GiB each, for 2 devices" in text
     assert "of 94.74 GiB usable" in text
     assert "a device sends" in text
+
+
+def test_gpus_are_told_with_their_kernels_and_no_cycles():
+    text = _printed(lambda console: show(_plan("h200:8"), "r", console))
+    for words in (
+        "8 x NVIDIA H200 141GB HBM3e, 141 GiB each",
+        "batch 1024, 128 a GPU",
+        "of 105.75 GiB usable",
+        "kernels 1,210 launched",
+        "__cudnn$fmhaSoftmax 12 calls",
+        "a GPU; ",
+        "at its peak for TF32",
+        "NVLink",
+    ):
+        assert words in " ".join(text.split()), words
+    assert "cycles" not in text
+    assert "chip" not in text
+
+
+def test_a_step_that_compiles_may_not_fit_a_gpu():
+    plan = _plan("h200:8")
+    large = dataclasses.replace(plan.compiled, needed_bytes=120 * GIB)
+    plan = dataclasses.replace(plan, compiled=large)
+    assert not plan.fits
+    text = _printed(lambda console: show(plan, "r", console))
+    assert "does not fit" in text
+    assert "kernels" in text
 
 
 def test_pmap_is_said_to_be_planned_as_jit():

@@ -40,5 +40,14 @@ def test_a_device_of_tpu7x_is_half_a_chip():
     assert bound.ici == pytest.approx(2e-3)
 
 
+def test_a_gpu_multiplies_float32_at_half_the_rate():
+    gpu = parse_topology("h100:1")
+    narrow, wide = (_bound(gpu, flops=989.4e9, wide_flops=part) for part in (0, 989.4e9))
+    assert narrow.compute == pytest.approx(1e-3)
+    assert wide.compute == pytest.approx(2e-3)
+    # JAX multiplies float32 on a TPU as bfloat16.
+    assert _bound(wide_flops=197e9).compute == pytest.approx(1e-3)
+
+
 def test_one_chip_sends_nothing():
     assert _bound(parse_topology("v5e:1x1")).ici == 0

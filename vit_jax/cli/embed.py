@@ -12,6 +12,7 @@ from vit_jax.cli.parsing import (
     Parser,
     add_images,
     add_model,
+    add_precision,
     count,
     given_images,
     load_given_model,
@@ -34,6 +35,7 @@ def run(arguments: Sequence[str]) -> int:
         )
     paths = given_images(options)
     jax_setup.set_up_jax()
+    jax_setup.set_matmul_precision(options.matmul_precision)
     from vit_jax.inference.embed import FORMATS, closest_pairs, embed, save_embeddings
     from vit_jax.plots import figure
 
@@ -101,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         "are those of a high cosine similarity.",
     )
     add_model(parser)
+    add_precision(parser)
     add_images(parser)
     parser.add_argument(
         "--out", metavar="FILE.npz", help="takes features (N, D), paths (N,) and the model's name"

@@ -12,6 +12,7 @@ from vit_jax.cli.parsing import (
     RecipeParser,
     add_data,
     add_model,
+    add_precision,
     load_given_model,
     print_notes,
     printable,
@@ -28,6 +29,7 @@ def run(arguments: Sequence[str]) -> int:
     """`evaluate CHECKPOINT_OR_WEIGHTS [data options | --config RECIPE --config.FIELD=VALUE]`."""
     options, recipe = _parser().read(arguments)
     jax_setup.set_up_jax()
+    jax_setup.set_matmul_precision(options.matmul_precision)
     from vit_jax.inference.evaluate import evaluate
     from vit_jax.inference.labelled import open_labelled
     from vit_jax.training.objectives import objective_of
@@ -213,6 +215,7 @@ def _parser() -> RecipeParser:
         "`vit-jax train`.",
     )
     add_model(parser)
+    add_precision(parser)
     data = add_data(parser)
     data.add_argument(
         "--split", help="such as test, validation, all, 'train[90%%:]' (default: the test split)"

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 
 from vit_jax.cli import jax_setup
-from vit_jax.cli.parsing import Parser, add_model, load_given_model
+from vit_jax.cli.parsing import Parser, add_model, add_precision, load_given_model
 
 
 def run(arguments: Sequence[str]) -> int:
     """`export SOURCE OUT ...`: a model as a folder that runs without this package."""
     options = _parser().parse_args(arguments)
     jax_setup.set_up_jax()
+    jax_setup.set_matmul_precision(options.matmul_precision)
     from vit_jax.inference.export import check_platforms, export_model
 
     platforms = None if options.platforms is None else options.platforms.split(",")
@@ -40,6 +41,7 @@ def _parser() -> Parser:
         "weights inside, for any batch size, verified against the live model.",
     )
     add_model(parser)
+    add_precision(parser)
     parser.add_argument("out", metavar="OUT", help="the path of a new folder, or of an export")
     parser.add_argument(
         "--format",

@@ -35,3 +35,14 @@ def set_up_jax(*, exact: bool = False, deterministic: bool = False) -> None:
     if exact:
         jax.config.update("jax_enable_x64", True)
         jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def set_matmul_precision(asked: str | None) -> None:
+    """Multiplies float32 matrices in the process at the precision of `--matmul-precision`.
+
+    None leaves JAX as it is set: by JAX_DEFAULT_MATMUL_PRECISION, or to what suits the device.
+    """
+    import jax
+
+    if asked is not None:
+        jax.config.update("jax_default_matmul_precision", asked)

@@ -169,6 +169,16 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """The option `--matmul-precision`, for `jax_setup.set_matmul_precision`."""
+    parser.add_argument(
+        "--matmul-precision",
+        choices=("default", "high", "highest"),
+        help="how many digits of float32 operands a GPU or TPU multiplies with; highest: all, as a "
+        "CPU does (default: as JAX is set; see docs/precision.md)",
+    )
+
+
 def add_data(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """The options that name data, all but the split; returns their group."""
     data = parser.add_argument_group("data")

@@ -1,4 +1,4 @@
-"""`vit-jax plan`: compile a run for a TPU slice, without one."""
+"""`vit-jax plan`: compile a run for a TPU slice or a host of GPUs, without one."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ def run(arguments: Sequence[str]) -> int:
     libtpu.prepare_environment()
     options, recipe = _parser().read_both(arguments)
     topology = parse_topology(options.topology or "")
-    command.require_libtpu()
+    command.require_compiler(topology)
     jax_setup.set_up_jax()
     from vit_jax.training.start import with_stated_fields
 
@@ -33,13 +33,15 @@ def _parser() -> RecipeParser:
     slices = "\n".join(f"  {chip.name + ':':<8}{', '.join(chip.sizes)}" for chip in CHIPS.values())
     parser = RecipeParser(
         "vit-jax plan",
-        "Compile the train step of a run for a TPU slice, without a TPU, and print its memory,\n"
-        "operations, exchanges between chips, and a bound on its speed. Needs libtpu:\n"
-        "pip install 'vit-jax[tpu]'. Exit status: 0, it fits; 1, it does not; 2, a mistake in the\n"
-        "command. A large model takes minutes; with --config.model.kwargs.scan_layers=true, fewer.",
+        "Compile the train step of a run for a TPU slice or for GPUs, without them, and print its\n"
+        "memory, operations, exchanges between chips, and a bound on its speed. TPUs need libtpu:\n"
+        "pip install 'vit-jax[tpu]'; GPUs need three wheels, see docs/plan.md. Exit status: 0, it\n"
+        "fits; 1, it does not; 2, a mistake in the command. A large model takes minutes; with\n"
+        "--config.model.kwargs.scan_layers=true, fewer.",
         usage="%(prog)s --config RECIPE --topology GENERATION:SIZE [--search] [--json]\n"
         "                    [--config.FIELD=VALUE ...]",
-        notes=f"slices (--topology GENERATION:SIZE, chips along each axis), such as:\n{slices}",
+        notes="slices (--topology GENERATION:SIZE, chips along each axis, or GPUs of a host), such "
+        f"as:\n{slices}",
     )
     parser.add_argument("--topology", metavar="GENERATION:SIZE", help="the slice, see below")
     parser.add_argument(

@@ -11,6 +11,7 @@ from vit_jax.cli.parsing import (
     Parser,
     add_images,
     add_model,
+    add_precision,
     count,
     given_images,
     load_given_model,
@@ -28,6 +29,7 @@ def run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     paths = given_images(options)
     jax_setup.set_up_jax()
+    jax_setup.set_matmul_precision(options.matmul_precision)
     from vit_jax.inference.predict import predict
 
     unread = 0
@@ -68,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="vit-jax predict", description="Tells what a trained model sees in image files."
     )
     add_model(parser)
+    add_precision(parser)
     add_images(parser)
     parser.add_argument(
         "--top",

@@ -5,13 +5,14 @@ import json
 from collections.abc import Sequence
 
 from vit_jax.cli import jax_setup
-from vit_jax.cli.parsing import Parser, add_data, add_model, count, load_given_model
+from vit_jax.cli.parsing import Parser, add_data, add_model, add_precision, count, load_given_model
 
 
 def run(arguments: Sequence[str]) -> int:
     """`probe CHECKPOINT_OR_WEIGHTS --method knn|linear [data options]`."""
     options = _parser().parse_args(arguments)
     jax_setup.set_up_jax()
+    jax_setup.set_matmul_precision(options.matmul_precision)
     from vit_jax.inference.labelled import open_labelled
     from vit_jax.inference.probe import extract_features, probe
     from vit_jax.watching import watched
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add_model(parser)
+    add_precision(parser)
     parser.add_argument(
         "--method", choices=("knn", "linear"), default="knn", help="how (default: knn)"
     )

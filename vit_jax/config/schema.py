@@ -533,6 +533,18 @@ class TrainConfig:
         minimum=1,
     )
     parallel: str = _option("how the step is spread over devices", "jit", choices=("jit", "pmap"))
+    attention: str = _option(
+        'how attention is computed; "auto": as suits the devices, by cuDNN on GPUs in half '
+        'precision; "plain": as everywhere else',
+        "auto",
+        choices=("auto", "plain"),
+    )
+    matmul_precision: OptionalStr = _option(
+        "how many digits of float32 operands a GPU or TPU multiplies with, at the least; "
+        '"highest": all, as a CPU does. None: as JAX is set',
+        None,
+        choices=("default", "high", "highest"),
+    )
     model: ModelConfig
     data: DataConfig
     optimizer: OptimizerConfig

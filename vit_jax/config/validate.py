@@ -74,7 +74,8 @@ def wanted(info: FieldInfo) -> str:
     """What a field takes, in words: 'an integer >= 1', '"jit" or "pmap"'."""
     limits = info.limits
     if limits.choices:
-        return " or ".join(f'"{choice}"' for choice in limits.choices)
+        choices = " or ".join(f'"{choice}"' for choice in limits.choices)
+        return f"{choices} or None" if plain_kind(info.annotation)[1] else choices
     bounds = [
         f"{sign} {bound}"
         for sign, bound in (

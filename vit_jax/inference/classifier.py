@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from vit_jax.data.loader import Batch, Batches, eval_batches
 from vit_jax.data.sources import ImageSource
 from vit_jax.inference.preprocess import host_size, preparation, preprocessing_of
-from vit_jax.layers.forms import eval_graph
+from vit_jax.layers.forms import attention_form, eval_graph
 from vit_jax.models.base import VisionModel
 from vit_jax.training.mesh import make_mesh, put_batch, replicated
 from vit_jax.training.state import Arrays
@@ -72,7 +72,8 @@ class Classifier:
         function: Callable[[VisionModel, jax.Array], Any],
     ) -> Any:
         prepare = preparation(self.model)
-        graph = eval_graph(self.model, self.mesh.devices.flat[0].platform)
+        device = self.mesh.devices.flat[0]
+        graph = eval_graph(self.model, device.platform, attention_form(device))
         return function(nnx.merge(graph, variables), prepare(images))
 
     def batches(self, source: ImageSource, batch_size: int, num_workers: int | None) -> Batches:

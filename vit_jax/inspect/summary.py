@@ -18,6 +18,8 @@ from rich.text import Text
 
 from vit_jax.inspect.layer_calls import LayerCalls, call_of
 from vit_jax.inspect.recorder import plain
+from vit_jax.layers.attention import SoftmaxAttention
+from vit_jax.layers.forms import WIDEST_HEAD
 from vit_jax.models.base import VisionModel
 from vit_jax.models.macs import count_equation_macs
 
@@ -67,6 +69,7 @@ class Summary:
       model: its class.
       input_shape: of the images, (B, H, W, C).
       rows: in the order of the calls, a module before what is inside it.
+      attention: how its attention is computed on a GPU of today, see `attention_on_gpus`.
       parameters: trainable and frozen.
       parameter_bytes: of these, in the types that they are kept in.
     """
@@ -80,6 +83,7 @@ class Summary:
     parameter_bytes: int
     macs: int
     activation_bytes: int
+    attention: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -128,8 +132,22 @@ def summarize(model: VisionModel, *, batch_size: int = 1, depth: int | None = No
         rows,
         parameters=totals["trainable"] + totals["frozen"],
         parameter_bytes=sum(array.size * array.itemsize for array in trace.arrays),
+        attention=attention_on_gpus(one_by_one),
         **totals,
     )
+
+
+def attention_on_gpus(model: VisionModel) -> tuple[str, ...]:
+    """Which form its layers of attention have on a GPU of today in a run, and why; of equal ones a
+    line."""
+    found: Counter[str] = Counter()
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, SoftmaxAttention):
+            why = module.why_plain(WIDEST_HEAD)
+            found[f"plain: {why}" if why else "fused, by cuDNN"] += 1
+        elif hasattr(module, "attention_weights"):
+            found[f"plain: {type(module).__name__} has its own"] += 1
+    return tuple(f"{count} {form}" for form, count in found.items())
 
 
 def _kept_bytes(jaxpr: core.Jaxpr) -> Counter[int]:
@@ -209,7 +227,8 @@ def print_summary(summary: Summary, console: Console) -> None:
         f"parameters   {summary.parameters:,} ({summary.trainable:,} trainable, "
         f"{summary.frozen:,} frozen), {_bytes(summary.parameter_bytes)}\n"
         f"MACs         {_short(summary.macs)}, images {size}\n"
-        f"activations  {_bytes(summary.activation_bytes)} kept for a backward pass\n\n"
+        f"activations  {_bytes(summary.activation_bytes)} kept for a backward pass\n"
+        f"attention    on a GPU: {'; '.join(summary.attention) or 'none'}\n\n"
         "A row counts what is in it and in no row below it. MACs: products that are summed, those "
         "of attention among them; FLOPs are about twice as many. Activations: without dropout and "
         "remat, before XLA fuses.",

@@ -1,6 +1,7 @@
 """Multi-head softmax self-attention."""
 
-from typing import Any
+import dataclasses
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Key
 from vit_jax.layers.checks import check_number
 from vit_jax.layers.dropout import Dropout, split_key
 from vit_jax.layers.initializers import uniform_fan_in, xavier_uniform, zeros
-from vit_jax.layers.linear import Linear
+from vit_jax.layers.linear import Linear, wide_matmul
 from vit_jax.layers.norm import layer_norm
 
 
@@ -33,6 +34,35 @@ def split_heads(
     return x.transpose(2, 0, 3, 1, 4)
 
 
+def linear_to_heads(
+    linear: Linear,
+    x: Float[Array, "batch tokens dim"],
+    num_heads: int,
+    bias: Float[Array, " triple"] | None = None,
+) -> tuple[Float[Array, "batch heads tokens head_dim"], ...]:
+    """As `split_heads(linear(x))`, of three matmuls with a third of the kernel each.
+
+    No array holds q, k and v together, which would be cut and copied.
+
+    Args:
+      bias: on top of the Linear's own.
+    """
+    dtype = linear.dtype or jnp.promote_types(x.dtype, linear.param_dtype)
+    kernel = linear.kernel[...].astype(dtype)
+    if linear.bias is not None:
+        own = linear.bias[...].astype(dtype)
+        bias = own if bias is None else own + bias
+    width = kernel.shape[1] // 3
+
+    def heads(start: int) -> jax.Array:
+        y = jnp.matmul(x.astype(dtype), kernel[:, start : start + width])
+        if bias is not None:
+            y = y + bias[start : start + width].reshape(1, 1, -1)
+        return y.reshape(*y.shape[:2], num_heads, -1).transpose(0, 2, 1, 3)
+
+    return heads(0), heads(width), heads(2 * width)
+
+
 def merge_heads(
     x: Float[Array, "batch heads tokens head_dim"],
 ) -> Float[Array, "batch tokens dim"]:
@@ -49,12 +79,11 @@ def softmax_weights(
     bias: Float[Array, "#batch heads queries keys"] | None = None,
 ) -> Float[Array, "batch heads queries keys"]:
     """softmax(q k^T * scale + bias) over the keys that the mask has, in float32 or wider."""
-    wide = jnp.promote_types(q.dtype, jnp.float32)
-    scores = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=wide) * scale
+    scores = wide_matmul(q, k.swapaxes(-1, -2)) * scale
     if bias is not None:
         scores = scores + bias
     if mask is not None:
-        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(wide).min)
+        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(scores.dtype).min)
     return jax.nn.softmax(scores, axis=-1)
 
 
@@ -78,7 +107,160 @@ def attend(
     return jnp.matmul(dropout(weights, key), v)
 
 
-class Attention(nnx.Module):
+def fused_attention(
+    q: Float[Array, "batch heads tokens head_dim"],
+    k: Float[Array, "batch heads tokens head_dim"],
+    v: Float[Array, "batch heads tokens head_dim"],
+    *,
+    scale: float,
+    tokens: int,
+    implementation: Literal["cudnn", "xla"] = "cudnn",
+) -> Float[Array, "batch heads _ head_dim"]:
+    """softmax(q k^T * scale) v among the first `tokens`, without the matrix of weights in memory.
+
+    cuDNN does not train with an odd number of tokens: one of zeros is put behind them.
+
+    Args:
+      q, k, v: heads, in bfloat16 or float16 for cuDNN.
+      scale: factor of the scores.
+      tokens: that attend and are attended to; behind them there may be others.
+      implementation: of `jax.nn.dot_product_attention`.
+
+    Returns:
+      (B, heads, `tokens`, head_dim).
+    """
+    ends = ((0, 0), (0, q.shape[2] % 2), (0, 0), (0, 0))
+    q, k, v = (jnp.pad(x.swapaxes(1, 2), ends) for x in (q, k, v))  # (B, N, heads, head_dim)
+    lengths = None if tokens == q.shape[1] else jnp.full(q.shape[:1], tokens, jnp.int32)
+    attended: Any = jax.nn.dot_product_attention(
+        q,
+        k,
+        v,
+        scale=scale,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        implementation=implementation,
+    )
+    return attended[:, :tokens].swapaxes(1, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionForm:
+    """How devices compute attention best, where a module can be computed so.
+
+    Attributes:
+      name: "plain"; "heads", each of q, k and v by a matmul of its own straight into heads; or
+        "fused", so too, and attended by cuDNN: see `fused_attention`.
+      widest_head: that cuDNN takes.
+    """
+
+    name: str = "plain"
+    widest_head: int = 0
+
+
+class SoftmaxAttention(nnx.Module):
+    """What modules of self-attention share: one Linear for q, k and v, and a softmax of scores.
+
+    Attributes:
+      num_heads: heads.
+      scale: factor of the scores.
+      attn_drop: dropout on the attention weights.
+      form: how the same numbers are computed: a name of `AttentionForm`; "auto" is the plain one,
+        until what runs on known devices chooses: see `vit_jax.layers.forms`.
+      by_token: whether `queries_keys_values` treats each token alone.
+    """
+
+    num_heads: int
+    scale: float
+    attn_drop: Dropout
+    form = "auto"
+    by_token = True
+
+    @property
+    def stacked(self) -> Linear:
+        """The Linear of q, k and v, stacked in this order."""
+        raise NotImplementedError
+
+    def stacked_bias(self) -> Float[Array, " triple"] | None:
+        """What q, k and v get beside the Linear's own bias; None: nothing."""
+        return None
+
+    def queries_keys_values(
+        self, x: Float[Array, "batch tokens dim"], *context: jax.Array
+    ) -> tuple[Float[Array, "batch heads tokens head_dim"], ...]:
+        """Tokens to the heads that attend."""
+        del context
+        linear, bias = self.stacked, self.stacked_bias()
+        if self.form in ("heads", "fused"):
+            return linear_to_heads(linear, x, self.num_heads, bias)
+        qkv = linear(x)
+        if bias is not None:
+            qkv = qkv + bias.reshape(1, 1, -1)
+        q, k, v = split_heads(qkv, self.num_heads)
+        return q, k, v
+
+    def mask(self, *context: jax.Array) -> Bool[Array, "batch keys"] | None:
+        """The keys that are attended to; None: all."""
+        return context[0] if context else None
+
+    def weights(self, q: jax.Array, k: jax.Array, *context: jax.Array) -> jax.Array:
+        """What the values of each key are multiplied with, before dropout: (B, heads, N, N)."""
+        return softmax_weights(q, k, scale=self.scale, mask=self.mask(*context))
+
+    def attention_weights(
+        self, x: Float[Array, "batch tokens dim"], *context: jax.Array
+    ) -> Float[Array, "batch heads tokens tokens"]:
+        """The weights that a call with these tokens gives the values, before dropout."""
+        q, k, _ = self.queries_keys_values(x, *context)
+        return self.weights(q, k, *context)
+
+    def is_fused(self, *context: jax.Array) -> bool:
+        """Whether cuDNN computes a call with this context."""
+        return self.form == "fused" and self.mask(*context) is None
+
+    def padded(
+        self, x: Float[Array, "batch tokens dim"], *context: jax.Array
+    ) -> Float[Array, "batch _ dim"]:
+        """The tokens as `fused_attention` wants their heads: one array to pad and not three."""
+        odd = x.shape[1] % 2 if self.by_token and self.is_fused(*context) else 0
+        return jnp.pad(x, ((0, 0), (0, odd), (0, 0))) if odd else x
+
+    def attended(
+        self,
+        q: Float[Array, "batch heads tokens head_dim"],
+        k: Float[Array, "batch heads tokens head_dim"],
+        v: Float[Array, "batch heads tokens head_dim"],
+        *context: jax.Array,
+        key: Key[Array, ""] | None = None,
+        tokens: int | None = None,
+    ) -> Float[Array, "batch heads _ head_dim"]:
+        """What the tokens gather; `tokens`: see `fused_attention`, None: all."""
+        if self.is_fused(*context):
+            return fused_attention(q, k, v, scale=self.scale, tokens=tokens or q.shape[2])
+        weights = self.weights(q, k, *context).astype(v.dtype)
+        return jnp.matmul(self.attn_drop(weights, key), v)
+
+    def why_plain(self, widest_head: int) -> str:
+        """Why cuDNN cannot compute this module on a GPU; empty: it can.
+
+        Args:
+          widest_head: that cuDNN takes there.
+        """
+        linear = self.stacked
+        head_dim = linear.out_features // (3 * self.num_heads)
+        dtype = jnp.dtype(linear.dtype or linear.param_dtype)
+        if type(self).weights is not SoftmaxAttention.weights:
+            return f"{type(self).__name__} biases or mixes its scores"
+        if dtype not in (jnp.bfloat16, jnp.float16):
+            return f"it computes in {dtype}, and cuDNN in bfloat16 and float16"
+        if self.attn_drop.rate:
+            return "dropout on attention weights"
+        if head_dim % 8 or head_dim > widest_head:
+            return f"heads of width {head_dim}: cuDNN takes multiples of 8 up to {widest_head}"
+        return ""
+
+
+class Attention(SoftmaxAttention):
     """Self-attention with one Linear for q, k and v, as timm's.
 
     Args:
@@ -142,43 +324,35 @@ class Attention(nnx.Module):
     ) -> Float[Array, "batch tokens dim"]:
         """Tokens to tokens; `context` is what all blocks are given: here the mask of the keys."""
         attn_key, proj_key = split_key(key, 2)
-        q, k, v = self.queries_keys_values(x, *context)
-        weights = self.weights(q, k, *context).astype(v.dtype)
-        x = jnp.matmul(self.attn_drop(weights, attn_key), v)
+        tokens = x.shape[1]
+        q, k, v = self.queries_keys_values(self.padded(x, *context), *context)
+        x = self.attended(q, k, v, *context, key=attn_key, tokens=tokens)
         return self.proj_drop(self.project(merge_heads(x)), proj_key)
 
-    def weights(self, q: jax.Array, k: jax.Array, *context: jax.Array) -> jax.Array:
-        """What the values of each key are multiplied with, before dropout: (B, heads, N, N)."""
-        return softmax_weights(q, k, scale=self.scale, mask=context[0] if context else None)
+    @property
+    def stacked(self) -> Linear:
+        return self.qkv
+
+    def stacked_bias(self) -> Float[Array, " triple"] | None:
+        if self.q_bias is None or self.v_bias is None:
+            return None
+        q_bias, v_bias = (bias[...].astype(self.qkv.dtype) for bias in (self.q_bias, self.v_bias))
+        return jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias])
 
     def queries_keys_values(
         self, x: Float[Array, "batch tokens dim"], *context: jax.Array
     ) -> tuple[Float[Array, "batch heads tokens head_dim"], ...]:
-        """Tokens to the heads that attend."""
-        del context
-        qkv = self.qkv(x)
-        if self.q_bias is not None and self.v_bias is not None:
-            q_bias, v_bias = (bias[...].astype(qkv.dtype) for bias in (self.q_bias, self.v_bias))
-            bias = jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias])
-            qkv = qkv + bias.reshape(1, 1, -1)
-        q, k, v = split_heads(qkv, self.num_heads)
+        q, k, v = super().queries_keys_values(x, *context)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v
-
-    def attention_weights(
-        self, x: Float[Array, "batch tokens dim"], *context: jax.Array
-    ) -> Float[Array, "batch heads tokens tokens"]:
-        """The weights that a call with these tokens gives the values, before dropout."""
-        q, k, _ = self.queries_keys_values(x, *context)
-        return self.weights(q, k, *context)
 
     def project(self, x: Float[Array, "batch tokens dim"]) -> Float[Array, "batch tokens dim"]:
         """The merged heads to the output."""
         return self.proj(x)
 
 
-class MultiheadAttention(nnx.Module):
+class MultiheadAttention(SoftmaxAttention):
     """Self-attention of `torch.nn.MultiheadAttention`, with its names and initialisation.
 
     `in_proj` holds q, k and v stacked (`in_proj_weight`, `in_proj_bias`: Xavier-uniform and zeros);
@@ -217,13 +391,11 @@ class MultiheadAttention(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch tokens dim"], *, key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch tokens dim"]:
-        q, k, v = split_heads(self.in_proj(x), self.num_heads)
-        x = attend(q, k, v, scale=self.scale, dropout=self.attn_drop, key=key)
+        tokens = x.shape[1]
+        q, k, v = self.queries_keys_values(self.padded(x))
+        x = self.attended(q, k, v, key=key, tokens=tokens)
         return self.out_proj(merge_heads(x))
 
-    def attention_weights(
-        self, x: Float[Array, "batch tokens dim"]
-    ) -> Float[Array, "batch heads tokens tokens"]:
-        """The weights that a call with these tokens gives the values, before dropout."""
-        q, k, _ = split_heads(self.in_proj(x), self.num_heads)
-        return softmax_weights(q, k, scale=self.scale)
+    @property
+    def stacked(self) -> Linear:
+        return self.in_proj

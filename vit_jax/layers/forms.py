@@ -4,17 +4,44 @@ A model is built in the plain form, which every platform takes. What runs on kno
 another one, as static fields of the modules, with `set_form`.
 """
 
+import re
 from typing import Any
 
 import jax
 from flax import nnx
 
+from vit_jax.layers.attention import AttentionForm, SoftmaxAttention
 from vit_jax.layers.linear import Linear, WideLinear
 from vit_jax.layers.stack import PlainLayers, ScannedLayers
 
+PLAIN = AttentionForm()
+# The oldest GPUs with cuDNN's flash attention are of capability 8.0; heads of more than 128 want 9.
+_FUSES, _FUSES_WIDE = 8, 9
+_NARROW_HEAD, WIDEST_HEAD = 128, 256
+
+
+def attention_form(device: Any) -> AttentionForm:
+    """How a device computes attention best.
+
+    Args:
+      device: of JAX, or of a topology.
+    """
+    if device.platform == "tpu":
+        return AttentionForm("heads")
+    # Of AMD's GPUs it is a name.
+    capability = re.fullmatch(r"(\d+)\.\d+", str(getattr(device, "compute_capability", "")))
+    if capability is None or int(capability[1]) < _FUSES:
+        return PLAIN
+    return AttentionForm(
+        "fused", WIDEST_HEAD if int(capability[1]) >= _FUSES_WIDE else _NARROW_HEAD
+    )
+
 
 def set_form(
-    model: nnx.Module, platform: str, gathered: jax.sharding.Sharding | None = None
+    model: nnx.Module,
+    platform: str,
+    gathered: jax.sharding.Sharding | None = None,
+    attention: AttentionForm = PLAIN,
 ) -> None:
     """Gives the layers of a model the form that suits a platform, in place.
 
@@ -24,6 +51,7 @@ def set_form(
         form.
       gathered: where weights that lie divided between devices are placed for their use: see
         `run_layers`. None: nowhere.
+      attention: of `attention_form`. A module that cannot be computed so keeps the plain form.
     """
     is_for_cpu = platform == "cpu"
     for _, module in nnx.iter_modules(model):
@@ -31,6 +59,13 @@ def set_form(
             _set(module, as_rows=is_for_cpu)
         elif isinstance(module, PlainLayers | ScannedLayers):
             _set(module, ends_fusion=is_for_cpu, gathered=gathered)
+        elif isinstance(module, SoftmaxAttention):
+            _set(module, form=_form_of(module, attention))
+
+
+def _form_of(module: SoftmaxAttention, attention: AttentionForm) -> str:
+    is_plain = attention.name == "fused" and module.why_plain(attention.widest_head)
+    return "auto" if is_plain or attention == PLAIN else attention.name
 
 
 def _set(module: nnx.Module, **fields: Any) -> None:
@@ -40,14 +75,16 @@ def _set(module: nnx.Module, **fields: Any) -> None:
             setattr(module, name, value)
 
 
-def eval_graph(model: nnx.Module, platform: str | None) -> nnx.GraphDef[Any]:
+def eval_graph(
+    model: nnx.Module, platform: str | None, attention: AttentionForm = PLAIN
+) -> nnx.GraphDef[Any]:
     """The static half of a model in eval mode, in the form that suits a platform; None: the plain.
 
     The model stays as it is.
     """
     graph, state = nnx.split(model)
     suited: Any = nnx.merge(graph, state)
-    set_form(suited, platform or "")
+    set_form(suited, platform or "", attention=attention)
     suited.eval()
     return nnx.graphdef(suited)
 

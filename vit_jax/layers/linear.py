@@ -52,6 +52,39 @@ def torch_linear(
     )
 
 
+def wide_matmul(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+    """x @ y as `jnp.matmul`, in float32 or wider.
+
+    Of narrow operands the gradient is rounded to their type before it is multiplied: its matmuls
+    are narrow as well, at twice the speed of float32 or more.
+    """
+    if jnp.promote_types(x.dtype, jnp.float32) == x.dtype:
+        return jnp.matmul(x, y)
+    return _wide_matmul(x, y)
+
+
+@jax.custom_vjp
+def _wide_matmul(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.matmul(x, y, preferred_element_type=jnp.float32)
+
+
+def _wide_matmul_forward(x: jax.Array, y: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    return _wide_matmul(x, y), (x, y)
+
+
+def _wide_matmul_backward(
+    operands: tuple[jax.Array, ...], gradient: jax.Array
+) -> tuple[jax.Array, ...]:
+    x, y = operands
+    gradient = gradient.astype(x.dtype)
+    (of_x,) = jax.linear_transpose(lambda x: jnp.matmul(x, y), x)(gradient)
+    (of_y,) = jax.linear_transpose(lambda y: jnp.matmul(x, y), y)(gradient)
+    return of_x, of_y
+
+
+_wide_matmul.defvjp(_wide_matmul_forward, _wide_matmul_backward)
+
+
 class WideLinear(nnx.Linear):
     """A Linear whose output is not rounded to a narrow dtype: float32 or wider.
 
@@ -69,12 +102,11 @@ class WideLinear(nnx.Linear):
         dtype = self.dtype or inputs.dtype
         wide = jnp.promote_types(dtype, jnp.float32)
         kernel = self.kernel[...].astype(dtype)
-        y = jnp.matmul(
-            inputs.astype(dtype),
-            kernel,
-            preferred_element_type=wide,
-            out_sharding=out_sharding,
-        )
+        inputs = inputs.astype(dtype)
+        if out_sharding is None:
+            y = wide_matmul(inputs, kernel)
+        else:
+            y = jnp.matmul(inputs, kernel, preferred_element_type=wide, out_sharding=out_sharding)
         if self.bias is None:
             return y
         return y + self.bias[...].astype(wide).reshape((1,) * (y.ndim - 1) + (-1,))

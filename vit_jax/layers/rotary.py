@@ -119,10 +119,11 @@ class RotaryAttention(Attention):
     Its context is the table of `rotations`.
     """
 
-    def weights(self, q: jax.Array, k: jax.Array, *context: jax.Array) -> jax.Array:
-        """See `Attention.weights`: all tokens may be attended to."""
+    by_token = False
+
+    def mask(self, *context: jax.Array) -> None:
+        """All tokens may be attended to."""
         del context
-        return super().weights(q, k)
 
     def queries_keys_values(
         self, x: Float[Array, "batch tokens dim"], *context: jax.Array

@@ -6,7 +6,7 @@ from flax import nnx
 from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float, Key
 
-from vit_jax.layers.attention import attend, merge_heads, softmax_weights, split_heads
+from vit_jax.layers.attention import SoftmaxAttention, merge_heads
 from vit_jax.layers.checks import check_number, hidden_width
 from vit_jax.layers.dropout import Dropout, split_key
 from vit_jax.layers.initializers import zeros
@@ -15,7 +15,7 @@ from vit_jax.layers.mlp import Mlp
 from vit_jax.layers.norm import layer_norm
 
 
-class TokenAttention(nnx.Module):
+class TokenAttention(SoftmaxAttention):
     """Self-attention of one head that changes the width; the skip connection starts at the values.
 
     Args:
@@ -37,6 +37,7 @@ class TokenAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         types: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.num_heads = 1
         self.scale = dim**-0.5 if qk_scale is None else check_number("qk_scale", qk_scale)
         self.qkv = Linear(dim, 3 * out_dim, use_bias=False, kernel_init=kernel_init, **types)
         self.proj = Linear(out_dim, out_dim, kernel_init=kernel_init, bias_init=zeros, **types)
@@ -46,16 +47,13 @@ class TokenAttention(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch tokens dim"], *, key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch tokens out_dim"]:
-        q, k, v = split_heads(self.qkv(x), 1)
-        x = attend(q, k, v, scale=self.scale, dropout=self.attn_drop)
+        q, k, v = self.queries_keys_values(x)
+        x = self.attended(q, k, v)
         return merge_heads(v) + self.proj_drop(self.proj(merge_heads(x)), key)
 
-    def attention_weights(
-        self, x: Float[Array, "batch tokens dim"]
-    ) -> Float[Array, "batch 1 tokens tokens"]:
-        """The weights that a call with these tokens gives the values."""
-        q, k, _ = split_heads(self.qkv(x), 1)
-        return softmax_weights(q, k, scale=self.scale)
+    @property
+    def stacked(self) -> Linear:
+        return self.qkv
 
 
 class TokenTransformer(nnx.Module):

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from vit_jax.layers.attention import Attention
 from vit_jax.layers.initializers import trunc_normal, zeros
-from vit_jax.layers.linear import Linear
+from vit_jax.layers.linear import Linear, wide_matmul
 from vit_jax.layers.relative_bias import pair_biases, table_rows
 from vit_jax.layers.windows import log_coordinates
 
@@ -71,8 +71,7 @@ class WindowAttention(Attention):
         k: Float[Array, "windows heads tokens head_dim"],
     ) -> Float[Array, "windows heads tokens tokens"]:
         """The scores before the bias, in float32 or wider."""
-        wide = jnp.promote_types(q.dtype, jnp.float32)
-        return jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=wide) * self.scale
+        return wide_matmul(q, k.swapaxes(-1, -2)) * self.scale
 
     def weights(
         self,

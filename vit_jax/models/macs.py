@@ -10,6 +10,8 @@ from jax.extend import core
 
 # They run each of their jaxprs once. What else holds one is refused if there is a product inside.
 _ONCE = ("jit", "remat2", "custom_jvp_call", "custom_vjp_call")
+# Products of cuDNN's attention; backward it makes the weights once more.
+_OF_CUDNN = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 5}
 
 
 def count_macs(function: Callable[..., Any], *args: Any) -> int:
@@ -63,6 +65,8 @@ def count_equation_macs(equation: core.JaxprEqn) -> int:
     if name == "conv_general_dilated":
         features = ins[1].shape[params["dimension_numbers"].rhs_spec[0]]
         return outs[0].size * ins[1].size // features
+    if name in _OF_CUDNN:  # queries (B, N, heads, head_dim), keys likewise
+        return _OF_CUDNN[name] * ins[0].size * ins[1].shape[1]
     if name == "cond":
         return max(_count(branch.jaxpr) for branch in params["branches"])
     inside = sum(_count(jaxpr) for value in params.values() for jaxpr in _jaxprs(value))

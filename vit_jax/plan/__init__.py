@@ -1,1 +1,1 @@
-"""Plans: a run compiled for a TPU slice that is not there, and what follows from it."""
+"""Plans: a run compiled for TPUs or GPUs that are not there, and what follows from it."""

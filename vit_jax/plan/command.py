@@ -5,12 +5,15 @@ import os
 from typing import Any
 
 from vit_jax.config import TrainConfig
+from vit_jax.plan.gpu import require_plugin
 from vit_jax.plan.topology import Topology
 
 
-def require_libtpu() -> None:
-    """Raises ValueError unless libtpu is installed."""
-    if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
+def require_compiler(topology: Topology) -> None:
+    """Raises ValueError unless the compiler for a slice is installed."""
+    if topology.chip.is_gpu:
+        require_plugin()
+    elif importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         raise ValueError(
             "vit-jax plan needs libtpu, the compiler for TPUs (no TPU is needed): "
             "pip install 'vit-jax[tpu]'"
@@ -31,14 +34,13 @@ def run(config: TrainConfig, recipe: str, topology: Topology, *, search: bool, j
     """
     from rich.console import Console
 
-    from vit_jax.plan import report
-    from vit_jax.plan.libtpu import devices_of
+    from vit_jax.plan import gpu, libtpu, report
     from vit_jax.plan.plan import Plan, as_json, make_plan
     from vit_jax.plan.search import attempts
     from vit_jax.plan.search import search as compile_attempts
 
     console, progress = Console(highlight=False), Console(stderr=True)
-    devices = devices_of(topology)
+    devices = (gpu if topology.chip.is_gpu else libtpu).devices_of(topology)
 
     def make(config: TrainConfig) -> Plan:
         with progress.status(f"compiling {recipe} for {topology.name} ..."):

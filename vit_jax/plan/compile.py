@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -108,7 +108,8 @@ class Compiled:
     remark: str = ""
 
     @property
-    def fits(self) -> bool:
+    def is_compiled(self) -> bool:
+        """False where XLA says that the program does not fit."""
         return self.memory is not None
 
 
@@ -178,8 +179,12 @@ def planned_run(
     return Run(config, mesh, model, steps_per_epoch)
 
 
-def compile_step(config: TrainConfig, devices: Sequence[Any]) -> Compiled:
+def compile_step(
+    config: TrainConfig, devices: Sequence[Any], options: Mapping[str, bool] | None = None
+) -> Compiled:
     """Compiles the train step of `config` over `devices`, which may be those of a topology.
+
+    `options` are of XLA, on top of those that the step has.
 
     It is the `jit` form of the step, also where `config.parallel` is "pmap": JAX compiles pmap only
     for devices that are there.
@@ -196,7 +201,7 @@ def compile_step(config: TrainConfig, devices: Sequence[Any]) -> Compiled:
     memory, needed, text, remark = None, None, "", ""
     start = time.perf_counter()
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options=options and dict(options))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -7,11 +7,15 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from vit_jax.plan.hlo import Computation, HloProgram, Instruction
+from vit_jax.plan.hlo import Computation, HloProgram, Instruction, Shape
 
 # Of a window along one axis, what stands where the text says nothing.
 _NEUTRAL = {"size": 1, "stride": 1, "lhs_dilate": 1, "rhs_dilate": 1}
 _SLICES = ("slice", "pad")
+_WIDE = ("f32", "f64")
+# Products of a head's queries and keys that cuDNN's attention makes: forward, and backward, where
+# it makes the weights once more.
+_FORWARD, _BACKWARD = 2, 5
 
 
 def matmul_flops(program: HloProgram) -> int:
@@ -30,6 +34,16 @@ def slice_flops(program: HloProgram) -> int:
     pad, as products with matrices of zeros and ones.
     """
     return sum(flops for name, flops in _matmuls(program) if name in _SLICES)
+
+
+def wide_flops(program: HloProgram) -> int:
+    """What `matmul_flops` counts of operands in float32 or float64."""
+    return sum(
+        runs * flops_of(computation, instruction)
+        for computation, instruction, runs in program.instructions()
+        if instruction.operands
+        and computation.instructions[instruction.operands[0]].shapes[0].dtype in _WIDE
+    )
 
 
 def _matmuls(program: HloProgram) -> Iterator[tuple[str, int]]:
@@ -55,11 +69,27 @@ def _dot(computation: Computation, dot: Instruction) -> int:
 
 def _convolution(computation: Computation, convolution: Instruction) -> int:
     left, right = (computation.instructions[name].shapes[0] for name in convolution.operands[:2])
+    return _convolution_of(convolution, left, right, convolution.shapes[0])
+
+
+def _library_convolution(computation: Computation, call: Instruction) -> int:
+    """Its labels and window are always those of the forward convolution."""
+    first, second = (computation.instructions[name].shapes[0] for name in call.operands[:2])
+    result = call.shapes[0]
+    if "BackwardInput" in call.target:
+        return _convolution_of(call, result, second, first)
+    if "BackwardFilter" in call.target:
+        return _convolution_of(call, first, result, second)
+    return _convolution_of(call, first, second, result)
+
+
+def _convolution_of(convolution: Instruction, left: Shape, right: Shape, result: Shape) -> int:
+    """Of the shapes of images, kernel and output."""
     label = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", convolution.attributes)
     assert label is not None, convolution.attributes
     images, kernel, out = (
         dict(zip(labels, shape.dims, strict=True))
-        for labels, shape in zip(label.groups(), (left, right, convolution.shapes[0]), strict=True)
+        for labels, shape in zip(label.groups(), (left, right, result), strict=True)
     )
     groups = int(convolution.attribute("batch_group_count") or 1)
     per_position = kernel["i"] * kernel["o"] * (images["b"] // groups)
@@ -72,6 +102,24 @@ def _convolution(computation: Computation, convolution: Instruction) -> int:
             *(window[key] for key in ("size", "stride", "pad", "lhs_dilate", "rhs_dilate")),
         )
     return 2 * per_position
+
+
+def _custom_call(computation: Computation, call: Instruction) -> int:
+    """Of cuBLAS's matmuls and of cuDNN's attention and convolutions; of other calls 0."""
+    left = computation.instructions[call.operands[0]].shapes[0] if call.operands else None
+    if left is None or not call.is_library_call:
+        return 0
+    if "fmha" in call.target:
+        _, keys, _, _ = computation.instructions[call.operands[1]].shapes[0].dims  # (B, N, H, D)
+        products = _BACKWARD if call.target.endswith("Backward") else _FORWARD
+        return 2 * products * left.size * keys
+    if "conv" in call.target:
+        return _library_convolution(computation, call)
+    axes = re.search(r'"lhs_contracting_dimensions":\s*\[([^\]]*)\]', call.attributes)
+    if axes is None:
+        return 0
+    contracted = [int(axis.strip('"')) for axis in axes[1].split(",")]
+    return 2 * call.shapes[0].size * math.prod(left.dims[axis] for axis in contracted)
 
 
 def _windows(text: str, axes: int) -> list[Mapping[str, int]]:
@@ -104,4 +152,4 @@ def _positions(
     return int(((at >= 0) & (at % dilation == 0) & (at // dilation < size)).sum())
 
 
-_COUNTS = {"dot": _dot, "convolution": _convolution}
+_COUNTS = {"dot": _dot, "convolution": _convolution, "custom-call": _custom_call}

@@ -57,6 +57,17 @@ class Instruction:
         match = re.search(rf"[, ]{name}=(?:\{{([^{{}}]*)\}}|%?([\w.\-]+))", self.attributes)
         return None if match is None else match[1] if match[1] is not None else match[2]
 
+    @property
+    def target(self) -> str:
+        """What a custom call calls; empty of another instruction."""
+        match = re.search(r'custom_call_target="([^"]*)"', self.attributes)
+        return match[1] if match else ""
+
+    @property
+    def is_library_call(self) -> bool:
+        """Whether it is a function of NVIDIA's libraries."""
+        return self.target.startswith(("__cublas", "__cudnn", "__cusolver", "__cub$"))
+
 
 @dataclasses.dataclass
 class Computation:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vit_jax.plan.plan import Plan
-from vit_jax.plan.roofline import ASSUMPTIONS, Roofline
+from vit_jax.plan.roofline import Roofline, assumptions
 from vit_jax.plan.search import Attempt
 
 _BAR = 24  # characters
@@ -46,7 +46,7 @@ def show_attempt(attempt: Attempt, plan: Plan, console: Console) -> None:
 
 def _device(plan: Plan) -> str:
     """What JAX sees as one device."""
-    return "chip" if plan.topology.chip.devices == 1 else "device"
+    return plan.topology.chip.word
 
 
 def _head(plan: Plan, recipe: str) -> Group:
@@ -58,7 +58,7 @@ def _head(plan: Plan, recipe: str) -> Group:
     each = batch // compiled.devices
     parts = config.accumulation_steps
     lines = [
-        f"{plan.topology.chips} chips of {chip.cloud_name}, {chip.hbm_bytes / 2**30:.0f} GiB each"
+        f"{_chips(plan)} {chip.full_name}, {chip.hbm_bytes / 2**30:.0f} GiB each"
         f"{halves}; mesh {mesh}",
         f"{config.model.name}, {compiled.parameters / 1e6:,.2f} M parameters",
         f"batch {batch}, {each} a {_device(plan)}{f', in {parts} parts' if parts > 1 else ''}; "
@@ -71,6 +71,11 @@ def _head(plan: Plan, recipe: str) -> Group:
     if compiled.remark:
         lines.append(compiled.remark)
     return Group(title, *(Text(f"  {line}", "dim") for line in lines))
+
+
+def _chips(plan: Plan) -> str:
+    number, is_gpu = plan.topology.chips, plan.topology.chip.is_gpu
+    return f"{number} x" if is_gpu else f"{number} chips of"
 
 
 def _table(title: str, columns: int = 3) -> Table:
@@ -131,6 +136,10 @@ def _work(plan: Plan) -> Padding:
             "    strided slices", _flops(counts.slice_flops), "that XLA writes as matmuls"
         )
     table.add_row("  memory", _size(counts.hbm_bytes), "read and written")
+    if counts.kernels is not None:
+        table.add_row("  kernels", f"{counts.kernels:,}", "launched one after another")
+    for name, calls in (counts.library_calls or {}).items():
+        table.add_row(f"    {name}", f"{calls:,}", "calls of a library")
     for loop in counts.loops:
         table.add_row("  unknown", loop, "a loop of unknown length: counted as one run")
     return Padding(table, (1, 0, 0, 0))
@@ -164,17 +173,29 @@ def _roofline(plan: Plan, bound: Roofline) -> Padding:
             Text.assemble(*_bar(seconds / bound.seconds), mark),
         )
     chips = plan.topology.chips
+    estimate = _estimate(plan)
     rate = Text.assemble(
         "   at most ",
         (f"{bound.images_per_second:,.0f} images/s", "bold"),
-        f", {bound.images_per_second / chips:,.0f} a chip; "
+        f", {bound.images_per_second / chips:,.0f} a "
+        f"{'GPU' if plan.topology.chip.is_gpu else 'chip'}; "
         f"{bound.utilization:.0%} of the peak in the model's own operations",
     )
     notes = Table.grid(padding=(0, 1))
-    for assumption in ASSUMPTIONS:
+    for assumption in assumptions(plan.topology.chip):
         notes.add_row(Text("   -", "dim"), Text(assumption, "dim"))
     head = Text("   An upper bound on speed, not a promise. It assumes:", "dim")
-    return Padding(Group(table, rate, Text(), head, notes), (1, 0, 0, 0))
+    return Padding(Group(table, rate, *estimate, Text(), head, notes), (1, 0, 0, 0))
+
+
+def _estimate(plan: Plan) -> list[Text]:
+    """What XLA expects of a TPU, which is no bound and is no promise either."""
+    counts, clock = plan.counts, plan.topology.chip.clock_hz
+    if counts is None or not counts.cycles:
+        return []
+    time = f" ({counts.cycles / clock * 1e3:,.3f} ms)" if clock else ""
+    copies = f"{(counts.copy_cycles or 0) / counts.cycles:.1%} of them copies between layouts"
+    return [Text(f"   XLA's own estimate: {counts.cycles:,} cycles{time}, {copies}")]
 
 
 def _bar(share: float) -> tuple[Any, ...]:

@@ -44,9 +44,11 @@ def hbm_bytes(program: HloProgram) -> int:
 
 def bytes_of(program: HloProgram, computation: Computation, instruction: Instruction) -> int:
     """What `hbm_bytes` counts of one instruction outside of fusions, run once."""
+    operands = [computation.instructions[name] for name in instruction.operands]
+    if instruction.is_library_call:
+        return _results(instruction) + sum(map(_in_hbm, operands))
     if instruction.opcode in _FREE or instruction.opcode.endswith("-done"):
         return 0
-    operands = [computation.instructions[name] for name in instruction.operands]
     opcode = instruction.opcode
     if opcode == "fusion":
         inside = program.computations[instruction.attribute("calls") or ""]
@@ -66,6 +68,11 @@ def bytes_of(program: HloProgram, computation: Computation, instruction: Instruc
         update = operands[1].shapes[0]
         return sum(update.bytes for shape in (update, instruction.shapes[0]) if shape.memory == 0)
     return _in_hbm(instruction) + sum(map(_in_hbm, operands))
+
+
+def _results(call: Instruction) -> int:
+    """Of a library's function, without its workspace."""
+    return sum(shape.bytes for shape in call.shapes if shape.dtype not in ("s8", "u8"))
 
 
 def _in_hbm(instruction: Instruction) -> int:

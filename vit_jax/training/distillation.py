@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
 from vit_jax.config import DistillationConfig, TrainConfig
-from vit_jax.layers.forms import eval_graph
+from vit_jax.layers.forms import PLAIN, AttentionForm, eval_graph
 from vit_jax.models.base import VisionModel
 from vit_jax.models.registry import abstract_model, model_fields
 from vit_jax.models.spec import ModelSpec
@@ -113,13 +113,18 @@ class Teacher:
         return nnx.merge(self.graph, arrays)(images)
 
 
-def make_teacher(config: TrainConfig, model: VisionModel[Any], platform: str) -> Teacher | None:
+def make_teacher(
+    config: TrainConfig,
+    model: VisionModel[Any],
+    platform: str,
+    attention: AttentionForm = PLAIN,
+) -> Teacher | None:
     """The teacher of a run, its weights not yet read; None with `kind="none"`.
 
     Args:
       config: the run.
       model: that learns, which may be abstract.
-      platform: of the devices, as JAX names it.
+      platform: of the devices, as JAX names it; attention: their form of it.
 
     Raises:
       ValueError: a model without a second head, a teacher that is not registered, or one that takes
@@ -179,7 +184,7 @@ def make_teacher(config: TrainConfig, model: VisionModel[Any], platform: str) ->
             f"{model.num_classes} classes: they must be the same classes"
         )
     template = nnx.to_pure_dict(nnx.state(teacher))
-    graph = eval_graph(teacher, platform)
+    graph = eval_graph(teacher, platform, attention)
     return Teacher(distillation, graph, template, name, fields, model.spec)
 
 

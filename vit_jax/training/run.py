@@ -23,7 +23,7 @@ from vit_jax.data.loader import Batches, eval_batches, steps_per_epoch, train_ba
 from vit_jax.data.sources import ImageSource
 from vit_jax.data.splits import Splits, open_splits
 from vit_jax.data.statistics import STATISTICS, Statistics, set_name
-from vit_jax.layers.forms import set_form
+from vit_jax.layers.forms import PLAIN, attention_form, set_form
 from vit_jax.layers.stack import is_layer_weight
 from vit_jax.models.base import VisionModel
 from vit_jax.models.registry import abstract_model, create_model, design_of
@@ -122,7 +122,9 @@ class Run:
         self.model = model
         # Weights that lie divided between devices are gathered where they are used.
         self.gathered = replicated(mesh) if mesh.shape["fsdp"] > 1 else None
-        set_form(model, self.platform, self.gathered)
+        device = mesh.devices.flat[0]
+        attention = attention_form(device) if config.attention == "auto" else PLAIN
+        set_form(model, self.platform, self.gathered, attention)
         model.eval()
         self.eval_graph = nnx.graphdef(model)
         model.train()
@@ -134,7 +136,7 @@ class Run:
         self.optimizer = make_optimizer(config.optimizer, self.schedule, groups)
         self.trained = groups.trained
         self.mixing = make_mixing(config, model.num_classes)
-        self.teacher = make_teacher(config, model, self.platform)
+        self.teacher = make_teacher(config, model, self.platform, attention)
         self.prepare_train = self._prepare_train()
         preprocessing = self.preprocessing
         self.prepare_eval = make_eval_preprocess(

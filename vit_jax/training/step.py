@@ -1,5 +1,6 @@
 """The training step and the evaluation step: pure functions, compiled for a mesh."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -85,6 +86,19 @@ def _all_finite(tree: Any) -> jax.Array:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
+def _at_asked_precision(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of a run whose matmuls have the precision that the run asks for."""
+
+    @functools.wraps(function)
+    def call(run: "Run", *arguments: Any, **named: Any) -> Any:
+        asked = run.config.matmul_precision
+        with jax.default_matmul_precision(asked) if asked else contextlib.nullcontext():
+            return function(run, *arguments, **named)
+
+    return call
+
+
+@_at_asked_precision
 def _apply(
     run: "Run",
     graph: nnx.GraphDef,
@@ -255,6 +269,7 @@ def _accumulated_gradients(
     return loss / parts, sums, jax.tree.map(lambda gradient: gradient / parts, gradients)
 
 
+@_at_asked_precision
 def _train_step(
     run: "Run",
     axis: str | None,

@@ -1,0 +1,165 @@
+"""The forms of attention that suit GPUs and TPUs give the numbers of the plain one."""
+
+import functools
+import types
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from vit_jax.layers import attention
+from vit_jax.layers.attention import Attention, AttentionForm, MultiheadAttention, SoftmaxAttention
+from vit_jax.layers.forms import attention_form, set_form
+from vit_jax.layers.linear import wide_matmul
+from vit_jax.layers.rotary import RotaryAttention
+from vit_jax.layers.squeeze_excite import SqueezeExciteAttention
+from vit_jax.layers.talking_heads import TalkingHeadsAttention
+from vit_jax.layers.token_transformer import TokenAttention
+
+_INIT: Any = nnx.initializers.normal(0.5)
+_FUSED = AttentionForm("fused", 256)
+
+
+def _built(kind: type[SoftmaxAttention], dtype: Any = jnp.float32, **fields: Any) -> Any:
+    types_: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "rngs": nnx.Rngs(0)}
+    if kind is TokenAttention:
+        return kind(16, 8, qk_scale=None, drop_rate=0.0, kernel_init=_INIT, **types_)
+    if kind is MultiheadAttention:
+        return kind(16, 2, attn_drop_rate=0.0, **types_)
+    given = {"qkv_bias": True, "qk_scale": 0.3, "qk_norm": False, "norm_eps": 1e-6}
+    given |= {"attn_drop_rate": 0.0, "proj_drop_rate": 0.0}
+    given |= {"kernel_init": _INIT, "bias_init": _INIT}
+    return kind(16, 2, **given | fields, **types_)
+
+
+@functools.cache
+def _modules() -> list[tuple[Any, tuple[jax.Array, ...]]]:
+    """Modules with the context of a call of theirs."""
+    angles = jnp.arange(16.0).reshape(1, 4, 4)
+    table = jnp.concatenate([jnp.cos(angles), jnp.sin(angles)])
+    mask = jnp.array([[True] * 5, [True, False, True, True, False]])
+    return [
+        (_built(Attention, qk_norm=True), ()),
+        (_built(Attention, k_bias=False), ()),
+        (_built(Attention, qkv_bias=False), (mask,)),
+        (_built(RotaryAttention), (table,)),
+        (_built(SqueezeExciteAttention), ()),
+        (_built(MultiheadAttention), ()),
+        (_built(TokenAttention), ()),
+    ]
+
+
+def _outputs_and_gradients(form: str) -> Any:
+    """Of all modules, of an odd number of tokens."""
+    x = jax.random.normal(jax.random.key(0), (2, 5, 16))
+
+    def loss(module, x, context):
+        y = module(x, *context)
+        return jnp.sin(y).sum(), y
+
+    @jax.jit
+    def run(modules, x):
+        differentiate = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+        found = [differentiate(module, x, context) for module, context in modules]
+        return [(y, nnx.state(of_weights), of_x) for (_, y), (of_weights, of_x) in found]
+
+    modules = [(nnx.clone(module), context) for module, context in _modules()]
+    for module, _ in modules:
+        module.form = form
+    return run(modules, x)
+
+
+def test_other_forms_give_the_numbers_of_the_plain_one(monkeypatch):
+    """One token of padding, the lengths told, one matmul each for q, k and v: float32 on a CPU."""
+    calls = []
+
+    def on_cpu(*arrays, tokens, **fields):
+        calls.append((arrays[0].shape[2], tokens))
+        return fused(*arrays, tokens=tokens, implementation="xla", **fields)
+
+    fused = attention.fused_attention
+    monkeypatch.setattr(attention, "fused_attention", on_cpu)
+    plain = _outputs_and_gradients("auto")
+    assert calls == []
+    for form in ("heads", "fused"):
+        chex.assert_trees_all_close(_outputs_and_gradients(form), plain, rtol=2e-5, atol=2e-5)
+    # Not the masked one; those whose projections know the places of their tokens pad later.
+    assert calls == [(6, 5), (6, 5), (5, 5), (6, 5), (6, 5), (5, 5)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "why"),
+    [
+        (Attention, {}, ""),
+        (MultiheadAttention, {}, ""),
+        (TokenAttention, {}, ""),
+        (RotaryAttention, {}, ""),
+        (Attention, {"dtype": jnp.float32}, "computes in float32"),
+        (Attention, {"attn_drop_rate": 0.1}, "dropout on attention weights"),
+        (TalkingHeadsAttention, {}, "TalkingHeadsAttention biases or mixes its scores"),
+    ],
+)
+def test_what_cudnn_cannot_compute_keeps_the_plain_form(kind, fields, why):
+    module = nnx.eval_shape(lambda: _built(kind, **{"dtype": jnp.bfloat16, **fields}))
+    assert why in module.why_plain(256)
+    assert bool(why) == bool(module.why_plain(256))
+    set_form(module, "gpu", attention=_FUSED)
+    assert module.form == ("auto" if why else "fused")
+    set_form(module, "tpu", attention=AttentionForm("heads"))
+    assert module.form == "heads"
+    set_form(module, "gpu")
+    assert module.form == "auto"
+
+
+def test_wide_heads_keep_the_plain_form():
+    module = nnx.eval_shape(lambda: _built(Attention, jnp.bfloat16))
+    assert module.why_plain(4) == "heads of width 8: cuDNN takes multiples of 8 up to 4"
+
+
+@pytest.mark.parametrize(
+    ("platform", "capability", "form"),
+    [
+        ("cpu", None, AttentionForm()),
+        ("tpu", None, AttentionForm("heads")),
+        ("gpu", "7.0", AttentionForm()),
+        ("gpu", "8.0", AttentionForm("fused", 128)),
+        ("gpu", "9.0", AttentionForm("fused", 256)),
+        ("gpu", "12.0", AttentionForm("fused", 256)),
+        ("gpu", "gfx942", AttentionForm()),  # AMD's
+    ],
+)
+def test_the_form_follows_from_the_device(platform, capability, form):
+    device = types.SimpleNamespace(platform=platform)
+    if capability is not None:
+        device.compute_capability = capability
+    assert attention_form(device) == form
+
+
+@pytest.mark.parametrize("shapes", [((2, 3, 5, 8), (2, 3, 8, 6)), ((3, 5, 8), (8, 6))])
+def test_a_wide_product_has_narrow_gradients(shapes):
+    x, y = (
+        jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for i, shape in enumerate(shapes)
+    )
+
+    def loss(product, x, y):
+        return jnp.sin(product(x, y)).sum()
+
+    def plain(x, y):
+        return jnp.matmul(x, y, preferred_element_type=jnp.float32)
+
+    gradient = functools.partial(jax.grad(loss, argnums=(1, 2)), wide_matmul)
+    products = [
+        equation
+        for equation in jax.make_jaxpr(gradient)(x, y).jaxpr.eqns
+        if equation.primitive.name == "dot_general"
+    ]
+    assert {variable.aval.dtype.name for e in products for variable in e.invars} == {"bfloat16"}
+    assert wide_matmul(x, y).dtype == jnp.float32
+    np.testing.assert_array_equal(wide_matmul(x, y), plain(x, y))
+    for got, want in zip(gradient(x, y), jax.grad(loss, argnums=(1, 2))(plain, x, y), strict=True):
+        got, want = np.asarray(got, np.float32), np.asarray(want, np.float32)
+        assert np.abs(got - want).max() <= 2**-7 * np.abs(want).max()
