@@ -397,7 +397,7 @@ def test_fast_ais_archive_becomes_a_set(tmp_path: Path, small_imagenette: dict[s
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("imagenette224", lambda m: m, "holds 'imagenette2-160'; wanted imagenette2-320.tgz of ht"),
+        ("imagenette224", lambda m: m, "holds 'imagenette2-160'; wanted imagenette2-320.tgz from"),
         (
             "imagenette128",
             lambda m: dict(list(m.items())[:-1]),

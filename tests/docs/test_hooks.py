@@ -77,3 +77,12 @@ def test_a_notebook_is_its_cells_and_their_output(hooks, tmp_path, monkeypatch):
         "[a](a.md)\n\n```python\nx = 1\nx\n```\n\n```text\nsaid\n```\n\n"
         f"![output](data:image/png;base64,{png})\n\n```text\n1\n```"
     )
+
+
+def test_each_yes_of_the_comparison_names_a_page():
+    lines = (ROOT / "docs" / "compared.md").read_text().splitlines()
+    rows = [line.split("|")[1:-1] for line in lines if line.startswith("| ")]
+    assert len(rows) > 40
+    assert all(len(row) == 4 for row in rows)
+    unnamed = [row[0] for row in rows if "yes" in row[1] and "](" not in row[1]]
+    assert not unnamed

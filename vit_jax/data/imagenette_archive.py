@@ -97,7 +97,7 @@ def prepare_imagenette_archive(
             cannot be read, or the directory exists already.
     """
     layout = IMAGENETTE_FORMATS[name]
-    wanted = f"wanted {layout.folder}.tgz of {layout.page}"
+    wanted = f"wanted {layout.folder}.tgz from {layout.page}"
 
     def choose(path: str) -> tuple[str, int] | None:
         parts = PurePosixPath(path).parts

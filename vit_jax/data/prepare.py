@@ -159,7 +159,7 @@ def _ways_out(name: str) -> str:
     base = name_parts(name)[0]
     places = {key: layout.url for key, layout in (CIFAR_FORMATS | IDX_FORMATS).items()}
     for key, layout in IMAGENETTE_FORMATS.items():
-        places[key] = f"{LOCAL_ARCHIVES[key]} of {layout.page}"
+        places[key] = f"{LOCAL_ARCHIVES[key]} from {layout.page}"
     by_archive = (
         f"fetch {places[base]} elsewhere and run `vit-jax prepare {base} --archive "
         f"{LOCAL_ARCHIVES[base]}`; "
