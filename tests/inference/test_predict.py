@@ -139,7 +139,7 @@ def test_batches_are_sent_ahead_of_the_one_that_is_waited_for():
         sent.append(images)
         return images + 1
 
-    batches = [{"image": number, "index": -number} for number in range(9)]
+    batches: Any = [{"image": number, "index": -number} for number in range(9)]
     found = []
     for batch, result in classifier.Classifier.results(here, function, batches):
         found.append((batch, result))
