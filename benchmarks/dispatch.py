@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from vit_jax.allocator import keep_freed_memory
 from vit_jax.cli.jax_setup import set_up_jax
 from vit_jax.config import TrainConfig, from_dict
 from vit_jax.models.registry import create_model
@@ -105,6 +106,8 @@ def border_milliseconds(depth: int = 12) -> list[float]:
 def main() -> None:
     """Prints both tables."""
     set_up_jax()
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()  # as `vit-jax train` does
     print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs")
     as_state, as_dicts = border_milliseconds()
     print(

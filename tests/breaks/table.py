@@ -46,6 +46,7 @@ def _fault(name: str) -> str:
 
 
 _LAYOUTS = "tests/training/test_layouts.py::test_same_run_as_on_one_device"
+_DISPATCH = "tests/training/test_dispatch.py"
 _LOOP_SIGNAL = "tests/training/test_loop.py::test_signal_saves_and_resume_gives_the_same_run"
 
 # ---------------------------------------------------------------------- the numbers of the designs
@@ -815,6 +816,40 @@ _TRAINING = [
         "loss=losses.sum()",
         ("tests/training/test_metrics.py::test_padding_does_not_count_even_if_it_is_nan",),
         "what fills up the last batch of an evaluation does not count",
+    ),
+    Break(
+        "dispatch_goes_past_a_checkpoint",
+        "vit_jax/training/loop.py",
+        "every = [config.log.every_steps, config.checkpoint.every_steps]",
+        "every = [config.log.every_steps]",
+        (
+            f"{_DISPATCH}::test_rows_and_checkpoints_stand_where_they_stand_with_steps_by_themselves",
+        ),
+        "checkpoints are of the same steps with several updates a dispatch",
+    ),
+    Break(
+        "data_that_fail_lose_the_dispatch",
+        "vit_jax/training/loop.py",
+        "if found and jax.process_count() == 1:",
+        "if not found and jax.process_count() == 1:",
+        (f"{_DISPATCH}::test_what_ends_a_dispatch_early_loses_no_update",),
+        "an image that cannot be read ends the run and loses no update before it",
+    ),
+    Break(
+        "repeats_of_an_image_on_the_device_are_another",
+        "vit_jax/training/resident.py",
+        "found = of[index % len(of)]",
+        "found = of[index]",
+        (f"{_DISPATCH}::test_padding_and_repeats_are_found_by_their_index",),
+        "images that live on the devices are those that the loader would have sent",
+    ),
+    Break(
+        "checkpoint_of_parameters_that_are_not_finite",
+        "vit_jax/training/loop.py",
+        "if not bad and not self.run",
+        "if bad and not self.run",
+        ("tests/training/test_loop.py::test_parameters_that_are_not_finite_are_in_no_checkpoint",),
+        "no checkpoint holds a parameter that is not finite",
     ),
     Break(
         "stopped_run_ends_with_another_status",

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.tiers import mostly_slow
 from tests.training import many
 from tests.training.conftest import uninterrupted
 from tests.training.runs import arrays, child, rows, steps, tiny
@@ -92,37 +93,32 @@ def before_batch(number: int, what: Any) -> Any:
     return mock.patch.object(Run, "train_batches", lambda *args: Watched(made(*args), number, what))
 
 
-def test_a_signal_within_a_dispatch_loses_none_of_it(in_a_loop, tmp_path):
-    with (
-        before_batch(7, lambda: os.kill(os.getpid(), signal.SIGTERM)),
-        pytest.raises(Interrupted),
-    ):
-        train(looped(), tmp_path)
-    assert steps(tmp_path)[-1] == 8
-    train(tiny(training__steps_per_dispatch=3), tmp_path)  # another number of the same loop
-    assert same(tmp_path, in_a_loop)
-
-
-def test_data_that_fail_within_a_dispatch_lose_no_update_before(in_a_loop, tmp_path):
+def test_what_ends_a_dispatch_early_loses_no_update(in_a_loop, tmp_path):
     def fail() -> None:
         raise ValueError("image 17 of digits cannot be decoded")
 
     with before_batch(7, fail), pytest.raises(ValueError, match="image 17 of digits"):
         train(looped(), tmp_path)
     assert steps(tmp_path)[-1] == 7
-    train(looped(), tmp_path)
+    # While the dispatch of steps 9 and 10 is gathered: it is made, then saved.
+    with (
+        before_batch(2, lambda: os.kill(os.getpid(), signal.SIGTERM)),
+        pytest.raises(Interrupted),
+    ):
+        train(looped(), tmp_path)
+    assert steps(tmp_path)[-1] == 10
+    train(tiny(training__steps_per_dispatch=3), tmp_path)  # another number of the same loop
     assert same(tmp_path, in_a_loop)
 
 
-def test_images_on_the_device_are_those_of_the_loader(finished, in_a_loop, tmp_path):
-    for config, wanted in ((tiny, finished), (looped, in_a_loop)):
-        workdir = tmp_path / config.__name__
-        with mock.patch.object(
-            ResidentImages, "filled", autospec=True, side_effect=ResidentImages.filled
-        ) as filled:
-            train(config(data__on_device=True), workdir)
-        assert filled.call_count >= 6
-        assert same(workdir, wanted)
+@pytest.mark.parametrize("config", mostly_slow([looped, tiny], [looped]))
+def test_images_on_the_device_are_those_of_the_loader(config, finished, in_a_loop, tmp_path):
+    with mock.patch.object(
+        ResidentImages, "filled", autospec=True, side_effect=ResidentImages.filled
+    ) as filled:
+        train(config(data__on_device=True), tmp_path)
+    assert filled.call_count >= 6
+    assert same(tmp_path, in_a_loop if config is looped else finished)
 
 
 @pytest.mark.slow

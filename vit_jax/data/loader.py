@@ -259,21 +259,23 @@ class _TrainBatch:
         batch = _empty_batch(indices, self.size, self.source)
         height, width, _ = self.size
         if self.crop is not None and self.cut_in_step:  # of images that are all of this size
-            drawn = [self._drawn(height, width, epoch, index) for index in indices.tolist()]
+            drawn = [
+                self._drawn(height, width, epoch=epoch, index=index) for index in indices.tolist()
+            ]
             batch["crop"] = np.asarray(drawn, np.int32)
         if not self.with_images:
             return _without_images(batch)
         for row, example in enumerate(self.source.stream(positions.tolist())):
             image = example["image"]
             if self.crop is not None and not self.cut_in_step:
-                crop = self._drawn(image.shape[0], image.shape[1], epoch, int(indices[row]))
+                crop = self._drawn(*image.shape[:2], epoch=epoch, index=int(indices[row]))
                 image = cut(image, crop, height, width)
             elif image.shape != self.size:
                 image = pil_resize(image, height, width, "bilinear")
             batch["image"][row], batch["label"][row] = image, example["label"]
         return batch
 
-    def _drawn(self, height: int, width: int, epoch: int, index: int) -> Any:
+    def _drawn(self, height: int, width: int, *, epoch: int, index: int) -> Any:
         """The random crop of an image of this size."""
         assert self.crop is not None
         return self.crop.draw(height, width, seed=self.seed, epoch=epoch, index=index)
