@@ -72,7 +72,7 @@ def test_train_py_ends_a_mistake_in_one_line(tmp_path):
 )
 def test_a_mistake_is_status_2_and_one_line(arguments, capfd, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(jax_setup, "set_up_jax", lambda: None)  # it is for whole processes
+    monkeypatch.setattr(jax_setup, "set_up_jax", lambda **_: None)  # it is for whole processes
     assert cli.main(arguments) == 2
     captured = capfd.readouterr()
     assert captured.err.startswith("error: ")
@@ -199,7 +199,7 @@ def test_prepare_hands_its_options_on(monkeypatch, capsys):
 
 def test_train_hands_config_and_workdir_on_and_says_its_notes(monkeypatch, capsys, tmp_path):
     calls, given = [], str(tmp_path / "w")
-    monkeypatch.setattr(jax_setup, "set_up_jax", lambda: calls.append("set up"))
+    monkeypatch.setattr(jax_setup, "set_up_jax", lambda **_: calls.append("set up"))
     monkeypatch.setattr("vit_jax.training.loop.train", lambda *arguments: calls.append(arguments))
     status = cli.main(
         [
