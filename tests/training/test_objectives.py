@@ -78,6 +78,9 @@ def test_weights_are_of_training_alone_and_balance_the_classes() -> None:
     there = np.sum([label for _, label in LABELS], axis=0)
     assert isinstance(several, MultiLabel)
     np.testing.assert_allclose(np.array(several.positive_weights), (48 - there) / there)
+    there = jnp.ones((1, 2), jnp.int32)
+    plain, weighted = (several.losses(jnp.zeros((1, 2)), there, train=t)[0] for t in (False, True))
+    assert float(weighted[0] / plain[0]) == pytest.approx(np.mean(several.positive_weights))
     with pytest.raises(ValueError, match=r"loss\.balanced: no image of x has the label 2"):
         make_objective(tiny(loss__balanced=True), None, source, 3)
     with pytest.raises(ValueError, match=r"class_weights: wanted 2 numbers, .* got 1"):
