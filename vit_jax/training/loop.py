@@ -437,9 +437,9 @@ class _Loop:
         score = sign * row.get(f"ema_{name}", row[name])
         if self.best is None or score > self.best[0]:
             self.best = (score, row["step"])
-        patience = self.run.config.evaluation.patience
-        stale = self.records.count("validation", self.best[1])
-        self.ended_early = patience is not None and stale >= patience
+        if (patience := self.run.config.evaluation.patience) is not None:
+            stale = self.records.count("validation", self.best[1])
+            self.ended_early = stale >= patience
 
     def _keep_best(self) -> None:
         if self.best is not None:
