@@ -462,9 +462,10 @@ class _Loop:
         self._evaluate("validation", self.run.data.validation)
         self._keep_best()
         if self.ended_early and self.best is not None:
+            count = self.records.count("validation", self.best[1])
             self.progress.say(
-                f"ends early at step {self.step}: {self.run.config.evaluation.patience} "
-                f"validations without a better {self.run.best[1]} than that of step {self.best[1]}"
+                f"ends early at step {self.step}: {count} validation{'s' * (count != 1)} without a "
+                f"better {self.run.best[1]} than that of step {self.best[1]}"
             )
 
     def _evaluate(self, split: str, source: ImageSource) -> None:
