@@ -199,7 +199,7 @@ def test_prepare_hands_its_options_on(monkeypatch, capsys):
 
 def test_train_hands_config_and_workdir_on_and_says_its_notes(monkeypatch, capsys, tmp_path):
     calls, given = [], str(tmp_path / "w")
-    monkeypatch.setattr(jax_setup, "set_up_jax", lambda **_: calls.append("set up"))
+    monkeypatch.setattr(jax_setup, "set_up_jax", lambda **settings: calls.append(settings))
     monkeypatch.setattr("vit_jax.training.loop.train", lambda *arguments: calls.append(arguments))
     status = cli.main(
         [
@@ -207,10 +207,11 @@ def test_train_hands_config_and_workdir_on_and_says_its_notes(monkeypatch, capsy
             "--config=digits_vit",
             f"--workdir={given}",
             "--config.model.name=vit_classifier",
+            "--config.training.deterministic",
         ]
     )
     assert status == 0
-    assert calls[0] == "set up"
+    assert calls[0] == {"deterministic": True}
     config, workdir = calls[1]
     assert (config.model.name, str(workdir)) == ("vit_classifier", given)
     assert capsys.readouterr().err.startswith("note: model.name is no longer vit_tiny_patch16_224")

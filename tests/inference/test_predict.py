@@ -129,6 +129,24 @@ def test_other_sizes_go_through_the_size_of_the_data(loaded, files):
     assert batch["image"].shape == (2, 16, 16, 1)
 
 
+def test_batches_are_sent_ahead_of_the_one_that_is_waited_for():
+    from vit_jax.inference import classifier
+
+    sent: list[int] = []
+    here: Any = SimpleNamespace(variables={}, on_device=lambda batch: batch)
+
+    def function(variables, images):
+        sent.append(images)
+        return images + 1
+
+    batches: Any = [{"image": number, "index": -number} for number in range(9)]
+    found = []
+    for batch, result in classifier.Classifier.results(here, function, batches):
+        found.append((batch, result))
+        assert len(sent) == min(len(found) + classifier._IN_FLIGHT, 9)
+    assert found == [({"index": -number}, number + 1) for number in range(9)]
+
+
 def test_arrays_in_any_batches(loaded, files):
     arrays = [np.asarray(Image.open(path))[..., None] for path in files[:7]]
     whole = list(predict(loaded, arrays, batch_size=7))

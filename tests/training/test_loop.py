@@ -137,9 +137,7 @@ def test_rows_that_are_lost_before_a_resume_are_said(finished, tmp_path, capfd):
     (run / "metrics.jsonl").write_text("".join(others))
     train(tiny(), run)
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning")]
-    assert said == [f"warning: {run}/metrics.jsonl has lost rows up to step 12: 1 of 3 train"], (
-        first
-    )
+    assert said == [f"warning: {run}/metrics.jsonl has lost rows up to step 12: 1 of 3 train"]
 
 
 @pytest.mark.parametrize(

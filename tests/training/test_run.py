@@ -1,7 +1,10 @@
 """What a config makes of the images before they cross to the device."""
 
 import functools
+import os
 import pathlib
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +13,8 @@ import pytest
 
 from tests.data.conftest import write_png
 from tests.training.runs import tiny
-from vit_jax.training.run import open_run
+from vit_jax.cli.jax_setup import set_up_jax
+from vit_jax.training.run import _check_deterministic, open_run
 from vit_jax.training.step import _prepared
 
 
@@ -119,3 +123,17 @@ def test_images_of_one_size_are_cropped_by_the_step() -> None:
     )
     assert whole.shape == part.shape
     assert (whole != part).any((1, 2, 3)).all()
+
+
+def test_deterministic_gpus_are_started_so(monkeypatch) -> None:
+    gpu: Any = SimpleNamespace(devices=np.array([SimpleNamespace(platform="gpu")]))
+    config = tiny(training__deterministic=True)
+    monkeypatch.setenv("XLA_FLAGS", "--another")
+    with pytest.raises(
+        ValueError, match=r"wanted --xla_gpu_deterministic_ops=true among XLA_FLAGS"
+    ):
+        _check_deterministic(config, gpu)
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    set_up_jax(deterministic=True)
+    assert os.environ["XLA_FLAGS"] == "--another --xla_gpu_deterministic_ops=true"
+    _check_deterministic(config, gpu)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 
@@ -107,5 +108,10 @@ def test_another_config_is_refused_and_a_resumable_field_is_not(tmp_path):
     row = {"step": 5, "split": "train", "epoch": 1, "loss": 2, "top1": 0.1, "top5": 0.2}
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     check_config(tiny(data__num_workers=3, mesh__fsdp=2, log__every_steps=1), tmp_path)
+    other = tiny(training__deterministic=True)
+    check_config(other, tmp_path)  # of CPUs, where it means nothing
+    on_gpu = mock.patch("jax.default_backend", return_value="gpu")
+    with on_gpu, pytest.raises(ValueError, match=r"training\.deterministic \(was False, now True"):
+        check_config(other, tmp_path)
     with pytest.raises(ValueError, match=r"differs in seed \(was 3, now 4\), data\.batch_size"):
         check_config(tiny(seed=4, data__batch_size=16), tmp_path)

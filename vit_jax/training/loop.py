@@ -249,6 +249,8 @@ class _Loop:
         teacher = run.teacher
         if teacher is not None:
             quiet.say("taught by " + teacher.weights[1])
+        if run.resident:
+            quiet.say(f"on the devices: {', '.join(source.name for source in run.resident)}")
         with writing(workdir):
             for remark in records.cut_back(self.step, counts):
                 quiet.warn(remark)
