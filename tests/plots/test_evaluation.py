@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 from tests.inference.test_evaluate import made_up
+from tests.tiers import mostly_slow
 from vit_jax.plots.evaluation import plot_evaluation
 from vit_jax.plots.targets import plot_precision_recall, plot_predicted_numbers
 
 
-@pytest.mark.parametrize("classes", [7, 30, 120])
+@pytest.mark.parametrize("classes", mostly_slow([7, 30, 120], fast=[7, 120]))
 def test_what_the_picture_shows(tmp_path, figures, classes):
     found = made_up(2000, classes)
     calibration = found.calibration()

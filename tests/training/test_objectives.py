@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import shutil
 import sys
 import types
 from typing import Any
@@ -14,7 +13,7 @@ from flax import nnx
 from sklearn import metrics
 
 import vit_jax
-from tests.training.runs import arrays, rows, tiny
+from tests.training.runs import arrays, rows, tiny, trained
 from tests.training.test_own import Kept, Stop, make_items
 from vit_jax.data.own import own_splits
 from vit_jax.data.sources import ArraySource
@@ -78,6 +77,9 @@ def test_weights_are_of_training_alone_and_balance_the_classes() -> None:
     there = np.sum([label for _, label in LABELS], axis=0)
     assert isinstance(several, MultiLabel)
     np.testing.assert_allclose(np.array(several.positive_weights), (48 - there) / there)
+    there = jnp.ones((1, 2), jnp.int32)
+    plain, weighted = (several.losses(jnp.zeros((1, 2)), there, train=t)[0] for t in (False, True))
+    assert float(weighted[0] / plain[0]) == pytest.approx(np.mean(several.positive_weights or ()))
     with pytest.raises(ValueError, match=r"loss\.balanced: no image of x has the label 2"):
         make_objective(tiny(loss__balanced=True), None, source, 3)
     with pytest.raises(ValueError, match=r"class_weights: wanted 2 numbers, .* got 1"):
@@ -213,17 +215,13 @@ def test_numbers(tmp_path: pathlib.Path) -> None:
     assert again.spec.target is None
 
 
-def trained(workdir: pathlib.Path, step: int) -> dict[str, bytes]:
-    """A checkpoint without the sums since the last train row, of which the end writes one."""
-    told = ("training/sums", "training/fingerprint")
-    return {k: v for k, v in arrays(workdir, step).items() if not k.startswith(told)}
-
-
 def test_a_run_ends_early_as_one_that_was_as_long(
     finished: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    """Where no validation is better; the same command then finds it finished."""
+    """Where no validation is better; stopped on the way; the command then finds it finished."""
     config = tiny(num_epochs=9, evaluation__patience=1, evaluation__metric="loss")
+    with pytest.raises(Stop):
+        train(config, tmp_path, callbacks=[Kept(stop_at=6)])
     final = train(config, tmp_path)
     held_out = [row for row in rows(finished) if row["split"] != "train"]
     assert [row for row in rows(tmp_path) if row["split"] != "train"] == held_out
@@ -236,24 +234,6 @@ def test_a_run_ends_early_as_one_that_was_as_long(
     (tmp_path / "metrics.jsonl").write_text("".join(lines[:-1]))
     assert train(config, tmp_path) == final
     assert rows(tmp_path)[-1] == held_out[-1]
-
-
-def test_a_finished_run_goes_on_for_more_epochs(
-    finished: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    """With the bits of a run that was that long from the start; and a trace is written."""
-    shutil.copytree(finished, tmp_path / "more")
-    config = tiny(num_epochs=3)
-    with pytest.raises(ValueError, match=r"num_epochs \(was 2, now 1\)"):
-        train(tiny(num_epochs=1), tmp_path / "more")
-    final = train(config, tmp_path / "more")
-    whole = train(config, tmp_path / "whole")
-    for split in ("validation", "test"):
-        assert {k: v for k, v in final.items() if split in k} == {
-            k: v for k, v in whole.items() if split in k
-        }
-    assert trained(tmp_path / "more", 18) == trained(tmp_path / "whole", 18)
-    assert [row["step"] for row in rows(tmp_path / "more") if row["split"] == "test"] == [18]
 
 
 @pytest.mark.slow

@@ -235,12 +235,24 @@ def test_classes_of_arrays(tmp_path: pathlib.Path) -> None:
         ({}, {"mix__mixup_alpha": 0.2}, "config.mix is for the classification loss"),
         ({}, {"data__num_train_examples": 4}, "num_train_examples: wanted None with data="),
         ({"data": {"train": ITEMS, "valid": ITEMS}}, {}, "train, validation, test, got 'valid'"),
+        ({"data": ITEMS}, {"evaluation__patience": 1}, "patience: wanted None without a valid"),
+        (
+            {"metrics": {"mae": absolute_error}, "loss": None},
+            {"loss__kind": "mse"},
+            "metrics: the rows of this run have a 'mae' already",
+        ),
+        ({}, {"loss__kind": "mse"}, 'kind: wanted "cross_entropy" with loss= of the caller'),
+        (
+            {"loss": None, "metrics": {}},
+            {"loss__kind": "l1", "model__kwargs__num_classes": 3},
+            "has 2 numbers an image and the head of the model 3 outputs",
+        ),
         ({"data": []}, {}, "it holds no images"),
         ({"data": 3}, {}, r"wanted something with len\(\) and an index"),
         ({"data": [np.zeros((8, 8), np.uint8)]}, {}, r"item 0: wanted \(image, label\)"),
         ({"data": [(np.zeros((8, 8)), 1)]}, {}, r"wanted a PIL image or uint8 .* got float64"),
     ],
-    ids=range(18),
+    ids=range(22),
 )
 def test_what_does_not_fit_is_named(given, fields, message, tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match=message):

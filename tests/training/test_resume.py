@@ -15,7 +15,7 @@ import pytest
 
 from tests.training.conftest import uninterrupted
 from tests.training.kills import check_none_left, in_checkpoint, kill, row_count, wait_for
-from tests.training.runs import arrays, child, rows, steps, tiny
+from tests.training.runs import arrays, child, rows, steps, tiny, trained
 from tests.training.test_loop import same, stop_at
 from vit_jax.config import TrainConfig
 from vit_jax.training import Interrupted, train
@@ -45,6 +45,20 @@ def reference(tmp_path_factory) -> pathlib.Path:
 def check_same(workdir: pathlib.Path, reference: pathlib.Path) -> None:
     assert rows(workdir) == rows(reference)
     assert arrays(workdir, LAST) == arrays(reference, LAST)
+
+
+def test_a_finished_run_goes_on_for_more_epochs(finished, reference, tmp_path):
+    """With the bits of a run that was that long from the start, and one test, at the new end."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    with pytest.raises(ValueError, match=r"num_epochs \(was 2, now 1\)"):
+        train(tiny(num_epochs=1), tmp_path)
+    train(config(), tmp_path)
+    for split in ("validation", "test"):
+        ours, whole = (
+            [row for row in rows(run) if row["split"] == split] for run in (tmp_path, reference)
+        )
+        assert ours == whole
+    assert trained(tmp_path, LAST) == trained(reference, LAST)
 
 
 def test_killed_and_stopped_with_other_workers_each_time(reference, tmp_path):

@@ -13,13 +13,14 @@ from flax import nnx
 import vit_jax
 from tests.tiers import mostly_slow
 from vit_jax.models.registry import abstract_model, design_of, model_fields
-from vit_jax.models.spec import ModelSpec, Preprocessing
+from vit_jax.models.spec import ModelSpec, Preprocessing, Target
 from vit_jax.weights.dialects import DialectError, dialect_for
 from vit_jax.weights.spec_json import read_spec, spec_to_dict
 
 # Numbers, twice the same, letters of other scripts, none at all, and what others would make up.
 LABELS = ("10", "2", "2", "naïve café", "日本語", "", 'a "b"\n', "LABEL_7", "7")
 PREPROCESSING = Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.8, "bilinear", "squash")
+TARGET = Target("regression", (1.5,) * len(LABELS), (2.0,) * len(LABELS))
 FORMS = {
     "w.safetensors": None,
     "w.pth": None,
@@ -73,12 +74,45 @@ def test_every_name_through_every_form(name: str, tmp_path: Path) -> None:
                 dialect_for(model, dialect)
         except DialectError:
             continue
-        for preprocessing, labels in ((PREPROCESSING, LABELS), (None, None)):
+        for preprocessing, labels, target in ((PREPROCESSING, LABELS, None), (None, None, TARGET)):
             path = tmp_path / f"{labels is None}_{form}"
             model.spec = dataclasses.replace(
-                model.spec, preprocessing=preprocessing, class_names=labels
+                model.spec, preprocessing=preprocessing, class_names=labels, target=target
             )
             vit_jax.save_pretrained(model, path, dialect=dialect)
             spec = vit_jax.from_pretrained(path).spec
             assert dataclasses.replace(spec, source=None) == model.spec, form
             assert spec.source == str(path)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ({"kind": "ranking"}, "target: wanted multilabel or regression, got 'ranking'"),
+        ({"kind": "regression", "mean": [1]}, "target: 1 means and 0 deviations"),
+        ({"kind": "regression", "mean": [1], "std": [0]}, "a positive std"),
+        ({"kind": "regression", "mean": ["x"], "std": [1]}, "could not convert"),
+        ({"sort": "regression"}, "wanted target with kind, mean and std"),
+        ("regression", "wanted target with kind"),
+    ],
+)
+def test_a_damaged_target_is_refused(target: Any, message: str) -> None:
+    stated = {"spec_version": 1, "name": "vit", "fields": {"depth": 1}, "target": target}
+    with pytest.raises(ValueError, match=message):
+        read_spec(stated)
+
+
+def test_transformers_own_words_for_the_target(tmp_path: Path) -> None:
+    """Also where nothing of ours stands beside them; some of the outputs keep theirs."""
+    model = small("vit_tiny_patch16_224")
+    model.spec = dataclasses.replace(model.spec, target=Target("multilabel"))
+    vit_jax.save_pretrained(model, tmp_path / "hf", dialect="huggingface")
+    path = tmp_path / "hf" / "config.json"
+    config = json.loads(path.read_text())
+    assert config["problem_type"] == "multi_label_classification"
+    del config["vit_jax"]
+    path.write_text(json.dumps(config))
+    assert vit_jax.from_pretrained(tmp_path / "hf").spec.target == Target("multilabel")
+    assert Target("regression", (1, 2, 3), (4, 5, 6)).at([2, 0]) == Target(
+        "regression", (3, 1), (6, 4)
+    )

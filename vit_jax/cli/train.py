@@ -1,15 +1,18 @@
 """`vit-jax train`: train a model, or go on with a run."""
 
-import pathlib
 import shlex
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from vit_jax.allocator import keep_freed_memory
 from vit_jax.cli import jax_setup
 from vit_jax.cli.errors import report
 from vit_jax.cli.parsing import RecipeParser
 from vit_jax.config.schema import TrainConfig
-from vit_jax.storage import is_remote, run_path
+from vit_jax.storage import run_path
+
+if TYPE_CHECKING:
+    from vit_jax.training.records import Row
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -53,31 +56,30 @@ def train_and_draw(config: TrainConfig, workdir: str) -> None:
 
     from vit_jax.training.loop import train
     from vit_jax.training.processes import is_first
+    from vit_jax.training.records import read_rows
+    from vit_jax.training.workdir import METRICS_FILE
 
     if jax.default_backend() == "cpu":
         keep_freed_memory()
+    measured = run_path(workdir) / METRICS_FILE
+    before = read_rows(measured) if is_first() else []
     train(config, workdir)
-    if is_first():
-        _draw_curves(workdir)
+    if is_first() and (before != (rows := read_rows(measured)) or not _is_drawn(workdir)):
+        _draw_curves(rows, workdir)
 
 
-def _draw_curves(workdir: str) -> None:
-    """Draws the pictures in `plots/` of a finished run; again for new rows."""
+def _is_drawn(workdir: str) -> bool:
+    return (run_path(workdir) / "plots" / "loss.png").exists()
+
+
+def _draw_curves(rows: "list[Row]", workdir: str) -> None:
+    """Draws the pictures in `plots/` of a finished run."""
     from vit_jax.plots.curves import plot_curves
-    from vit_jax.training.records import read_rows
-    from vit_jax.training.workdir import METRICS_FILE, writing
+    from vit_jax.training.workdir import writing
 
     path = run_path(workdir)
-    drawn, measured = path / "plots" / "loss.png", path / METRICS_FILE
-    if drawn.exists() and (is_remote(path) or _written(drawn) >= _written(measured)):
-        return
-    rows = read_rows(measured)
     with writing(path, "the run is finished, and its curves are drawn"):
         plot_curves(rows, path / "plots")
-
-
-def _written(path: pathlib.Path) -> float:
-    return path.stat().st_mtime
 
 
 def _parser() -> RecipeParser:

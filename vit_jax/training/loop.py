@@ -439,9 +439,9 @@ class _Loop:
         score = sign * row.get(f"ema_{name}", row[name])
         if self.best is None or score > self.best[0]:
             self.best = (score, row["step"])
-        patience = self.run.config.evaluation.patience
-        stale = self.records.count("validation", self.best[1])
-        self.ended_early = patience is not None and stale >= patience
+        if (patience := self.run.config.evaluation.patience) is not None:
+            stale = self.records.count("validation", self.best[1])
+            self.ended_early = stale >= patience
 
     def _keep_best(self) -> None:
         if self.best is not None:
@@ -464,9 +464,10 @@ class _Loop:
         self._evaluate("validation", self.run.data.validation)
         self._keep_best()
         if self.ended_early and self.best is not None:
+            count = self.records.count("validation", self.best[1])
             self.progress.say(
-                f"ends early at step {self.step}: {self.run.config.evaluation.patience} "
-                f"validations without a better {self.run.best[1]} than that of step {self.best[1]}"
+                f"ends early at step {self.step}: {count} validation{'s' * (count != 1)} without a "
+                f"better {self.run.best[1]} than that of step {self.best[1]}"
             )
 
     def _evaluate(self, split: str, source: ImageSource) -> None:

@@ -325,6 +325,8 @@ def open_run(config: TrainConfig, stated: Collection[str] = (), own: Own | None 
         labels_file=data.labels_file or None,
         kind=config.loss.target,
     )
+    if config.evaluation.patience is not None and splits.validation is None:
+        raise ValueError("config.evaluation.patience: wanted None without a validation split")
     source = splits.train
     if own.model is not None:
         model = open_own_model(own.model, config, source)
@@ -651,6 +653,6 @@ def _check_labels(num_classes: int, config: TrainConfig, source: ImageSource) ->
     number = math.prod(shape)
     if config.loss.target != "classification" and num_classes != number:
         raise ValueError(
-            f"{source.name} has {number} {'labels' if shape else 'number'} an image and the head "
+            f"{source.name} has {number} {'numbers' if shape else 'number'} an image and the head "
             f"of the model {num_classes} outputs: set config.model.kwargs.num_classes={number}"
         )
