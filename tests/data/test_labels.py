@@ -71,10 +71,13 @@ def test_kinds(tmp_path, text, kind, wanted):
     ],
 )
 def test_bad_rows_are_named_by_their_lines(tmp_path, text, kind, message):
-    path = folder(tmp_path, text, 2)
-    with pytest.raises(ValueError, match=message):
+    def read(path: Path) -> None:
         file = read_label_file(path, tmp_path)
         encode(file, kind_of_labels(file) if kind is None else kind)
+
+    path = folder(tmp_path, text, 2)
+    with pytest.raises(ValueError, match=message):
+        read(path)
 
 
 def test_a_missing_file_is_named(tmp_path):

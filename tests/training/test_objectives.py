@@ -241,7 +241,7 @@ def test_a_run_ends_early_as_one_that_was_as_long(
 def test_a_finished_run_goes_on_for_more_epochs(
     finished: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    """With the bits of a run that was that long from the start; and a trace is written."""
+    """With the bits of a run that was that long from the start."""
     shutil.copytree(finished, tmp_path / "more")
     config = tiny(num_epochs=3)
     with pytest.raises(ValueError, match=r"num_epochs \(was 2, now 1\)"):

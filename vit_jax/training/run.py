@@ -393,6 +393,11 @@ def _check_own(config: TrainConfig, own: Own) -> None:
             raise ValueError(f"config.{name} is for a registered model, and model= is the caller's")
     if own.data is not None and config.data.num_train_examples is not None:
         raise ValueError("config.data.num_train_examples: wanted None with data= of the caller")
+    if own.data is not None and own.data.validation is None and config.evaluation.patience:
+        raise ValueError(
+            "config.evaluation.patience: wanted None without validation images, got "
+            f"{config.evaluation.patience}"
+        )
     if _reconstructs(config) and (own.loss is not None or own.metrics or own.model is not None):
         raise ValueError(
             'config.loss.kind: wanted "cross_entropy" with loss=, metrics= or model= of the '
@@ -642,7 +647,7 @@ def _check_labels(num_classes: int, config: TrainConfig, source: ImageSource) ->
     elif config.loss.target == "multilabel":
         fits, wanted = len(shape) == 1, "a 0 or 1 for each label, such as those of a labels_file"
     else:
-        fits, wanted = len(shape) <= 1 and dtype.kind == "f", "numbers, such as of a labels_file"
+        fits, wanted = len(shape) <= 1 and dtype.kind == "f", "floats, such as of a labels_file"
     if not fits:
         raise ValueError(
             f"the labels of {source.name} are {dtype} of shape {shape}: wanted {wanted}, with "
