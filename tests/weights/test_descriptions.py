@@ -13,13 +13,14 @@ from flax import nnx
 import vit_jax
 from tests.tiers import mostly_slow
 from vit_jax.models.registry import abstract_model, design_of, model_fields
-from vit_jax.models.spec import ModelSpec, Preprocessing
+from vit_jax.models.spec import ModelSpec, Preprocessing, Target
 from vit_jax.weights.dialects import DialectError, dialect_for
 from vit_jax.weights.spec_json import read_spec, spec_to_dict
 
 # Numbers, twice the same, letters of other scripts, none at all, and what others would make up.
 LABELS = ("10", "2", "2", "naïve café", "日本語", "", 'a "b"\n', "LABEL_7", "7")
 PREPROCESSING = Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.8, "bilinear", "squash")
+NUMBERS = Target("regression", tuple(range(9)), (0.1,) * 9)
 FORMS = {
     "w.safetensors": None,
     "w.pth": None,
@@ -50,7 +51,7 @@ FAST = ("vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "t2t_vit_14_s
 def test_every_name_in_words(name: str) -> None:
     """At its full size; the fields are those of the name and the description is all of it."""
     config = design_of(name).config_class(**model_fields(name))
-    spec = ModelSpec(name, config, PREPROCESSING, LABELS, "somewhere")
+    spec = ModelSpec(name, config, PREPROCESSING, LABELS, "somewhere", target=NUMBERS)
     stated = read_spec(json.loads(json.dumps(spec_to_dict(spec))))
     assert stated.fields is not None
     again = ModelSpec(
@@ -59,6 +60,7 @@ def test_every_name_in_words(name: str) -> None:
         stated.preprocessing,
         stated.class_names,
         "somewhere",
+        target=stated.target,
     )
     assert again == spec
     assert hash(again) == hash(spec)
@@ -73,11 +75,10 @@ def test_every_name_through_every_form(name: str, tmp_path: Path) -> None:
                 dialect_for(model, dialect)
         except DialectError:
             continue
-        for preprocessing, labels in ((PREPROCESSING, LABELS), (None, None)):
-            path = tmp_path / f"{labels is None}_{form}"
-            model.spec = dataclasses.replace(
-                model.spec, preprocessing=preprocessing, class_names=labels
-            )
+        for facts in ((PREPROCESSING, LABELS, NUMBERS), (None, None, None)):
+            path = tmp_path / f"{facts[0] is None}_{form}"
+            named = dict(zip(("preprocessing", "class_names", "target"), facts, strict=True))
+            model.spec = dataclasses.replace(model.spec, **named)
             vit_jax.save_pretrained(model, path, dialect=dialect)
             spec = vit_jax.from_pretrained(path).spec
             assert dataclasses.replace(spec, source=None) == model.spec, form
