@@ -310,3 +310,6 @@ def test_a_label_file_makes_what_its_labels_are(place, monkeypatch, tmp_path, ki
         assert (refused.status, "wanted classes, one an image" in refused.err) == (2, True)
         checked = commands.run("data", "check", "photos", f"--labels={labels}")
         assert "label     train  validation  test" in checked.out
+        labels.write_text("file,value\ndisc/00.png,3\n")  # of one image, and two empty parts
+        checked = commands.run("data", "check", "photos", f"--labels={labels}")
+        assert "\nmean           3           -     -\n" in checked.out

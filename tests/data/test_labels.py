@@ -64,6 +64,7 @@ def test_kinds(tmp_path, text, kind, wanted):
         ("file,label,split\n0.png,a,dev\n", "", "line 2: wanted the split train, .* got 'dev'"),
         ("file,label\n" + "x.png,a\n" * 5, "", "line 4: there is no [^;]*; and 2 more"),
         ("file,label\n0.png,a\n1.png,a;b\n", "classification", "line 3: wanted one class, got a;b"),
+        ("file,labels\n0.png,\n1.png,\n", "multilabel", "labels.csv: no row has a label"),
         ("file,label\n0.png,1\n1.png,x\n", "regression", "line 3: wanted a number, got x"),
         ("file,label\n0.png,0.5\n1.png,nan\n", None, "line 3: wanted a number, got nan"),
         ("file,label\n0.png,1e39\n1.png,.5\n", None, "line 2: wanted a number, got 1e39"),

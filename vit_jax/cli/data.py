@@ -115,19 +115,21 @@ def label_table(parts: "dict[str, ImageSource]") -> list[str]:
     what, plural = ("label", "labels") if of_labels else ("class", "classes")
     rows = [
         *((name, *(f"{n:,}" for n in row)) for name, *row in zip(names, *counts, strict=True)),
-        (f"{len(names):,} {plural}", *(f"{len(column):,}" for column in labels)),
+        (f"{len(names):,} {what if len(names) == 1 else plural}", *(f"{len(x):,}" for x in labels)),
     ]
     return _columns((what, *parts), rows)
 
 
 def _number_rows(labels: "list[np.ndarray]") -> list[tuple[str, ...]]:
-    columns = [each.reshape(len(each), -1) for each in labels]
+    def told(name: str, numbers: "np.ndarray") -> str:
+        if not len(numbers):
+            return "-"
+        found = getattr(numbers.reshape(len(numbers), -1), name)(axis=0)
+        return ", ".join(f"{x:.4g}" for x in found)
+
     facts = {"least": "min", "mean": "mean", "most": "max", "deviation": "std"}
-    rows = [
-        (fact, *(", ".join(f"{x:.4g}" for x in getattr(each, name)(axis=0)) for each in columns))
-        for fact, name in facts.items()
-    ]
-    return [*rows, ("images", *(f"{len(each):,}" for each in columns))]
+    rows = [(fact, *(told(name, each) for each in labels)) for fact, name in facts.items()]
+    return [*rows, ("images", *(f"{len(each):,}" for each in labels))]
 
 
 def _columns(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:

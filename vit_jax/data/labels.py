@@ -171,11 +171,13 @@ def encode(file: LabelFile, kind: str) -> tuple[np.ndarray, tuple[str, ...]]:
       (N,) or (N, numbers) float32, without names.
 
     Raises:
-      ValueError: rows that are not of this kind, named by their lines.
+      ValueError: rows that are not of this kind, named by their lines; or no label at all.
     """
     if kind == "regression":
         return _numbers(file), ()
     names = tuple(sorted({label for row in file.rows for label in row.labels}))
+    if not names:
+        raise ValueError(f"the label file {file.path}: no row has a label")
     place = {name: index for index, name in enumerate(names)}
     if kind == "multilabel":
         found = np.zeros((len(file.rows), len(names)), np.float32)
