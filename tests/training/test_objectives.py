@@ -195,6 +195,9 @@ def test_several_labels_an_image(tmp_path: pathlib.Path) -> None:
         assert {guess.name for guess in told_of.top} == likely
     (most,) = predict(model, images[:1], top=1)
     assert len(most.top) == 1
+    twos = [(image, 2 * label) for image, label in LABELS]
+    with pytest.raises(ValueError, match="wanted 0 or 1 each"):
+        train(config, tmp_path / "twos", data=twos)
 
 
 @pytest.mark.slow

@@ -155,7 +155,8 @@ class ValueEvaluation:
 
     Attributes:
       source: the set.
-      figures: loss, mae and rmse; the errors are in the unit of the labels.
+      figures: loss, the squared error of standardised numbers, whichever the model was trained
+        with; mae and rmse, in the unit of the labels.
       labels, predictions: (N, numbers).
       notes: what to know of the figures, a line each.
     """
@@ -182,6 +183,8 @@ def evaluate(
     watch: Watch = unwatched,
 ) -> Any:
     """Evaluates a model as its training does: on the set of its run, the same loss and figures.
+
+    But for a run of `loss.kind="l1"`: see `ValueEvaluation`.
 
     Args:
       model: of `vit_jax.from_pretrained`.

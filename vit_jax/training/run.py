@@ -335,7 +335,7 @@ def open_run(config: TrainConfig, stated: Collection[str] = (), own: Own | None 
             )
     assert model is not None
     _check_model(model, config, source, stated, own)
-    _limit_labels(splits, model.num_classes if _is_classification(config, own) else None)
+    _limit_labels(splits, config, own, model.num_classes)
     set_preprocessing(model, config, statistics_of(config, source.channels), source)
     target = make_objective(config, own.loss).target
     names = splits.class_names or None
@@ -362,11 +362,16 @@ def _is_classification(config: TrainConfig, own: Own) -> bool:
     return own.loss is None and config.loss.kind == "cross_entropy"
 
 
-def _limit_labels(splits: Splits, num_classes: int | None) -> None:
-    """Lets images without names of classes have no label that the model has not."""
+def _limit_labels(splits: Splits, config: TrainConfig, own: Own, num_classes: int) -> None:
+    """Lets images without names of classes have no label that the model has not.
+
+    Where an image may have several labels, each is there or is not.
+    """
+    of_several = own.loss is None and config.loss.target == "multilabel"
     for part in (splits.train, splits.validation, splits.test):
         if part is not None:
-            part.label_limit = None if part.class_names else num_classes
+            unnamed = _is_classification(config, own) and not part.class_names
+            part.label_limit = 2 if of_several else num_classes if unnamed else None
 
 
 def _check_own(config: TrainConfig, own: Own) -> None:
