@@ -26,6 +26,7 @@ QUICK = (
     "--config.optimizer.learning_rate=0.03",  # too high: the second epoch is worse
     *("--config.log.tensorboard=false", "--config.data.num_workers=0"),
 )
+NEW = ("--workdir=new", "--model=vit_tiny_patch16_224")
 TRAINED_ON_TOO = (
     "warning: 1 of the images that are held out for validation and test are trained on too "
     "(photos/triangle/11.png is photos/triangle/00.png): accuracy will look better than it is\n"
@@ -163,6 +164,9 @@ def test_the_same_command_says_that_the_run_is_finished(finished, place, monkeyp
         (("photos", "--workdir=new"), "error: wanted --from SOURCE, trained weights to start from"),
         (("nowhere", "--model=vit_tiny_patch16_224"), "error: there is no folder nowhere; wanted"),
         (("photos", "--workdir=new", "--from=nowhere.pth"), "nowhere.pth"),
+        (("photos", *NEW, "--objective=regression"), "--objective regression: wanted --labels FIL"),
+        (("photos", *NEW, "--labels=one.csv"), "has the class 7 alone: wanted two or more"),
+        (("photos", *NEW, "--labels=one.csv", "--objective=regression"), "the same for all images"),
         (("photos", "--workdir=new", "--from=grey.safetensors"), "takes images of 1 channels, and"),
         (("photos", "--workdir=new", "--model=vit_tinny"), "vit_tinny"),
         (
@@ -175,6 +179,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(finished, place, monkeypat
     monkeypatch.chdir(place)
     if not Path("grey.safetensors").exists():
         weights(Path("grey.safetensors"), in_chans=1)
+        Path("one.csv").write_text("file,label\ndisc/00.png,7\ndisc/01.png,7\n")
     ended = commands.run("finetune", *options)
     assert ended.status == 2
     assert said in ended.err
@@ -305,3 +310,6 @@ def test_a_label_file_makes_what_its_labels_are(place, monkeypatch, tmp_path, ki
         assert (refused.status, "wanted classes, one an image" in refused.err) == (2, True)
         checked = commands.run("data", "check", "photos", f"--labels={labels}")
         assert "label     train  validation  test" in checked.out
+        labels.write_text("file,value\ndisc/00.png,3\n")  # of one image, and two empty parts
+        checked = commands.run("data", "check", "photos", f"--labels={labels}")
+        assert "\nmean           3           -     -\n" in checked.out

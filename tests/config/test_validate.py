@@ -144,6 +144,7 @@ def test_a_bad_value_names_field_wish_and_value(config, path, value, wanted):
         ({"loss.kind": "binary_cross_entropy", "mix.mixup_alpha": 0.1}, "config.mix.mixup_alpha"),
         ({"loss.kind": "mse", "data.sampling": "balanced"}, "config.data.sampling: wanted"),
         ({"loss.target_mean": (1.0,)}, 'target_mean: wanted None with loss.kind="cross_entropy"'),
+        ({"loss.kind": "mse", "loss.target_mean": (1.0,)}, "config.loss.target_mean and config.l"),
         ({"loss.balanced": True, "loss.class_weights": (1.0,)}, "config.loss.balanced: wanted"),
         ({"data.validation_split": None, "evaluation.patience": 1}, "config.evaluation.patience"),
         ({"optimizer.restarts": (2,)}, "config.optimizer.restarts: wanted whole epochs"),

@@ -34,7 +34,8 @@ def folder(path: Path, text: str, count: int = 10) -> Path:
         ("file,labels\n0.png,a\n1.png,b\n", "multilabel", [[1, 0], [0, 1]]),
         ("file,label\n0.png,0.5\n1.png,-2\n", "regression", [0.5, -2]),
         ("file,value\n0.png,3\n1.png,1e3\n", "regression", [3, 1000]),
-        ("\ufefffile,label\n0.png,0.5;1\n1.png,2;2\n", "regression", [[0.5, 1], [2, 2]]),
+        ("\ufefffile,label\r\n0.png,0.5;1\r\n1.png,2;2\r\n", "regression", [[0.5, 1], [2, 2]]),
+        ('file, label\n"./0.png", "b, c"\nx/../1.png, "a"\n', "classification", [1, 0]),
     ],
 )
 def test_kinds(tmp_path, text, kind, wanted):
@@ -52,22 +53,32 @@ def test_kinds(tmp_path, text, kind, wanted):
         ("file,label\n", "", "has no rows below its header"),
         ("file,label\n0.png\n", "", "line 2: wanted 2 columns, got 1$"),
         ("file,label\n0.png,a\n\n9.png,a\n", "", "line 4: there is no .*9.png$"),
-        ("file,label\n0.png,a\n0.png,b\n", "", "line 3: 0.png was in line 2 already"),
+        ("file,label\n0.png,a\n./0.png,b\n", "", "line 3: 0.png was in line 2 already"),
+        ("file,label\n../0.png,a\n", "", "line 2: wanted a path from the folder, got ../0.png"),
+        ("file,label\n/etc/passwd,a\n", "", "line 2: wanted a path from the folder, got /etc"),
+        (f"file,label\n{'x' * 300},a\n", "", "line 2: there is no .*x$"),
+        ('file,label\n0.png,"a\n1.png,b\n', "", "line 3: no line of a CSV file: unexpected end"),
         ("file,label\n,a\n", "", "line 2: names no file"),
         ("file,label\n0.png,a;;b\n", "", "line 2: an empty label in 'a;;b'"),
         ("file,label\n0.png,a;a\n", "", "line 2: a label twice in 'a;a'"),
         ("file,label,split\n0.png,a,dev\n", "", "line 2: wanted the split train, .* got 'dev'"),
         ("file,label\n" + "x.png,a\n" * 5, "", "line 4: there is no [^;]*; and 2 more"),
         ("file,label\n0.png,a\n1.png,a;b\n", "classification", "line 3: wanted one class, got a;b"),
+        ("file,labels\n0.png,\n1.png,\n", "multilabel", "labels.csv: no row has a label"),
         ("file,label\n0.png,1\n1.png,x\n", "regression", "line 3: wanted a number, got x"),
-        ("file,label\n0.png,nan\n", "regression", "line 2: wanted a number, got nan"),
+        ("file,label\n0.png,0.5\n1.png,nan\n", None, "line 3: wanted a number, got nan"),
+        ("file,label\n0.png,1e39\n1.png,.5\n", None, "line 2: wanted a number, got 1e39"),
         ("file,label\n0.png,1;2\n1.png,1\n", "regression", "line 3: wanted 2 numbers, got 1"),
     ],
 )
 def test_bad_rows_are_named_by_their_lines(tmp_path, text, kind, message):
+    def read(path: Path) -> None:
+        file = read_label_file(path, tmp_path)
+        encode(file, kind_of_labels(file) if kind is None else kind)
+
     path = folder(tmp_path, text, 2)
     with pytest.raises(ValueError, match=message):
-        encode(read_label_file(path, tmp_path), kind)
+        read(path)
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -90,6 +101,11 @@ def test_splits_of_a_label_file(tmp_path):
     )
     assert splits.validation is not None
     assert int(splits.validation[0]["image"].max()) == 6
+    with pytest.raises(ValueError, match="wanted source 'folder' with it, got 'digits'"):
+        open_splits("digits", labels_file=path)
+    path.write_text("file,label,split\n0.png,a,train\n1.png,b,test\n")
+    with pytest.raises(ValueError, match="line 3: no row of the split train has the class b"):
+        open_splits("folder", data_dir=tmp_path, labels_file=path, validation_split=None)
 
 
 def test_a_flat_folder_is_cut_as_a_folder_of_classes(tmp_path):
@@ -108,7 +124,7 @@ def test_a_flat_folder_is_cut_as_a_folder_of_classes(tmp_path):
     assert (splits.train.label_shape, splits.train.label_dtype) == ((), np.float32)
 
 
-LABELS = np.array([0] * 20 + [1] * 3 + [4] * 2)
+LABELS = np.array([0] * 20 + [1] * 3 + [4] * 2, np.int32)
 
 
 def test_a_balanced_epoch_shows_every_class_equally_often():

@@ -454,3 +454,8 @@ def test_no_more_is_unpacked_than_an_archive_may_have(
     with pytest.raises(ValueError, match=r"long.tar.gz .*unpacks to more than 10,000 bytes"):
         read_tar_files(archive, lambda path: (path, 9), most_bytes=10_000, wanted="w")
     assert max(asked) <= 10_001
+    with tarfile.open(archive, "w:gz") as tar:  # of a sparse file an archive holds no zeros
+        info = tarfile.TarInfo("a")
+        info.type = tarfile.GNUTYPE_SPARSE
+        tar.addfile(info)
+    assert read_tar_files(archive, lambda path: (path, 9), most_bytes=20_000, wanted="w") == {}

@@ -1,5 +1,6 @@
 """Evaluation: the test row of a run, and figures that anyone can compute."""
 
+import contextlib
 import dataclasses
 import json
 from typing import Any
@@ -14,6 +15,7 @@ from tests.data.conftest import write_png
 from tests.training.runs import rows
 from vit_jax import cli
 from vit_jax.config import DataConfig
+from vit_jax.data.own import OwnSource
 from vit_jax.data.sources import ArraySource
 from vit_jax.inference.evaluate import Evaluation, _labels_of, evaluate
 from vit_jax.inference.labelled import open_labelled
@@ -131,6 +133,14 @@ def test_labels_go_by_index_where_nothing_names_the_classes(loaded):
     assert notes == ("classes go by index: nothing names the model's 10",)
     with pytest.raises(ValueError, match="names the model's 10 classes, and made up has 2"):
         _labels_of(unnamed, source_of("0", "1"))
+    for label, message in ((9, None), (10, "image 0 has label 10, but the set declares 10")):
+        items = OwnSource([(np.zeros((8, 8), np.uint8), label)])  # which nothing names either
+        with (
+            contextlib.nullcontext()
+            if message is None
+            else pytest.raises(ValueError, match=message)
+        ):
+            assert evaluate(loaded, items, 1, 0).labels.tolist() == [label]
 
 
 def test_relabelled_examples_are_counted_where_they_belong(loaded):

@@ -15,6 +15,7 @@ from tests.reference.classifier_vit import ClassifierViT
 from tests.reference.vit import VisionTransformer
 from tests.tiers import mostly_slow
 from vit_jax.models.registry import abstract_model, model_fields
+from vit_jax.models.spec import Target
 
 TINY = {"embed_dim": 192, "depth": 12, "num_heads": 3}
 SMALL = {"embed_dim": 384, "depth": 12, "num_heads": 6}
@@ -182,11 +183,16 @@ def test_a_model_says_what_it_is_in_a_few_lines() -> None:
     ]
     model.eval()
     model.spec = dataclasses.replace(
-        model.spec, preprocessing=None, class_names=tuple("abcd"), source="a file"
+        model.spec,
+        preprocessing=None,
+        class_names=tuple("abcd"),
+        source="a file",
+        target=Target("multilabel"),
     )
     assert repr(model).splitlines()[0].endswith("eval mode")
     assert repr(model).splitlines()[2:] == [
         "  images: 32x32x3; nothing states their mean and deviation",
+        "  outputs: multilabel",
         "  classes: 4: a, b, c, ...",
         "  source: a file",
     ]

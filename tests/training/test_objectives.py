@@ -22,6 +22,7 @@ from vit_jax.inference.predict import predict
 from vit_jax.models.spec import Target
 from vit_jax.training import train
 from vit_jax.training.loggers import open_loggers
+from vit_jax.training.loop import _Loop
 from vit_jax.training.objectives import (
     Classification,
     MultiLabel,
@@ -98,6 +99,16 @@ def test_the_best_has_a_figure_and_a_direction() -> None:
         found("mAP")
     with pytest.raises(ValueError, match='mode: wanted "max" or "min" for the metric \'mine\''):
         found("mine", own=["mine"])
+
+
+def test_a_figure_that_is_no_number_is_never_the_best() -> None:
+    config = types.SimpleNamespace(evaluation=types.SimpleNamespace(patience=None))
+    run = types.SimpleNamespace(best=(1, "mine"), config=config)
+    records = types.SimpleNamespace(count=lambda split, after: 0)
+    loop: Any = types.SimpleNamespace(run=run, records=records, best=None)
+    for step, value in ((1, np.nan), (2, 0.5), (3, np.nan), (4, 0.4)):
+        _Loop._note_best(loop, {"split": "validation", "step": step, "mine": value})
+    assert loop.best == (0.5, 2)
 
 
 def labelled(**fields: Any) -> Any:
@@ -186,6 +197,9 @@ def test_several_labels_an_image(tmp_path: pathlib.Path) -> None:
         assert {guess.name for guess in told_of.top} == likely
     (most,) = predict(model, images[:1], top=1)
     assert len(most.top) == 1
+    twos = [(image, 2 * label) for image, label in LABELS]
+    with pytest.raises(ValueError, match="wanted 0 or 1 each"):
+        train(config, tmp_path / "twos", data=twos)
 
 
 @pytest.mark.slow

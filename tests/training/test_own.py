@@ -15,6 +15,7 @@ from PIL import Image
 
 import vit_jax
 from tests.training.runs import arrays, rows, tiny
+from vit_jax.data.loader import eval_batches
 from vit_jax.data.own import OwnSource, own_splits
 from vit_jax.training import train
 from vit_jax.training.own import Own, identity
@@ -231,9 +232,13 @@ def test_classes_of_arrays(tmp_path: pathlib.Path) -> None:
         ({"data": {"train": None}}, {}, 'wanted "train", got train'),
         ({"class_names": ["a"]}, {}, r"wanted classes, .* labels of shape \(2,\) float64"),
         ({"metrics": {"a": 3}}, {}, r"metrics\['a'\]: wanted a function, got 3"),
+        ({"callbacks": [3]}, {}, r"callbacks\[0\]: wanted a function, got 3"),
+        ({"loggers": [print]}, {}, r"loggers\[0\]: wanted an object with scalars\(step, values\)"),
         ({"augment": lambda k, x: x / 2}, {}, r"augment: wanted an image .* uint8 .* float32"),
         ({}, {"mix__mixup_alpha": 0.2}, "config.mix is for the classification loss"),
         ({}, {"data__num_train_examples": 4}, "num_train_examples: wanted None with data="),
+        ({"data": ITEMS}, {"evaluation__patience": 2}, "evaluation.patience: wanted None without"),
+        ({"loss": None, "data": [(ITEMS[0][0], 3)] * 8}, {"loss__kind": "l1"}, "wanted floats, s"),
         ({"data": {"train": ITEMS, "valid": ITEMS}}, {}, "train, validation, test, got 'valid'"),
         ({"data": ITEMS}, {"evaluation__patience": 1}, "patience: wanted None without a valid"),
         (
@@ -270,6 +275,13 @@ def test_items_that_differ_are_named() -> None:
         OwnSource([(grey, 0), (colour, 0)])[1]
     with pytest.raises(ValueError, match=r"label 1: wanted numbers of shape \(\), as the first"):
         OwnSource([(grey, 0), (grey, [0, 1])])[1]
+    several = OwnSource([(grey, [0, 1]), (grey, [0, -1])])
+    several.label_limit = 2  # of a run of several labels
+    with (
+        eval_batches(several, batch_size=2, image_size=4) as batches,
+        pytest.raises(ValueError, match=r"image 1 has the labels \[0, -1\]: wanted 0 or 1 each"),
+    ):
+        next(batches)
     with pytest.raises(ValueError, match=r"channels 3 are not train's, 1"):
         own_splits({"train": [(grey, 0)], "test": [(colour, 0)]})
 

@@ -17,7 +17,7 @@ from vit_jax.config.validate import fields_of
 from vit_jax.layers.position_resize import resize_pos_embed
 from vit_jax.models.base import VisionModel
 from vit_jax.models.registry import create_model
-from vit_jax.models.spec import ModelSpec, Preprocessing
+from vit_jax.models.spec import ModelSpec, Preprocessing, Target
 from vit_jax.training import train
 from vit_jax.training.run import open_run
 from vit_jax.training.start import facts_used, load_initial_weights, with_stated_fields
@@ -103,6 +103,10 @@ def test_the_line_tells_whose_normalisation_crop_and_classes_are_used():
     assert "(the weights' 0.9 bicubic squash)" in facts_used(own, squashed)
     assert "classes: the run's b, a (the head is fresh)" in facts_used(own, theirs, "fresh")
     assert facts_used(own, StatedSpec()).count("(the weights state none)") == 3
+    numbers = StatedSpec(target=Target("regression", (5.0,), (2.0,)))
+    said = "outputs: the run's None (the weights' regression of mean and std (5) and (2))"
+    assert said in facts_used(own, numbers)
+    assert "outputs" not in facts_used(own, numbers, "fresh")
 
 
 def left_alone(config: TrainConfig, *fields: str) -> TrainConfig:

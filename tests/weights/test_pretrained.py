@@ -11,7 +11,7 @@ import vit_jax
 from tests.models.families import FAMILIES, build
 from tests.reference.vit import VisionTransformer
 from tests.weights.designs import with_preprocessing
-from vit_jax.models.spec import Preprocessing
+from vit_jax.models.spec import Preprocessing, Target
 
 
 def test_every_bit_and_the_preprocessing_come_back(tmp_path):
@@ -25,6 +25,9 @@ def test_every_bit_and_the_preprocessing_come_back(tmp_path):
     for name, array in vit_jax.state_dict(model).items():
         np.testing.assert_array_equal(vit_jax.state_dict(other)[name], array)
     assert other.spec.preprocessing == model.spec.preprocessing
+    other.spec = dataclasses.replace(other.spec, target=Target("multilabel"))
+    vit_jax.load_pretrained(other, path)
+    assert other.spec.target is None
     assert [file.name for file in path.parent.iterdir()] == ["weights.safetensors"]
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from vit_jax.cli.parsing import Parser, printable
 
 if TYPE_CHECKING:
+    import argparse
+
     import numpy as np
 
     from vit_jax.data.folder_check import CheckedFolder
@@ -19,7 +21,7 @@ _LISTED = 20  # lines of one kind of problem; more are counted
 def run(arguments: Sequence[str]) -> int:
     """`data check FOLDER`; 1 if images are damaged, or equal in several splits or classes."""
     options = _parser().parse_args(arguments)
-    checked = check(options.folder, options.labels, options.objective)
+    checked = check(options.folder, options.labels, asked_kind(options))
     damaged = [f"{relative(file.path, options.folder)}: {file.damage}" for file in checked.damaged]
     problems = [
         *_listed("damaged", damaged),
@@ -43,13 +45,13 @@ def run(arguments: Sequence[str]) -> int:
     return 1 if problems else 0
 
 
-def check(folder: str, labels: str | None = None, kind: str | None = None) -> "CheckedFolder":
+def check(folder: str, labels: str | None, kind: str) -> "CheckedFolder":
     """Decodes all images of a folder, and says so before it.
 
     Args:
       folder: of the images.
       labels: a label file; None: folders are classes.
-      kind: of its labels; None: as they look.
+      kind: of its labels, see `asked_kind`.
 
     Raises:
       ValueError: see `vit_jax.data.folder.open_folder`.
@@ -57,17 +59,26 @@ def check(folder: str, labels: str | None = None, kind: str | None = None) -> "C
     from vit_jax.data.folder_check import check_folder
     from vit_jax.watching import watched
 
-    if labels is not None and kind is None:
-        kind = guessed_kind(folder, labels)
     print(f"reading the images of {printable(folder)}", file=sys.stderr, flush=True)
-    return check_folder(folder, labels, kind or "classification", watched)
+    return check_folder(folder, labels, kind, watched)
 
 
-def guessed_kind(folder: str, labels: str) -> str:
-    """What the labels of a file are, as they look."""
+def asked_kind(options: "argparse.Namespace") -> str:
+    """What the labels are: as `--objective` says, else as those of `--labels` look.
+
+    Raises:
+      ValueError: `--objective` of folders, which are classes; or see `read_label_file`.
+    """
     from vit_jax.data.labels import kind_of_labels, read_label_file
 
-    return kind_of_labels(read_label_file(labels, folder))
+    if options.labels is None:
+        if options.objective not in (None, "classification"):
+            raise ValueError(
+                f"--objective {options.objective}: wanted --labels FILE.csv with it, for folders "
+                "are classes"
+            )
+        return "classification"
+    return options.objective or kind_of_labels(read_label_file(options.labels, options.folder))
 
 
 def add_labels(parser: Parser) -> None:
@@ -104,19 +115,21 @@ def label_table(parts: "dict[str, ImageSource]") -> list[str]:
     what, plural = ("label", "labels") if of_labels else ("class", "classes")
     rows = [
         *((name, *(f"{n:,}" for n in row)) for name, *row in zip(names, *counts, strict=True)),
-        (f"{len(names):,} {plural}", *(f"{len(column):,}" for column in labels)),
+        (f"{len(names):,} {what if len(names) == 1 else plural}", *(f"{len(x):,}" for x in labels)),
     ]
     return _columns((what, *parts), rows)
 
 
 def _number_rows(labels: "list[np.ndarray]") -> list[tuple[str, ...]]:
-    columns = [each.reshape(len(each), -1) for each in labels]
+    def told(name: str, numbers: "np.ndarray") -> str:
+        if not len(numbers):
+            return "-"
+        found = getattr(numbers.reshape(len(numbers), -1), name)(axis=0)
+        return ", ".join(f"{x:.4g}" for x in found)
+
     facts = {"least": "min", "mean": "mean", "most": "max", "deviation": "std"}
-    rows = [
-        (fact, *(", ".join(f"{x:.4g}" for x in getattr(each, name)(axis=0)) for each in columns))
-        for fact, name in facts.items()
-    ]
-    return [*rows, ("images", *(f"{len(each):,}" for each in columns))]
+    rows = [(fact, *(told(name, each) for each in labels)) for fact, name in facts.items()]
+    return [*rows, ("images", *(f"{len(each):,}" for each in labels))]
 
 
 def _columns(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vit_jax.cli import jax_setup
-from vit_jax.cli.data import add_labels, check, guessed_kind, label_table, relative
+from vit_jax.cli.data import add_labels, asked_kind, check, label_table, relative
 from vit_jax.cli.evaluate import report_of
 from vit_jax.cli.parsing import Parser, fields_of_model, print_notes, printable
 from vit_jax.cli.train import train_and_draw
@@ -133,9 +133,7 @@ def _look_and_choose(folder: str, options: "argparse.Namespace") -> tuple[TrainC
     from vit_jax.data.splits import select
 
     start = _start(options.source, options.model)
-    kind = options.objective or "classification"
-    if options.labels and not options.objective:
-        kind = guessed_kind(folder, options.labels)
+    kind = asked_kind(options)
     checked = check(folder, options.labels, kind)
     exclude = _skipped(checked, folder, options.skip_damaged)
     available, left_out = checked.splits, checked.left_out
@@ -160,14 +158,18 @@ def _look_and_choose(folder: str, options: "argparse.Namespace") -> tuple[TrainC
 
 
 def _labels(train: "ImageSource", kind: str, file: str | None) -> Labels:
-    """What the labels of the training split are."""
+    """What the labels of the training split are; ValueError where they are all the same."""
     from vit_jax.data.folder import labels_of
 
+    if kind == "classification" and len(train.class_names) < 2:
+        raise ValueError(
+            f"{train.name} has the class {', '.join(train.class_names)} alone: wanted two or more"
+        )
     if kind != "regression":
         return Labels(len(train.class_names), kind, file or "")
     numbers = labels_of(train).reshape(len(train), -1).astype(float)
     spread = numbers.std(axis=0)
-    if not (spread > 0).all():
+    if (numbers == numbers[0]).all(axis=0).any():  # the deviation may be a rounding
         raise ValueError(f"{file}: a number is the same for all images of {train.name}")
     mean, std = (tuple(float(f"{x:.6g}") for x in each) for each in (numbers.mean(axis=0), spread))
     return Labels(len(mean), kind, file or "", mean, std)

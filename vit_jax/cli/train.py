@@ -33,6 +33,7 @@ def run(arguments: Sequence[str]) -> int:
 def _say_results(config: TrainConfig, workdir: str) -> None:
     """Where the results are, and what to do next."""
     from vit_jax.training.processes import is_first
+    from vit_jax.training.profiling import FOLDER
     from vit_jax.weights.run_folder import BEST
 
     if config.log.progress == "none" or not is_first():
@@ -41,8 +42,8 @@ def _say_results(config: TrainConfig, workdir: str) -> None:
     model = shlex.quote(workdir + BEST * bool(has_best))
     pictures = ", ".join(sorted(path.name for path in (run_path(workdir) / "plots").glob("*.png")))
     print(f"results: {workdir}: metrics.jsonl, checkpoints/, plots/ ({pictures})")
-    if config.log.profile:
-        print(f"trace: xprof --logdir {shlex.quote(workdir)}/profile")
+    if config.log.profile and (run_path(workdir) / FOLDER).exists():  # not of too few updates
+        print(f"trace: xprof --logdir {shlex.quote(workdir)}/{FOLDER}")
     print(f"next: vit-jax evaluate {model}; vit-jax predict {model} IMAGE...", flush=True)
 
 

@@ -309,6 +309,11 @@ def _check_loss(config: TrainConfig) -> None:
         _check_unused(config, why, "loss.class_weights", "loss.balanced")
     if config.distillation.kind != "none":
         _check_unused(config, "with a teacher", "loss.class_weights", "loss.balanced")
+    if len(loss.target_mean or ()) != len(loss.target_std or ()):
+        raise ValueError(
+            "config.loss.target_mean and config.loss.target_std: wanted both None or both of one "
+            f"length, got {loss.target_mean!r} and {loss.target_std!r}"
+        )
     if loss.class_weights and loss.balanced:
         raise ValueError(
             "config.loss.balanced: wanted false with class_weights, which it would choose, got True"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vit_jax.data.decode import decode_image
-from vit_jax.data.labels import LabelFile, encode, read_label_file
+from vit_jax.data.labels import LabelFile, Row, bad_rows, encode, read_label_file
 from vit_jax.data.order import stratified_order
 from vit_jax.data.sources import (
     ArraySource,
@@ -158,7 +158,20 @@ def _open_labelled(
             splits[split] = Subset(whole, np.array(places), name=f"{stem} {split}")
     if "train" not in splits:
         raise ValueError(f"the label file {file.path}: no row has the split train")
+    if kind == "classification":
+        _check_trained(file, rows)
     return splits, phrases
+
+
+def _check_trained(file: LabelFile, rows: Sequence[Row]) -> None:
+    """Refuses classes that the training split does not have, as those of folders."""
+    known = {row.labels for row in rows if row.split == "train"}
+    if bad := [
+        f"line {row.line}: no row of the split train has the class {row.labels[0]}"
+        for row in rows
+        if row.labels not in known
+    ]:
+        raise bad_rows(file.path, bad)
 
 
 def labelled_paths(source: ImageSource) -> list[tuple[str, Any]]:
@@ -176,9 +189,7 @@ def labelled_paths(source: ImageSource) -> list[tuple[str, Any]]:
 
 
 def labels_of(source: ImageSource) -> np.ndarray:
-    """The labels of a whole source, (N, ...); images are read only where
-    nothing else has them.
-    """
+    """The labels of a whole source, (N, ...); images are read where nothing else has them."""
     if isinstance(source, FolderSource | ArraySource):
         return source.labels
     if isinstance(source, Subset):

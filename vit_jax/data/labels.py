@@ -17,6 +17,7 @@ _KINDS = {"labels": "multilabel"} | dict.fromkeys(("value", "values", "target"),
 _LABEL_COLUMNS = ("label", *_KINDS)
 _SEPARATOR = ";"
 _NAMED = 3  # bad rows that an error names
+_LARGEST = float(np.finfo(np.float32).max)  # number: others would be read as infinite
 
 
 class Row(NamedTuple):
@@ -48,17 +49,12 @@ def read_label_file(path: str | os.PathLike[str], root: str | os.PathLike[str]) 
       root: the folder of the images.
 
     Raises:
-      ValueError: no such file or columns; or bad rows, named by their lines: another number of
-        columns, a file that is not there or was named before, an unknown split.
+      ValueError: no such file or columns, a quote that does not end; or bad rows, named by their
+        lines: another number of columns, a file that is not there, not in the folder or was named
+        before, an unknown split.
     """
     path, root = Path(path).expanduser(), Path(root).expanduser()
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            lines = [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells))]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"the label file {path} cannot be read: {reason}") from error
+    lines = _lines(path)
     columns = _columns(path, lines[0][1] if lines else [])
     bad: list[str] = []
     rows: list[Row] = []
@@ -69,7 +65,7 @@ def read_label_file(path: str | os.PathLike[str], root: str | os.PathLike[str]) 
             bad.append(f"line {line}: {row}")
         elif row.file in seen:
             bad.append(f"line {line}: {row.file} was in line {seen[row.file]} already")
-        elif not (root / row.file).is_file():
+        elif not os.path.isfile(root / row.file):
             bad.append(f"line {line}: there is no {root / row.file}")
         else:
             seen[row.file] = line
@@ -80,6 +76,23 @@ def read_label_file(path: str | os.PathLike[str], root: str | os.PathLike[str]) 
         raise ValueError(f"the label file {path} has no rows below its header")
     column = lines[0][1][columns[1]].strip().lower()
     return LabelFile(path, column, tuple(rows))
+
+
+def _lines(path: Path) -> list[tuple[int, list[str]]]:
+    """The cells of each line that has any, with its number."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            # Strict: a quote that nobody closed would take the lines that follow into its cell.
+            reader = csv.reader(file, strict=True, skipinitialspace=True)
+            try:
+                return [(reader.line_num, cells) for cells in reader if any(map(str.strip, cells))]
+            except csv.Error as error:
+                raise ValueError(
+                    f"the label file {path}, line {reader.line_num}: no line of a CSV file: {error}"
+                ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"the label file {path} cannot be read: {reason}") from error
 
 
 def bad_rows(path: Path, bad: Sequence[str]) -> ValueError:
@@ -108,6 +121,9 @@ def _row(line: int, cells: list[str], columns: tuple[int, int, int | None, int])
         return f"wanted {count} columns, got {len(cells)}"
     if not cells[file]:
         return "names no file"
+    path = os.path.normpath(cells[file])
+    if os.path.isabs(path) or path.split(os.sep)[0] == os.pardir:
+        return f"wanted a path from the folder, got {cells[file]}"
     labels = tuple(part.strip() for part in cells[label].split(_SEPARATOR)) if cells[label] else ()
     if "" in labels:
         return f"an empty label in {cells[label]!r}"
@@ -115,14 +131,19 @@ def _row(line: int, cells: list[str], columns: tuple[int, int, int | None, int])
         return f"a label twice in {cells[label]!r}"
     if split is not None and cells[split].lower() not in _SPLITS:
         return f"wanted the split train, validation or test, got {cells[split]!r}"
-    return Row(line, cells[file], labels, "" if split is None else _SPLITS[cells[split].lower()])
+    return Row(line, path, labels, "" if split is None else _SPLITS[cells[split].lower()])
 
 
-def _is_number(text: str) -> bool:
+def _is_number(text: str, most: float = _LARGEST) -> bool:
     try:
-        return math.isfinite(float(text))
+        return abs(float(text)) <= most
     except ValueError:
         return False
+
+
+def _is_meant_as_number(text: str) -> bool:
+    """Also one that is missing (nan) or too large, which `encode` then refuses."""
+    return _is_number(text, math.inf) or text.lower() == "nan"
 
 
 def kind_of_labels(file: LabelFile) -> str:
@@ -136,7 +157,7 @@ def kind_of_labels(file: LabelFile) -> str:
         return _KINDS[file.column]
     labels = [label for row in file.rows for label in row.labels]
     several = any(len(row.labels) != 1 for row in file.rows)
-    is_numbers = all(map(_is_number, labels)) and labels
+    is_numbers = all(map(_is_meant_as_number, labels)) and labels
     if is_numbers and not all(label.lstrip("+-").isdecimal() for label in labels):
         return "regression"
     return "multilabel" if several else "classification"
@@ -150,11 +171,13 @@ def encode(file: LabelFile, kind: str) -> tuple[np.ndarray, tuple[str, ...]]:
       (N,) or (N, numbers) float32, without names.
 
     Raises:
-      ValueError: rows that are not of this kind, named by their lines.
+      ValueError: rows that are not of this kind, named by their lines; or no label at all.
     """
     if kind == "regression":
         return _numbers(file), ()
     names = tuple(sorted({label for row in file.rows for label in row.labels}))
+    if not names:
+        raise ValueError(f"the label file {file.path}: no row has a label")
     place = {name: index for index, name in enumerate(names)}
     if kind == "multilabel":
         found = np.zeros((len(file.rows), len(names)), np.float32)

@@ -110,7 +110,7 @@ def train_batches(
             and the training step cuts it: see `RandomResizedCrop.draw`. None: the whole image,
             whatever its aspect ratio.
         repeats: how many times an image of an epoch appears in it, see `epoch_examples`.
-        balanced: (N,) int64, the class of each image: an epoch, as long as before, shows every
+        balanced: (N,) integers, the class of each image: an epoch, as long as before, shows every
             class equally often, see `balanced_examples`. None: every image once.
         rows: which rows of each batch are made: a host's own. None: all.
         with_images: False leaves `image` and `label` out, and reads none: `index` tells them.

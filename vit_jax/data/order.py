@@ -75,14 +75,14 @@ def balanced_examples(
 
     Args:
         places: as of `epoch_examples`.
-        labels: (N,) int64, the class of each training image.
+        labels: (N,) integers, the class of each training image.
         seed, epoch: select the order.
 
     Returns:
         positions, indices: as of `epoch_examples`; an image of a rare class stands there
         repeatedly.
     """
-    positions, repeats = _balanced_order(labels.tobytes(), seed, epoch)
+    positions, repeats = _balanced_order(labels.astype(np.int64).tobytes(), seed, epoch)
     return positions[places], positions[places] + len(labels) * repeats[places]
 
 

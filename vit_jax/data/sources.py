@@ -29,8 +29,9 @@ class ImageSource(Protocol):
         channels: 3 (RGB) or 1 (grey), the same for every image.
         image_shape: (height, width, channels) of every image; None when sizes vary.
         label_shape, label_dtype: of every label; classes unless a source says other.
-        label_limit: labels have to be below it; a run sets it to the classes of its model where
-            `class_names` is empty. None: the source knows its classes, or has none.
+        label_limit: labels have to be from 0 to below it; a run sets it to the classes of its model
+            where `class_names` is empty, and to 2 where each number of a label says whether
+            something is there. None: the source knows its classes, or has none.
     """
 
     name: str
@@ -169,9 +170,14 @@ class Concatenation(ImageSource):
 def checked_label(source: ImageSource, index: int, label: int | np.ndarray) -> int | np.ndarray:
     """`label`, of the image `index`; ValueError unless it is below `source.label_limit`."""
     limit = source.label_limit
-    if limit is not None and not 0 <= label < limit:
-        raise ValueError(label_error(source.name, index, int(label), limit))
-    return label
+    if limit is None or np.all((label >= 0) & (label < limit)):
+        return label
+    if source.label_shape:
+        values = np.asarray(label).tolist()
+        raise ValueError(
+            f"{source.name}: image {index} has the labels {values}: wanted 0 or 1 each"
+        )
+    raise ValueError(label_error(source.name, index, int(label), limit))
 
 
 def label_error(where: str, index: int, label: int, num_classes: int) -> str:

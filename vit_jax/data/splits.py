@@ -87,6 +87,10 @@ def open_splits(
             f"data_dir {data_dir}: wanted a directory; of object storage, mount the bucket "
             "(gcsfuse) or copy the set to each host"
         )
+    if labels_file and source in SOURCES and source != "folder":
+        raise ValueError(
+            f"labels_file {labels_file}: wanted source 'folder' with it, got {source!r}"
+        )
     left_out: list[str] = []
     if source == "tfds":
         if not name:

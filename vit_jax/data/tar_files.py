@@ -21,8 +21,9 @@ def read_tar_files(
 ) -> dict[str, bytes]:
     """The contents of the chosen files of a .tar or .tar.gz.
 
-    No name leads to a path of the disk, links and devices are left out, and the archive is unpacked
-    to `most_bytes` at the most, whatever its headers say.
+    No name leads to a path of the disk, links and devices are left out, and so are sparse files,
+    whose zeros the archive does not hold; it is unpacked to `most_bytes` at the most, whatever its
+    headers say.
 
     Args:
         archive: the path.
@@ -45,7 +46,7 @@ def read_tar_files(
             with tarfile.open(fileobj=stream, mode="r:") as tar:
                 for info in tar:
                     chosen = choose(info.name)
-                    if chosen is None or not info.isfile():
+                    if chosen is None or not info.isfile() or info.issparse():
                         continue
                     key, most = chosen
                     if info.size > most or key in files:

@@ -155,7 +155,8 @@ class ValueEvaluation:
 
     Attributes:
       source: the set.
-      figures: loss, mae and rmse; the errors are in the unit of the labels.
+      figures: loss, the squared error of standardised numbers, whichever the model was trained
+        with; mae and rmse, in the unit of the labels.
       labels, predictions: (N, numbers).
       notes: what to know of the figures, a line each.
     """
@@ -182,6 +183,8 @@ def evaluate(
     watch: Watch = unwatched,
 ) -> Any:
     """Evaluates a model as its training does: on the set of its run, the same loss and figures.
+
+    But for a run of `loss.kind="l1"`: see `ValueEvaluation`.
 
     Args:
       model: of `vit_jax.from_pretrained`.
@@ -266,7 +269,7 @@ def _to_labels(
     shape, dtype, number = source.label_shape, source.label_dtype, model.num_classes
     wanted = {
         "classification": not shape and dtype.kind == "i",
-        "multilabel": len(shape) == 1,
+        "multilabel": len(shape) == 1 and (bool(source.class_names) or shape == (number,)),
         "regression": dtype.kind == "f" and math.prod(shape) == number and not source.class_names,
     }
     if not wanted[objective.kind]:
@@ -277,6 +280,8 @@ def _to_labels(
     if objective.kind == "regression":
         return lambda labels: labels, ()
     place, notes = _labels_of(model, source)
+    if not shape and not source.class_names:
+        source.label_limit = number  # as in training
     if objective.kind == "classification":
         return lambda labels: place[labels].astype(np.int32), notes
 
@@ -291,7 +296,9 @@ def _to_labels(
 def _labels_of(model: VisionModel[Any], source: ImageSource) -> tuple[np.ndarray, tuple[str, ...]]:
     """The model's class of each label of the source, and a remark where it is a guess."""
     ours, theirs, number = model.spec.class_names, source.class_names, model.num_classes
-    by_index = np.arange(max(len(theirs), 1))
+    by_index = np.arange(len(theirs) or number)
+    if not theirs:
+        return by_index, (f"classes go by index: nothing names those of {source.name}",)
     if ours is None:
         if len(theirs) != number:
             raise ValueError(

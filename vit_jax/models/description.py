@@ -13,7 +13,7 @@ _NAMED = 3  # classes
 
 
 def describe(model: Any) -> str:
-    """Name, parameters, mode; sizes and what is not the design's default; images, classes, source.
+    """Name, parameters, mode; sizes and what is not the design's default; images, outputs, source.
 
     Args:
       model: a `VisionModel`; also an abstract or traced one.
@@ -32,6 +32,8 @@ def describe(model: Any) -> str:
         f"fields: {', '.join(f'{name}={fields[name]!r}' for name in order)}",
         f"images: {_images(model)}",
     ]
+    if spec.target is not None:
+        lines.append(f"outputs: {spec.target.kind}")
     if spec.class_names:
         names = spec.class_names
         more = ", ..." * (len(names) > _NAMED)

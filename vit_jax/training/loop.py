@@ -437,6 +437,8 @@ class _Loop:
             return
         sign, name = self.run.best
         score = sign * row.get(f"ema_{name}", row[name])
+        if math.isnan(score):  # of the caller's metric: nothing would be better than it
+            score = -math.inf
         if self.best is None or score > self.best[0]:
             self.best = (score, row["step"])
         if (patience := self.run.config.evaluation.patience) is not None:

@@ -63,6 +63,15 @@ class Own:
         for name, function in named.items():
             if function is not None and not callable(function):
                 raise ValueError(f"{name}: wanted a function, got {function!r}")
+        for index, callback in enumerate(self.callbacks):
+            if not callable(callback):
+                raise ValueError(f"callbacks[{index}]: wanted a function, got {callback!r}")
+        for index, logger in enumerate(self.loggers):
+            if not all(callable(getattr(logger, name, None)) for name in ("scalars", "close")):
+                raise ValueError(
+                    f"loggers[{index}]: wanted an object with scalars(step, values) and close(), "
+                    f"got {logger!r}"
+                )
         for name in self.metrics:
             is_name = isinstance(name, str) and name.isidentifier()
             if not is_name or name in _TAKEN or name.startswith("ema_"):

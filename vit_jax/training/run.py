@@ -337,7 +337,7 @@ def open_run(config: TrainConfig, stated: Collection[str] = (), own: Own | None 
             )
     assert model is not None
     _check_model(model, config, source, stated, own)
-    _limit_labels(splits, model.num_classes if _is_classification(config, own) else None)
+    _limit_labels(splits, config, own, model.num_classes)
     set_preprocessing(model, config, statistics_of(config, source.channels), source)
     target = make_objective(config, own.loss).target
     names = splits.class_names or None
@@ -364,11 +364,16 @@ def _is_classification(config: TrainConfig, own: Own) -> bool:
     return own.loss is None and config.loss.kind == "cross_entropy"
 
 
-def _limit_labels(splits: Splits, num_classes: int | None) -> None:
-    """Lets images without names of classes have no label that the model has not."""
+def _limit_labels(splits: Splits, config: TrainConfig, own: Own, num_classes: int) -> None:
+    """Lets images without names of classes have no label that the model has not.
+
+    Where an image may have several labels, each is there or is not.
+    """
+    of_several = own.loss is None and config.loss.target == "multilabel"
     for part in (splits.train, splits.validation, splits.test):
         if part is not None:
-            part.label_limit = None if part.class_names else num_classes
+            unnamed = _is_classification(config, own) and not part.class_names
+            part.label_limit = 2 if of_several else num_classes if unnamed else None
 
 
 def _check_own(config: TrainConfig, own: Own) -> None:
@@ -395,6 +400,11 @@ def _check_own(config: TrainConfig, own: Own) -> None:
             raise ValueError(f"config.{name} is for a registered model, and model= is the caller's")
     if own.data is not None and config.data.num_train_examples is not None:
         raise ValueError("config.data.num_train_examples: wanted None with data= of the caller")
+    if own.data is not None and own.data.validation is None and config.evaluation.patience:
+        raise ValueError(
+            "config.evaluation.patience: wanted None without validation images, got "
+            f"{config.evaluation.patience}"
+        )
     if _reconstructs(config) and (own.loss is not None or own.metrics or own.model is not None):
         raise ValueError(
             'config.loss.kind: wanted "cross_entropy" with loss=, metrics= or model= of the '
@@ -644,7 +654,7 @@ def _check_labels(num_classes: int, config: TrainConfig, source: ImageSource) ->
     elif config.loss.target == "multilabel":
         fits, wanted = len(shape) == 1, "a 0 or 1 for each label, such as those of a labels_file"
     else:
-        fits, wanted = len(shape) <= 1 and dtype.kind == "f", "numbers, such as of a labels_file"
+        fits, wanted = len(shape) <= 1 and dtype.kind == "f", "floats, such as of a labels_file"
     if not fits:
         raise ValueError(
             f"the labels of {source.name} are {dtype} of shape {shape}: wanted {wanted}, with "

@@ -8,7 +8,7 @@ from typing import Any
 from vit_jax.config import TrainConfig, load_config
 from vit_jax.models.base import VisionModel
 from vit_jax.models.registry import design_of, model_fields
-from vit_jax.models.spec import ModelSpec, Preprocessing
+from vit_jax.models.spec import ModelSpec, Preprocessing, Target
 from vit_jax.storage import run_path
 from vit_jax.training.records import read_rows
 from vit_jax.training.workdir import METRICS_FILE
@@ -166,7 +166,10 @@ def facts_used(used: ModelSpec, stated: StatedSpec, head: str = "load") -> str:
         classes = f"the run's {_names(names)} ({order})"
     else:
         classes = _compared(_names, names, their_names)
-    return f"normalisation: {normalisation}, crop: {crop}, classes: {classes}"
+    said = f"normalisation: {normalisation}, crop: {crop}, classes: {classes}"
+    if head == "fresh" or stated.target in (None, used.target):
+        return said
+    return f"{said}, outputs: {_compared(_outputs, used.target, stated.target)}"
 
 
 def _compared(words: Callable[[Any], str], own: Any, theirs: Any) -> str:
@@ -177,6 +180,11 @@ def _compared(words: Callable[[Any], str], own: Any, theirs: Any) -> str:
     else:
         relation = f"the weights' {words(theirs)}"
     return f"the run's {None if own is None else words(own)} ({relation})"
+
+
+def _outputs(target: Target) -> str:
+    units = f" of mean and std {_moments((target.mean, target.std))}" if target.mean else ""
+    return f"{target.kind}{units}"
 
 
 def _moments(mean_and_std: tuple[tuple[float, ...], ...]) -> str:

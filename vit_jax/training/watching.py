@@ -22,7 +22,8 @@ def starting_lines(run: Run, workdir: pathlib.Path) -> list[str]:
     height, width = model.input_size
     parts = {"train": run.data.train, "validation": run.data.validation, "test": run.data.test}
     images = ", ".join(f"{len(part):,} {name}" for name, part in parts.items() if part is not None)
-    start = config.init_from or "random weights"
+    given = isinstance(run.own.model, nnx.Module)
+    start = config.init_from or ("the arrays given" if given else "random weights")
     kinds = collections.Counter(device.device_kind for device in run.mesh.devices.flat)
     devices = ", ".join(f"{count} x {kind}" for kind, count in kinds.items())
     epochs = f"{config.num_epochs:,} epoch{'s' * (config.num_epochs != 1)}"

@@ -284,12 +284,14 @@ def _with_facts(
     if names is not None and len(names) > spec.config.num_classes:
         left.append(f"its {len(names)} class names")
         names = None
-    if stated.target is not None and head != "drop":
-        target = stated.target if head is None else stated.target.at(head)
-        if len(target.mean) in (0, spec.config.num_classes):
-            facts["target"] = target
-        else:
+    if head != "drop" and (stated.target or stated.fields is not None):
+        target = stated.target
+        if target is not None and head is not None:
+            target = target.at(head)
+        if target is not None and len(target.mean) not in (0, spec.config.num_classes):
             left.append(f"its target of {len(target.mean)} numbers")
+            target = None
+        facts["target"] = target
     return dataclasses.replace(spec, class_names=names, **facts)
 
 
