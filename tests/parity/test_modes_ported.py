@@ -193,8 +193,8 @@ def test_dropout_left_on() -> None:
         class Dropping(linen.Module):
             @linen.compact
             def __call__(self, x: jax.Array) -> jax.Array:
-                x = linen.Dropout(0.5, deterministic=False, name="drop")(x)
-                return linen.Dense(5, name="head")(x)
+                drop = linen.Dropout(0.5, name="drop")  # its second call draws
+                return linen.Dense(5, name="head")(drop(drop(x, True), False))
 
         module = Dropping()
         plain = torch.nn.Sequential()
@@ -208,3 +208,16 @@ def test_dropout_left_on() -> None:
     assert report.diagnosis is not None
     assert report.diagnosis.fault == "dropout"
     assert report.diagnosis.complete
+
+    class Insisting(eqx.Module):
+        drop: eqx.nn.Dropout
+        head: eqx.nn.Linear
+
+        def __call__(self, x: jax.Array, key: Any) -> jax.Array:
+            return self.head(self.drop(x, key=key, inference=False))
+
+    key = jax.random.key(0)
+    insisting = Insisting(eqx.nn.Dropout(0.5, inference=True), eqx.nn.Linear(6, 5, key=key))
+    with as_for_users():
+        model = from_equinox(insisting, key=key).load(plain.state_dict())
+        assert not compare(model, plain, tokens, precisions=("float64",), grad=False).ok

@@ -58,7 +58,10 @@ def test_a_correct_port_agrees(precision: str) -> None:
     assert report.rows[-1].noise > 0
     (note,) = (note for note in report.notes if note.startswith(precision))
     assert "goes unseen, but for float64" in note
-    assert f"{precision.replace('float', 'f')}-f64" in report.text()
+    assert "0.3 of a gradient's" in note
+    text = " ".join(report.text().split())
+    assert f"{precision.replace('float', 'f')}-f64" in text
+    assert f"from PyTorch in float64 (in {precision} the rms of differences)" in text
 
 
 def test_a_large_fault_is_found_and_named() -> None:
@@ -77,6 +80,23 @@ def test_what_rounds_in_bfloat16_alone_is_found() -> None:
     assert report.first is not None
     assert (report.stage, report.diagnosis) == ("", None)
     assert any(note.startswith("float64 agrees: in bfloat16 alone") for note in report.notes)
+
+
+@pytest.mark.slow
+def test_what_float32_shows_too_is_not_said_to_be_of_bfloat16_alone() -> None:
+    """Positions in bfloat16, and in float32 half of a gradient; float64 agrees."""
+
+    def halved(self: Any, x: Any) -> Any:
+        return ours(self, x / 2 + jax.lax.stop_gradient(x) / 2 if x.dtype == "float32" else x, None)
+
+    pair = Port(theirs, halved, _PARTS, inputs=TOKENS).make()
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        report = compare(*pair, TOKENS, precisions=("float32", "bfloat16"))
+    assert report.first is not None
+    assert (report.first.precision, report.first.section) == ("bfloat16", "forward")
+    apart = {row.precision for row in report.rows if row.verdict != "noise"}
+    assert apart == {"float32", "bfloat16"}
+    assert not any("alone the sides differ" in note for note in report.notes)
 
 
 @pytest.mark.slow

@@ -182,4 +182,6 @@ def test_images_that_cannot_live_on_a_device_are_refused(every_method):
 
 def test_what_crosses_the_border_of_jit_is_plain():
     """Dictionaries, tuples and dataclasses, which JAX takes apart in C++; no `nnx.State`."""
-    assert "State({" not in str(jax.tree.structure(open_run(tiny()).template.params))
+    state = open_run(tiny()).template
+    for tree in (state.params, state.frozen):
+        assert "CustomNode" not in str(jax.tree.structure(tree))

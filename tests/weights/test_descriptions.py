@@ -51,7 +51,7 @@ FAST = ("vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "t2t_vit_14_s
 def test_every_name_in_words(name: str) -> None:
     """At its full size; the fields are those of the name and the description is all of it."""
     config = design_of(name).config_class(**model_fields(name))
-    spec = ModelSpec(name, config, PREPROCESSING, LABELS, "somewhere", target=NUMBERS)
+    spec = ModelSpec(name, config, PREPROCESSING, LABELS, "somewhere", target=TARGET)
     stated = read_spec(json.loads(json.dumps(spec_to_dict(spec))))
     assert stated.fields is not None
     again = ModelSpec(

@@ -10,8 +10,13 @@ from jax.extend import core
 
 # They run each of their jaxprs once. What else holds one is refused if there is a product inside.
 _ONCE = ("jit", "remat2", "custom_jvp_call", "custom_vjp_call")
-# Products of cuDNN's attention; backward it makes the weights once more.
-_OF_CUDNN = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 5}
+# Products of a head's queries and keys that cuDNN's attention makes: forward, and backward, where
+# it makes the weights once more.
+CUDNN_FORWARD, CUDNN_BACKWARD = 2, 5
+_OF_CUDNN = {
+    "dot_product_attention_fwd_wrapper": CUDNN_FORWARD,
+    "dot_product_attention_bwd_wrapper": CUDNN_BACKWARD,
+}
 
 
 def count_macs(function: Callable[..., Any], *args: Any) -> int:

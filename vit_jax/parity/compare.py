@@ -21,7 +21,7 @@ from vit_jax.parity.modes import by_path, without_dropout
 from vit_jax.parity.optimizer_faults import settle_harmless
 from vit_jax.parity.ported import PortedModel
 from vit_jax.parity.result import Diagnosis, Report, Row
-from vit_jax.parity.run import Comparison, in_order
+from vit_jax.parity.run import KINK, Comparison, in_order
 from vit_jax.parity.sides import (
     FunctionSide,
     JaxFunction,
@@ -169,10 +169,11 @@ def compare(
                 diagnosis, stage, where = _explained(run)
             agrees = run.first is None
     first = next((row for row in in_order(rows) if row.verdict != "noise"), None)
-    if agrees and first is not None and first.precision not in _DEFAULT:
+    apart = dict.fromkeys(row.precision for row in rows if row.verdict != "noise")
+    if agrees and apart and not {*apart} & {*_DEFAULT}:
         notes.append(
-            f"float64 agrees: in {first.precision} alone the sides differ, in what each of them "
-            "rounds, or keeps in float32"
+            f"float64 agrees: in {' and '.join(apart)} alone the sides differ, in what each of "
+            "them rounds, or keeps in float32"
         )
     title = model.name if isinstance(model, JaxFunction | PortedModel) else type(model).__name__
     return Report(title, reference.name, tuple(rows), first, stage, where, diagnosis, tuple(notes))
@@ -198,8 +199,8 @@ def _narrow_notes(run: Comparison, optimizer: OptimizerSpec | None) -> list[str]
     share = limit_of(answer, precision) / max(answer.rms, float(np.finfo(np.float64).tiny))
     notes = [
         f"{precision} shows what exceeds {TIMES:g} times PyTorch's own error in it, "
-        f"{share:.1g} of the output's rms: what is less, such as another epsilon or GELU, goes "
-        "unseen, but for float64"
+        f"{share:.1g} of the output's rms, and {TIMES * KINK:.1g} of a gradient's: what is less, "
+        "such as another epsilon or GELU, goes unseen, but for float64"
     ]
     if optimizer is not None:
         notes.append(f"steps of training are not compared in {precision}")

@@ -214,7 +214,9 @@ def _filled(module: Any, builder: _Builder, places: Mapping[Path, Part], is_stil
             new = object.__new__(_watched(type(value), path) if path else type(value))
             for name, child in _fields(value):
                 object.__setattr__(new, name, fill(child, (*path, name)))
-            if is_still or getattr(places[builder.modules[path]], "deterministic", False):
+            is_off = getattr(places[builder.modules[path]], "deterministic", False)
+            # Of one in inference mode a call may say `inference=False`, which is to be seen.
+            if is_still or (is_off and not getattr(value, "inference", False)):
                 stopped(new)
             return new
         if isinstance(value, list | tuple | dict):

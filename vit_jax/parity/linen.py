@@ -61,12 +61,18 @@ class LinenModel(PortedModel):
 
         def note(function, args, kwargs, context):
             inner = context.module
-            if inner.scope is not None and context.method_name == "__call__":
-                modes = _modes(inner, args, kwargs)
-                if modes and inner.path not in found:
-                    found[inner.path] = type(inner), modes
-                stopped(inner)
-            return function(*args, **kwargs)
+            if inner.scope is None or context.method_name != "__call__":
+                return function(*args, **kwargs)
+            if modes := _modes(inner, args, kwargs):
+                _, first = found.setdefault(inner.path, (type(inner), modes))
+                # It is in train mode if one of its calls is.
+                first.update({name: False for name, value in modes.items() if value is False})
+            rates = stopped(inner)
+            try:
+                return function(*args, **kwargs)
+            finally:  # for its next call
+                for name, rate in rates.items():
+                    object.__setattr__(inner, name, rate)
 
         with linen.intercept_methods(note):
             try:

@@ -95,10 +95,12 @@ def rates_of(module: Any) -> dict[str, float]:
     return {name: rate for name, rate in rates.items() if type(rate) is float and rate > 0}
 
 
-def stopped(module: Any) -> None:
-    """Makes a module drop nothing, in place: its rates are zero."""
-    for name in rates_of(module):
+def stopped(module: Any) -> dict[str, float]:
+    """Makes a module drop nothing, in place: its rates are zero. Returns those it had."""
+    rates = rates_of(module)
+    for name in rates:
         object.__setattr__(module, name, 0.0)
+    return rates
 
 
 def _is_plain(value: Any) -> bool:

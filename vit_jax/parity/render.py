@@ -27,7 +27,7 @@ from vit_jax.parity.lines import (
     narrow_of,
     short_name,
 )
-from vit_jax.parity.result import Report, Row, Section, Verdict
+from vit_jax.parity.result import NARROW, Report, Row, Section, Verdict
 from vit_jax.storage import check_output
 from vit_jax.weights.atomic import whole
 
@@ -38,9 +38,12 @@ _WORDS: dict[Verdict, str] = {"noise": "noise", "drift": "drift", "departs": "DE
 
 def legend(report: Report) -> str:
     """What the columns and the verdicts mean."""
+    precisions = narrow_of(report)
+    averaged = [precision for precision in precisions if precision in NARROW]
+    remark = f" (in {' and '.join(averaged)} the rms of differences)" if averaged else ""
     return (
-        "max abs: the largest difference from PyTorch in float64. floor: the distance of PyTorch's "
-        f"own {' or '.join(narrow_of(report))} run from its float64 run. noise: what rounding "
+        f"max abs: the largest difference from PyTorch in float64{remark}. floor: the distance of "
+        f"PyTorch's own {' or '.join(precisions)} run from its float64 run. noise: what rounding "
         "explains; drift: up to a thousand times that; DEPARTS: more."
     )
 

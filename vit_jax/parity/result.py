@@ -5,6 +5,8 @@ from typing import Literal
 
 Verdict = Literal["noise", "drift", "departs"]
 Section = Literal["weights", "forward", "statistics", "backward", "gradients", "losses", "trained"]
+# Of these precisions the rms of differences is judged, see `values.Averaged`.
+NARROW = ("bfloat16", "float16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,11 +18,13 @@ class Row:
         "statistics" (running statistics after one run in train mode), "backward"
         (gradients of the loss by values of stages and by the input), "gradients" (by parameters),
         "losses" (over the optimizer steps), "trained" (parameters after them).
-      precision: "float64" or "float32", of the model.
+      precision: "float64", "float32", "bfloat16" or "float16", of the model.
       name: the stage or the parameter; see `values.Reference`.
-      max_abs: largest difference from the reference in float64.
+      max_abs: largest difference from the reference in float64; in "bfloat16" and "float16" the rms
+        of the differences.
       relative: the same over the rms of the reference.
-      noise: the reference's own distance between float32 and float64; 0 where it is not known.
+      noise: the reference's own distance, measured so, between this type and float64 (of a row in
+        float64: between float32 and it); 0 where it is not known.
       limit: up to here `max_abs` is noise.
       verdict: "noise"; "drift", up to a thousand times the limit: too much for rounding, too little
         for most faults; "departs".

@@ -23,7 +23,7 @@ from vit_jax.parity.forward import (
     weights_rows,
 )
 from vit_jax.parity.layouts import error_of, without_unit_axes
-from vit_jax.parity.result import Row, Section
+from vit_jax.parity.result import NARROW, Row, Section
 from vit_jax.parity.sides import (
     FunctionSide,
     Gradients,
@@ -34,11 +34,9 @@ from vit_jax.parity.sides import (
 from vit_jax.parity.values import Expected, OptimizerSpec, Reference, Whole, rms
 
 _SECTIONS = get_args(Section)
-# Of these the rms of differences is judged, see `values.Averaged`.
-NARROW = ("bfloat16", "float16")
 # Of the rms: by a value that is rounded over the kink of a ReLU a gradient moved so far, divided by
 # `TIMES` (a small ResNet: 0.18); JAX sums some gradients up in the narrow type, too.
-_KINK = 0.03
+KINK = 0.03
 # Of the largest: a gradient that is zero but for float64's rounding, such as a key bias's.
 _ZERO = 1e-9
 
@@ -104,7 +102,7 @@ class Comparison:
         }
         self._largest: dict[str, float] = {}
         if precision in NARROW:
-            self._typical = dict.fromkeys(gradients, _KINK)
+            self._typical = dict.fromkeys(gradients, KINK)
             self._largest = {
                 section: max((value.rms for value in values.values()), default=0.0)
                 for section, values in gradients.items()

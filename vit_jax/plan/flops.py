@@ -7,15 +7,13 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from vit_jax.models.macs import CUDNN_BACKWARD, CUDNN_FORWARD
 from vit_jax.plan.hlo import Computation, HloProgram, Instruction, Shape
 
 # Of a window along one axis, what stands where the text says nothing.
 _NEUTRAL = {"size": 1, "stride": 1, "lhs_dilate": 1, "rhs_dilate": 1}
 _SLICES = ("slice", "pad")
 _WIDE = ("f32", "f64")
-# Products of a head's queries and keys that cuDNN's attention makes: forward, and backward, where
-# it makes the weights once more.
-_FORWARD, _BACKWARD = 2, 5
 
 
 def matmul_flops(program: HloProgram) -> int:
@@ -111,7 +109,7 @@ def _custom_call(computation: Computation, call: Instruction) -> int:
         return 0
     if "fmha" in call.target:
         _, keys, _, _ = computation.instructions[call.operands[1]].shapes[0].dims  # (B, N, H, D)
-        products = _BACKWARD if call.target.endswith("Backward") else _FORWARD
+        products = CUDNN_BACKWARD if call.target.endswith("Backward") else CUDNN_FORWARD
         return 2 * products * left.size * keys
     if "conv" in call.target:
         return _library_convolution(computation, call)

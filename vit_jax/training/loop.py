@@ -62,8 +62,8 @@ from vit_jax.weights.checkpoint_reading import (
 from vit_jax.weights.run_folder import CHECKPOINTS
 from vit_jax.weights.spec_json import spec_to_dict
 
-# Steps that may be under way. The device always has the next one waiting; more would only hold
-# batches in memory and delay the answer to a signal.
+# Updates that may be under way, or the dispatch that the device makes and the next. The device
+# always has one waiting; more would only hold batches in memory and delay the answer to a signal.
 _IN_FLIGHT = 4
 
 
@@ -313,7 +313,9 @@ class _Loop:
             self.progress.compiling()
         timer = _Timer(config.data.batch_size, self.step)
         under_way: collections.deque[jax.Array] = collections.deque()
-        advance = self._advance if config.training.steps_per_dispatch == 1 else self._advance_block
+        per_dispatch = config.training.steps_per_dispatch
+        advance = self._advance if per_dispatch == 1 else self._advance_block
+        most = max(1, _IN_FLIGHT // per_dispatch)
         with self.run.train_batches(self.step) as host_batches:
             while self.step < total and not self.ended_early:
                 self._stop_if(self.stopping.check())
@@ -323,7 +325,7 @@ class _Loop:
                 if not timer.started:
                     jax.block_until_ready(loss)  # compilation is not training speed
                     timer.start(self.step)
-                elif len(under_way) > _IN_FLIGHT:
+                elif len(under_way) > most:
                     jax.block_until_ready(under_way.popleft())
                 self.progress.advance(self.step)
                 if self.profile.after(self.step, loss):

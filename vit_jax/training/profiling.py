@@ -10,7 +10,7 @@ FOLDER = "profile"
 
 
 class Profile:
-    """Traces three updates of this call after the first two; of many in a dispatch, one dispatch.
+    """Traces three updates of this call after the first two, or the dispatches that hold them.
 
     Args:
       directory: takes the trace; None: nothing is traced.
