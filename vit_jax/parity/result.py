@@ -16,11 +16,13 @@ class Row:
         "statistics" (running statistics after one run in train mode), "backward"
         (gradients of the loss by values of stages and by the input), "gradients" (by parameters),
         "losses" (over the optimizer steps), "trained" (parameters after them).
-      precision: "float64" or "float32", of the model.
+      precision: "float64", "float32", "bfloat16" or "float16", of the model.
       name: the stage or the parameter; see `values.Reference`.
-      max_abs: largest difference from the reference in float64.
+      max_abs: largest difference from the reference in float64; in bfloat16 and float16 the rms of
+        the differences, of which `relative`, `noise` and `limit` are too.
       relative: the same over the rms of the reference.
-      noise: the reference's own distance between float32 and float64; 0 where it is not known.
+      noise: the reference's own distance between float32, or the narrow type, and float64; 0 where
+        it is not known.
       limit: up to here `max_abs` is noise.
       verdict: "noise"; "drift", up to a thousand times the limit: too much for rounding, too little
         for most faults; "departs".

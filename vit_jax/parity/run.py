@@ -31,11 +31,9 @@ from vit_jax.parity.sides import (
     Side,
     as_model_images,
 )
-from vit_jax.parity.values import Expected, OptimizerSpec, Reference, Whole, rms
+from vit_jax.parity.values import NARROW, Expected, OptimizerSpec, Reference, Whole, rms
 
 _SECTIONS = get_args(Section)
-# Of these the rms of differences is judged, see `values.Averaged`.
-NARROW = ("bfloat16", "float16")
 # Of the rms: by a value that is rounded over the kink of a ReLU a gradient moved so far, divided by
 # `TIMES` (a small ResNet: 0.18); JAX sums some gradients up in the narrow type, too.
 _KINK = 0.03
