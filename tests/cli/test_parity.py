@@ -205,10 +205,11 @@ def test_images_and_seeds_reach_the_comparison(
     assert run(*options, "--batch=3", "--seed=7", "--steps=5", "--optimizer=sgd") == 0
     assert run(*options, "--batch=3", "--seed=7", "--precision=float32") == 0
     assert run(*options) == 0
+    assert run(*options, "--precision=bfloat16") == 0
     capsys.readouterr()
     images = [entry[1] for entry in seen]
     np.testing.assert_array_equal(images[0], given)
-    assert [x.shape for x in images] == [(n, 8, 12, 3) for n in (1, 3, 3, 2)]
+    assert [x.shape for x in images] == [(n, 8, 12, 3) for n in (1, 3, 3, 2, 2)]
     np.testing.assert_array_equal(images[1], images[2])
     assert not np.array_equal(images[1][:2], images[3])
     weights = [entry[0].state_dict()["head.weight"].numpy() for entry in seen]
@@ -216,9 +217,10 @@ def test_images_and_seeds_reach_the_comparison(
     assert not np.array_equal(weights[1], weights[3])
     settings = [entry[2] for entry in seen]
     assert (settings[1]["optimizer"].name, settings[1]["optimizer"].steps) == ("sgd", 5)
-    assert [entry["grad"] for entry in settings] == [False, True, False, False]
+    assert [entry["grad"] for entry in settings] == [False, True, False, False, False]
     assert settings[2]["precisions"] == ("float32",)
     assert settings[3]["precisions"] == ("float64", "float32")
+    assert settings[4]["precisions"] == ("bfloat16",)
 
 
 def made_report():

@@ -117,3 +117,39 @@ def test_conv1d_of_transformers(out: int) -> None:
         assert (report.first.section, report.stage) == ("forward", "c_fc"), report
         assert report.diagnosis is not None
     np.testing.assert_array_equal(arrays["c_fc.weight"], reference.state_dict()["c_fc.weight"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("out", [8, 5])
+def test_conv1d_beside_a_table_held_in_float32(out: int) -> None:
+    """What the table's last digit moves is measured in the layout that is compared."""
+    pytorch_utils: Any = pytest.importorskip("transformers.pytorch_utils")
+
+    class Torch(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            table = 1e4 ** (-torch.arange(8, dtype=torch.float32) / 8)
+            self.register_buffer("table", table, persistent=False)
+            self.c_fc = pytorch_utils.Conv1D(out, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(self.c_fc(x * self.get_buffer("table").to(x.dtype)))
+
+    class Port(nnx.Module):
+        def __init__(self) -> None:
+            self.c_fc = nnx.Linear(8, out, rngs=nnx.Rngs(0))
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            table = jnp.asarray(1e4, x.dtype) ** (-jnp.arange(8, dtype=x.dtype) / 8.0)
+            return jnp.tanh(self.c_fc(x * table[None, None]))
+
+    reference, model = Torch(), Port()
+    torch.nn.init.normal_(reference.c_fc.weight)
+    arrays = reference.state_dict()
+    vit_jax.load_state_dict(model, {**arrays, "c_fc.weight": arrays["c_fc.weight"].T})
+    report = compare(model, reference, TOKENS, precisions=F64)
+    assert report.ok, report.first
+    assert any("the reference holds table rounded to float32" in note for note in report.notes)
+    (row,) = (r for r in report.rows if (r.section, r.name) == ("gradients", "c_fc.weight"))
+    assert row.relative > 0
+    assert row.limit < 1e-5 * row.max_abs / row.relative

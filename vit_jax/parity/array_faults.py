@@ -8,8 +8,12 @@ import ml_dtypes
 import numpy as np
 
 from vit_jax.layers.position_resize import METHODS, resize_matrix
+from vit_jax.parity.dissect.relations import relation
 from vit_jax.parity.forms.modules import KERNEL_ORDERS, THIRDS
 from vit_jax.parity.values import rms
+
+# Of larger arrays other orders are not searched for.
+_MOST_NUMBERS = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +65,9 @@ def array_fault(
         ratio = float(np.vdot(want, got) / np.vdot(want, want))
         if ratio and _same(got, ratio * want):
             return ArrayFault("scaled_array", f"it is {ratio:.6g} times the reference's")
-    return _resized(got, want)
+    resized = _resized(got, want)
+    found = relation(got, want) if resized is None and want.size <= _MOST_NUMBERS else None
+    return resized if found is None else ArrayFault(found.fault, found.text)
 
 
 def _transposed(want: np.ndarray) -> list[np.ndarray]:

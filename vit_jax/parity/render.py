@@ -38,21 +38,26 @@ _WORDS: dict[Verdict, str] = {"noise": "noise", "drift": "drift", "departs": "DE
 
 def legend(report: Report) -> str:
     """What the columns and the verdicts mean."""
-    precisions = narrow_of(report)
-    averaged = [precision for precision in precisions if precision in NARROW]
-    remark = f" (in {' and '.join(averaged)} the rms of differences)" if averaged else ""
+    present = {row.precision in NARROW for row in report.rows}
+    wide = "max abs: the largest difference from PyTorch in float64. " if False in present else ""
+    narrow = "In bfloat16 and float16 the rms of differences counts. " if True in present else ""
     return (
-        f"max abs: the largest difference from PyTorch in float64{remark}. floor: the distance of "
-        f"PyTorch's own {' or '.join(precisions)} run from its float64 run. noise: what rounding "
+        f"{wide}{narrow}floor: the distance of PyTorch's own "
+        f"{' or '.join(narrow_of(report))} run from its float64 run. noise: what rounding "
         "explains; drift: up to a thousand times that; DEPARTS: more."
     )
+
+
+def _error_name(precisions: Iterable[str]) -> str:
+    """What `Row.max_abs` is."""
+    return "rms error" if set(precisions) <= set(NARROW) else "max abs"
 
 
 def _columns(report: Report) -> dict[str, int]:
     """Headings after the name, and their widths: in 80 columns 30 are left for the name."""
     shorts = [short_name(precision) for precision in narrow_of(report)]
     return {
-        "max abs": 8,
+        _error_name(row.precision for row in report.rows): 8,
         "relative to rms": 8,
         f"PyTorch's {shorts[0]}-f64": 9 + len(shorts[0]) - 3,
         **{f"{short} in floors": 8 for short in shorts},
@@ -197,7 +202,8 @@ def verdict_text(report: Report) -> str:
         "nothing finite to compare"
         if not math.isfinite(first.max_abs)
         else (
-            f"max abs {figure(first.max_abs)}, {figure(first.relative)} of the rms, "
+            f"{_error_name([first.precision])} {figure(first.max_abs)}, "
+            f"{figure(first.relative)} of the rms, "
             f"{excess(first):.3g} times the limit of noise"
         )
     )

@@ -26,6 +26,10 @@ def register_architectures() -> None:
     for name in ARCHITECTURES:
         settings = ARCHITECTURES[name].settings
         CLEAN[name] = _Clean(name, functools.partial(build, name), settings)
+    for name in ("llama", "gpt", "swin", "convnext", "resnet", "unet"):
+        settings = {**ARCHITECTURES[name].settings, "precisions": ("bfloat16",)}
+        title = f"{name} in bfloat16"
+        CLEAN[title] = _Clean(title, functools.partial(build, name), settings)
 
 
 def made(

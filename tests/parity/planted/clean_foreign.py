@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import torch
+from jax.ad_checkpoint import checkpoint_name
 
 import vit_jax.parity
 from tests.parity.planted.base import clean, redraw
@@ -139,3 +140,39 @@ def _():
         ),
     )
     return vit_jax.parity.from_equinox(model), reference, IMAGES
+
+
+def _in_train_mode(library: str) -> Any:
+    modes = importlib.import_module("tests.parity.train_mode_ports")
+    reference = redraw(modes.reference()).train()
+    return modes.PORTS[library](reference, kind=modes.UNBIASED[library]), reference, modes.IMAGES
+
+
+@clean("Linen BatchNorm in train mode", needs="linen", mode="train")
+def _():
+    return _in_train_mode("linen")
+
+
+@clean("Equinox BatchNorm in train mode", needs="equinox", mode="train")
+def _():
+    return _in_train_mode("equinox")
+
+
+@clean("a function that names its values")
+def _():
+    reference = _sequential(
+        fc1=torch.nn.Linear(8, 8),
+        norm=torch.nn.LayerNorm(8),
+        act=torch.nn.SiLU(),
+        fc2=torch.nn.Linear(8, 5),
+    )
+
+    @jax.checkpoint
+    def apply(p, x):
+        x = checkpoint_name(x @ p["fc1.weight"].T + p["fc1.bias"], "fc1")
+        x = (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + 1e-5)
+        x = checkpoint_name(x * p["norm.weight"] + p["norm.bias"], "norm")
+        x = checkpoint_name(jax.nn.silu(x), "act")
+        return x @ p["fc2.weight"].T + p["fc2.bias"]
+
+    return vit_jax.parity.JaxFunction(apply, _arrays(reference)), reference, TOKENS

@@ -143,6 +143,8 @@ class SqueezeExcite(Port):
     def __call__(self, x):
         squeeze = jnp.max if self.has("max") else jnp.mean
         y = self.fc2(nnx.relu(self.fc1(squeeze(x, axis=(1, 2), keepdims=True))))
+        if self.has("sixth"):
+            return x * nnx.relu6(y + 3) / 5
         return x * (nnx.sigmoid(y) if self.has("sigmoid") else jax.nn.hard_sigmoid(y))
 
 
@@ -169,6 +171,8 @@ class Inverted(Port):
 
     def __call__(self, x):
         act = nnx.silu if self.has("silu") else jax.nn.hard_swish
+        if self.has("three"):
+            act = lambda x: x * nnx.relu6(x + 2) / 6  # noqa: E731
         y = act(self.bn0(self.expand(x)))
         y = act(self.bn1(self.depthwise(y)))
         y = y if self.has("no_se") else self.se(y)

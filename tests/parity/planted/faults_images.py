@@ -293,6 +293,22 @@ fault(
     "blocks.0.se:sigmoid",
 )
 fault(
+    "mobilenet sixth",
+    "mobilenet",
+    "blocks.0.se",
+    "factor",
+    "The hard sigmoid of the gate, by hand, divides by 5 and not by 6.",
+    "blocks.0.se:sixth",
+)
+fault(
+    "mobilenet three",
+    "mobilenet",
+    "blocks.1",
+    "activation",
+    "The hard swish, by hand, adds 2 and not 3.",
+    "blocks.1:three",
+)
+fault(
     "mobilenet squeezed by maximum",
     "mobilenet",
     "blocks.0.se",

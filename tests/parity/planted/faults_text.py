@@ -262,6 +262,14 @@ fault(
     "The positions of queries are counted from 1, of keys from 0.",
     f"{_FIRST}:query_from_one",
 )
+fault(
+    "llama rope of keys from one",
+    "llama",
+    "layers.1.self_attn",
+    "position",
+    "The positions of keys are counted from 1, of queries from 0.",
+    "layers.1.self_attn:key_from_one",
+)
 fault("llama keys not rotated", "llama", _FIRST, "rope", "Keys are not rotated.", "key_unrotated")
 fault(
     "llama heads tiled",
@@ -278,6 +286,15 @@ fault(
     _GATE,
     "SiLU is taken of up_proj, not of gate_proj.",
     "layers.1.mlp:silu_of_up",
+)
+fault(
+    "llama silu of up in bfloat16",
+    "llama",
+    "layers.1.mlp",
+    _GATE,
+    "SiLU is taken of up_proj, not of gate_proj.",
+    "layers.1.mlp:silu_of_up",
+    settings={"precisions": ("bfloat16",)},
 )
 fault("llama no up", "llama", "layers.0.mlp", "gate", "up_proj's factor is missing.", "no_up")
 fault("llama gelu", "llama", "layers.0.mlp", "activation|gelu", "GELU for SiLU.", "gelu")

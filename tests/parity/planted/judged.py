@@ -4,6 +4,7 @@ JUDGED: dict[str, frozenset[str]] = {
     name: frozenset(words.split())
     for name, words in {
         "convnext no layer scale": "missing_term",
+        "convnext layer scale of the sum": "order",
         "swin windows put back by columns": "head_layout permuted_axes",
         "swin windows put back by columns + merging by rows": "head_layout permuted_axes",
         "resnet ReLU before the sum": "order",
@@ -30,6 +31,8 @@ JUDGED: dict[str, frozenset[str]] = {
         "llama centred norm": "extra_term",
         "llama epsilon outside of the root": "order",
         "llama rope interleaved": "reordered",
+        "llama rope of queries from one": "position",
+        "neox rope of all channels": "size",
         "llama rope backwards": "swapped_halves",
         "llama keys not rotated": "another_input",
         "llama no up": "missing_term",

@@ -141,7 +141,7 @@ class LlamaAttention(Port):
         }
         q = rotate(q, **settings, offset=1 if self.has("query_from_one") else 0)
         if not self.has("key_unrotated"):
-            k = rotate(k, **settings)
+            k = rotate(k, **settings, offset=1 if self.has("key_from_one") else 0)
         if self.has("tiled"):
             k, v = (jnp.tile(p, (1, 1, self.share, 1)) for p in (k, v))
         else:

@@ -116,16 +116,19 @@ class Case:
         }
         for frame in self.frames():
             program = self.live.record(frame, self.applied)
-            target = None if program is None else program.find(arrays[1])
-            if program is None or target is None:
+            # Values that are equal by chance, as those of equal tokens before and after attention.
+            targets = [] if program is None else list(program.holding(arrays[1]))
+            if program is None or not targets:
                 continue
             fixed = program.settled(good)
             assert self.bad is not None
-            trial = Search(program, target, arrays[0], fixed).run() or handed(
-                program, target, arrays[0], split_stage(self.points[self.bad].stage)
-            )
-            if trial is not None:
-                return self.climbed(trial, program)
+            stage = split_stage(self.points[self.bad].stage)
+            for target in dict.fromkeys((targets[0], targets[-1])):
+                trial = Search(program, target, arrays[0], fixed).run() or handed(
+                    program, target, arrays[0], stage
+                )
+                if trial is not None:
+                    return self.climbed(trial, program)
             self.program = self.program or program
         return None
 

@@ -13,7 +13,12 @@ from vit_jax.parity.dissect.arguments import (
     text_of,
     with_argument,
 )
-from vit_jax.parity.dissect.functions import POOLS, functions_of, tensor_arguments_of
+from vit_jax.parity.dissect.functions import (
+    POOLS,
+    functions_of,
+    numbered_activations,
+    tensor_arguments_of,
+)
 from vit_jax.parity.dissect.orders import orders_of
 from vit_jax.parity.dissect.program import Apply, Call, Program, bound
 
@@ -136,6 +141,8 @@ def changes_of(call: Call, program: Program) -> Iterator[Change | Knob]:
     shapes = [tuple(program.values[slot].shape) for slot in call.slots]
     ndim = max(map(len, shapes), default=0)
     yield from functions_of(call, arguments)
+    for text, start, function in numbered_activations().get(call.site.function, ()):
+        yield Knob("activation", text.format, start, _numbered(function))
     for name, (where, value) in arguments.items():
         if has_slots(value) or name in UNTOUCHED:
             continue
@@ -151,8 +158,12 @@ def changes_of(call: Call, program: Program) -> Iterator[Change | Knob]:
                 float(value),
                 lambda number, where=where: with_argument(where, number),
             )
-    yield from tensor_arguments_of(call, arguments)
+    yield from tensor_arguments_of(call, arguments, program)
     yield from orders_of(call, shapes, program)
+
+
+def _numbered(function: Callable[[Any, float], Any]) -> Callable[[float], Apply]:
+    return lambda number: lambda f, args, kwargs: function((*args, *kwargs.values())[0], number)
 
 
 def _scalar_fault(call: Call, value: float) -> str | None:

@@ -20,7 +20,10 @@ def derivative(case: Case) -> tuple[str, str] | None:
     stage, _ = case.run.place()
     tried: set[Site] = set()
     applied, reference = case.applied, case.reference
-    for site, path in case.live.sites():
+    sites = case.live.sites()
+    if not any(path.startswith(stage) for _, path in sites):
+        stage = ""  # the name of an array, not of a module
+    for site, path in sites:
         is_near = path.startswith(stage)
         if not is_near or site in tried or len(tried) >= _MOST_DERIVATIVES:
             continue

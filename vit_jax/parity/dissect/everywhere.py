@@ -46,12 +46,12 @@ def everywhere(program: Program, trial: Trial, fits: Callable[[int], Fits]) -> l
         found.append(Everywhere(fits(index), lambda f, a, k, _, apply=apply: apply(f, a, k)))
     for slot, insert in trial.inserts.items():
         made = program.made(slot)
-        if made is not None:
+        if made is not None and made not in trial.fixed:
             place = program.calls[made].outputs.index(slot)
             found.append(Everywhere(fits(made), _on_output(place, insert)))
             continue
         for index, call in enumerate(program.calls):
-            if slot in call.slots:
+            if slot in call.slots and index not in trial.fixed:
                 found.append(Everywhere(fits(index), _on_input(call.slots.index(slot), insert)))
     for (index, slot), other in trial.sources.items():
         place = program.calls[index].slots.index(slot)

@@ -6,6 +6,12 @@ from typing import Any
 from vit_jax.inspect.stages import map_arrays
 from vit_jax.parity.dissect.program import Apply, Call, Program, Slot
 from vit_jax.parity.dissect.watch import tensors_in
+from vit_jax.parity.torch_run import import_torch
+
+# What turns an array and changes none of its numbers.
+_WAYS = frozenset(
+    ("permute", "transpose", "swapaxes", "movedim", "reshape", "view", "flatten", "contiguous")
+)
 
 
 def other_operands(program: Program, index: int) -> Iterator[tuple[str, dict[int, Apply]]]:
@@ -30,6 +36,53 @@ def other_operands(program: Program, index: int) -> Iterator[tuple[str, dict[int
             "{} of the other operand of {}".format(*names),
             {made: _through, index: apply},
         )
+
+
+def written_out(program: Program, index: int) -> Iterator[tuple[str, dict[int, Apply]]]:
+    """A sigmoid in the place of a hard one that two calls make six times of."""
+    call = program.calls[index]
+    if call.site.function not in ("relu6", "clamp", "hardtanh") or not call.slots:
+        return
+    before = program.made(call.slots[0])
+    if before is None or program.calls[before].site.function != "add":
+        return
+    sigmoid = import_torch().sigmoid
+    changes = {before: _through, index: lambda f, args, kwargs: 6 * sigmoid(args[0])}
+    if 3 in program.calls[before].args and (call.site.function == "relu6" or 6 in _rest(call)):
+        yield "6 * sigmoid(x) in the place of {0}(x + 3)", changes
+
+
+def _rest(call: Call) -> list[Any]:
+    return [*call.args[1:], *call.kwargs.values()]
+
+
+def scaled_sums(program: Program, index: int) -> Iterator[tuple[str, dict[int, Apply]]]:
+    """A factor of one term of a sum that is one of the sum, whatever way the term was turned."""
+    call = program.calls[index]
+    if call.site.function not in ("add", "sub") or len(call.slots) != 2:
+        return
+    for slot in call.slots:
+        ways: list[int] = []
+        made = program.made(slot)
+        while made is not None and program.calls[made].site.function in _WAYS:
+            ways.append(made)
+            slot = program.calls[made].slots[0]
+            made = program.made(slot)
+        if made is None or not ways or program.calls[made].site.function != "mul":
+            continue
+        one = program.calls[made]
+        for place in range(len(one.slots)) if len(one.slots) == 2 else ():
+            shape = program.values[slot].shape
+            if program.values[one.slots[1 - place]].shape != shape:
+                continue
+            factor = program.values[one.slots[place]].expand(shape)
+            for way in reversed(ways):
+                factor = _alone(program, program.calls[way], 0)(factor)
+
+            def scaled(f: Any, args: tuple, kwargs: dict, factor: Any = factor) -> Any:
+                return f(*args, **kwargs) * factor
+
+            yield "mul of the sum, not of one term in {0}", {made: _nth(1 - place), index: scaled}
 
 
 def exchanges(program: Program, before: int, index: int) -> Iterator[tuple[str, dict[int, Apply]]]:

@@ -1,5 +1,6 @@
 """Other functions in the place of one of PyTorch's, and its tensors left out or turned."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,10 +8,12 @@ from typing import Any
 from vit_jax.parity.dissect.arguments import Change, by_name, turned, with_argument
 from vit_jax.parity.dissect.convolutions import convolutions_of, same_padding
 from vit_jax.parity.dissect.norms import NORMS, norms_of
-from vit_jax.parity.dissect.program import Apply, Call, Slot
+from vit_jax.parity.dissect.program import Apply, Call, Program, Slot
 from vit_jax.parity.dissect.watch import is_tensor
 from vit_jax.parity.torch_run import import_torch
 
+# Masks of more keys are not tried one by one.
+_MOST_KEYS = 16
 POOLS = frozenset(
     f"{adaptive}{kind}_pool{n}d"
     for adaptive in ("", "adaptive_")
@@ -96,6 +99,22 @@ def activations() -> dict[str, Callable[[Any], Any]]:
         "mish": functional.mish,
         "softplus": functional.softplus,
         "squared relu": lambda x: torch.relu(x) ** 2,
+    }
+
+
+def numbered_activations() -> dict[str, list[tuple[str, float, Callable[[Any, float], Any]]]]:
+    """By name, an activation written out: its text, one of its numbers, and it with another one."""
+    relu6, sigmoid = import_torch().nn.functional.relu6, import_torch().sigmoid
+    return {
+        "hardsigmoid": [
+            ("relu6(x + {:.6g}) / 6", 3.0, lambda x, number: relu6(x + number) / 6),
+            ("relu6(x + 3) * {:.6g}", 1 / 6, lambda x, number: relu6(x + 3) * number),
+        ],
+        "hardswish": [
+            ("x * relu6(x + {:.6g}) / 6", 3.0, lambda x, number: x * relu6(x + number) / 6),
+            ("x * relu6(x + 3) * {:.6g}", 1 / 6, lambda x, number: x * relu6(x + 3) * number),
+        ],
+        "silu": [("x * sigmoid({:.6g} * x)", 1.0, lambda x, number: x * sigmoid(number * x))],
     }
 
 
@@ -242,7 +261,7 @@ def _binary(call: Call) -> Iterator[Change]:
 
 
 def tensor_arguments_of(
-    call: Call, arguments: dict[str, tuple[str | int, Any]]
+    call: Call, arguments: dict[str, tuple[str | int, Any]], program: Program
 ) -> Iterator[Change]:
     """Arguments that are tensors, left out or turned."""
     name = call.site.function
@@ -261,6 +280,7 @@ def tensor_arguments_of(
         if argument in ("mask", "condition", "attn_mask", "1") and name in ("masked_fill", "where"):
             for text, turn in _MASKS.items():
                 yield Change("mask", f"{name} with the mask {text}", turned(where, turn))
+            yield from _masks_of_some(name, where, program.values[value.index])
     if name in ("tril", "triu") and "diagonal" not in arguments:
         for diagonal in (1, -1):
             text = f"{name}(diagonal={diagonal})"
@@ -269,6 +289,25 @@ def tensor_arguments_of(
         yield Change("variance", f"{name}(correction=0)", with_argument("correction", 0))
     if name == "masked_fill" and not math.isfinite(_scalar(arguments.get("value", (0, 0))[1])):
         yield Change("mask", "masked_fill with 0", with_argument(arguments["value"][0], 0.0))
+
+
+def _masks_of_some(name: str, where: str | int, mask: Any) -> Iterator[Change]:
+    """Masks of neighbours along the last axis, such as more keys or fewer, or of all but them."""
+    size = mask.shape[-1] if mask.ndim else 0
+    if not 1 < size <= _MOST_KEYS or mask.dtype != import_torch().bool:
+        return
+    for start, stop in itertools.combinations(range(size + 1), 2):
+
+        def some(mask: Any, start: int = start, stop: int = stop) -> Any:
+            new = mask & False
+            new[..., start:stop] = True
+            return new
+
+        words = f"{start}:{stop} of its last axis"
+        yield Change("mask", f"{name} with the mask of {words}", turned(where, some))
+        if stop - start < size:
+            text = f"{name} with the mask of all but {words}"
+            yield Change("mask", text, turned(where, lambda mask, some=some: ~some(mask)))
 
 
 def _scalar(value: Any) -> float:

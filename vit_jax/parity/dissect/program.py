@@ -148,12 +148,15 @@ class Program:
 
     def find(self, array: np.ndarray) -> int | None:
         """The first slot that holds an array."""
+        return next(self.holding(array), None)
+
+    def holding(self, array: np.ndarray) -> Iterator[int]:
+        """The slots that hold an array, in the order in which they came up."""
         for index, value in enumerate(self.values):
             if tuple(value.shape) == array.shape and value.is_floating_point():
                 off = np.max(np.abs(to_numpy(value) - array), initial=0.0)
                 if off <= 1e-13 * max(float(np.max(np.abs(array), initial=0.0)), 1e-300):
-                    return index
-        return None
+                    yield index
 
     def run(
         self,
@@ -182,7 +185,7 @@ class Program:
         values: dict[int, Any] = {}
         rewired = {index for index, _ in sources}
         for slot, change in inserts.items():
-            if self.made(slot) is None:
+            if self.made(slot) is None or self.made(slot) in fixed:
                 values[slot] = change(self.values[slot].clone())
 
         def value(slot: int) -> Any:

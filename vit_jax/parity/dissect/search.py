@@ -10,10 +10,16 @@ import numpy as np
 from vit_jax.inspect.stages import Stage
 from vit_jax.parity.dissect.arguments import in_digits
 from vit_jax.parity.dissect.changes import Knob, changes_of
-from vit_jax.parity.dissect.exchanges import exchanges, other_operands
+from vit_jax.parity.dissect.exchanges import (
+    exchanges,
+    other_operands,
+    scaled_sums,
+    written_out,
+)
 from vit_jax.parity.dissect.functions import activations
 from vit_jax.parity.dissect.program import Apply, Call, Insert, Program, quiet
 from vit_jax.parity.dissect.relations import reorders
+from vit_jax.parity.dissect.shared import shared
 from vit_jax.parity.dissect.watch import Site, site_in_words
 from vit_jax.parity.torch_run import to_numpy
 from vit_jax.parity.values import rms
@@ -34,6 +40,7 @@ class Trial:
       changes, inserts, sources: see `Program.run`.
       is_code: whether the text stands for the call, as code.
       entered: the module that is handed a source, by its path.
+      fixed: calls of modules that are right: what these give is changed where it is used.
     """
 
     fault: str
@@ -44,6 +51,7 @@ class Trial:
     sources: Mapping[tuple[int, int], int] = dataclasses.field(default_factory=dict)
     is_code: bool = False
     entered: str | None = None
+    fixed: frozenset[int] = frozenset()
 
     def moved(self, program: Program, outer: Program, slots: Mapping[int, int]) -> "Trial | None":
         """The same in another program that holds the calls of this one.
@@ -71,7 +79,8 @@ class Trial:
         for slot in inserts:
             made = outer.made(slot)
             at = at if made is None else made
-        return dataclasses.replace(self, text=words, at=at, inserts=inserts, sources=sources)
+        changed = {"text": words, "at": at, "inserts": inserts, "sources": sources}
+        return dataclasses.replace(self, **changed, fixed=frozenset())
 
 
 class Search:
@@ -127,10 +136,14 @@ class Search:
 
     def run(self) -> Trial | None:
         with quiet():
-            for trials in (self.changed, self.moved, self.ordered, self.scaled, self.exchanged):
+            for trials in self._kinds():
                 for trial in trials():
-                    return trial
+                    return dataclasses.replace(trial, fixed=frozenset(self.fixed))
         return None
+
+    def _kinds(self) -> Iterator[Callable[[], Iterator[Trial]]]:
+        yield from (self.changed, self.moved, self.at_several_places)
+        yield from (self.ordered, self.scaled, self.exchanged)
 
     def changed(self) -> Iterator[Trial]:
         """Other arguments and functions, then other numbers."""
@@ -169,9 +182,23 @@ class Search:
                     if self.is_it(self.result(changes=changes)):
                         names = (call.site.function, calls[before].site.function)
                         yield Trial("order", text.format(*names), index, changes)
-            for text, changes in other_operands(self.program, index):
-                if self.is_it(self.result(changes=changes)):
-                    yield Trial("gate", text, index, changes)
+            for fault, find in (
+                ("gate", other_operands),
+                ("order", scaled_sums),
+                ("activation", written_out),
+            ):
+                for text, changes in find(self.program, index):
+                    if self.is_it(self.result(changes=changes)):
+                        name = calls[index].site.function
+                        yield Trial(fault, text.format(name), index, changes)
+
+    def at_several_places(self) -> Iterator[Trial]:
+        """A number, or a table, that counts at several places."""
+        for found in shared(self.program, self.calls):
+            if self.is_it(self.result(changes=found.changes)):
+                name = "" if found.slot is None else self.name(found.slot)
+                at = next(iter(found.changes))
+                yield Trial(found.fault, f"{found.text}{name}", at, found.changes)
 
     def solve(self, value: Callable[[float], np.ndarray | None], start: float) -> float | None:
         """The number that gives the model's value, by Gauss and Newton from near and far."""
