@@ -99,11 +99,11 @@ def measure(slice_name: str, arguments: tuple[str, ...]) -> dict[str, Any]:
 def _gpu_row(slice_name: str, arguments: tuple[str, ...], found: dict[str, Any]) -> str:
     counts, bound = found["counts"], found["roofline"]
     recipe, *flags = arguments
-    told = " ".join(flag.removeprefix("--config.") for flag in flags)
+    told = " ".join([f"`{recipe}`", *(flag.removeprefix("--config.") for flag in flags)])
     calls = sum(n for name, n in counts["library_calls"].items() if "fmha" in name)
     sent = sum(row["bytes"] for row in counts["exchanges"]) / 1e6
     return (
-        f"| `{recipe}` {told} | {slice_name} | {found['batch_size']} "
+        f"| {told} | {slice_name} | {found['batch_size']} "
         f"| {found['needed_bytes'] / 2**30:.2f} of {found['usable_bytes'] / 2**30:.2f} "
         f"| {counts['flops'] / 1e9:,.1f} | {counts['hbm_bytes'] / 1e9:,.1f} "
         f"| {counts['kernels']:,} | {calls} | {sent:,.1f} "
