@@ -1,12 +1,12 @@
-"""HBM use and the bound on images a second of the recipes on TPU slices, as tables.
+"""Memory and the bound on images a second of the recipes on TPU slices or GPUs, as tables.
 
-    python -m benchmarks.plan_table --results plan.jsonl [--out docs/plan.md]
+    python -m benchmarks.plan_table --results plan.jsonl [--gpus] [--out docs/plan.md]
 
 Each line of the tables is one train step, compiled for a slice by libtpu (`pip install
-'vit-jax[tpu]'`; no TPU is needed). Finished lines are kept in the file of `--results` and not
-compiled again, so that the run may be cut short and repeated; begin a new file when the step has
-changed. `--out` puts the tables into the
-page, between its two markers. On two CPU cores it takes about an hour.
+'vit-jax[tpu]'`; no TPU is needed), or with `--gpus` for a host of GPUs (see docs/plan.md). Finished
+lines are kept in the file of `--results` and not compiled again, so that the run may be cut short
+and repeated; begin a new file when the step has changed. `--out` puts the tables into the page,
+between its two markers. On two CPU cores each takes about an hour.
 """
 
 import argparse
@@ -17,13 +17,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.pages import keep, kept, put_between
-from vit_jax.plan.libtpu import devices_of, prepare_environment
+from vit_jax.plan import gpu, libtpu
 
 BEGIN, END = "<!-- plan_table: begin -->", "<!-- plan_table: end -->"
+GPU_BEGIN, GPU_END = "<!-- gpu_table: begin -->", "<!-- gpu_table: end -->"
 _BF16 = "--config.model.kwargs.dtype=bfloat16"
 _SCAN = "--config.model.kwargs.scan_layers=true"
 _BLOCKS = "--config.model.kwargs.remat=blocks"
 SLICES = ("v4:2x2x1", "v5e:4x4", "v5p:2x2x2", "v6e:8x8", "TPU7x:2x2x2")
+GPUS = ("h100:1", "h200:8")
 RECIPES = ("digits_vit", "cifar100_vit", "imagenet_vit_s16", "imagenette_t2t_vit_7")
 _VIT_L = ("imagenet_vit_s16", "--config.model.name=vit_large_patch16_224", _BF16, _BLOCKS)
 _VIT_H = (
@@ -52,14 +54,26 @@ def _flags(recipe: str) -> tuple[str, ...]:
     return flags
 
 
-def cases() -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """(section, slice, (recipe, flags...)) of every line."""
+def _recipes() -> Iterator[str]:
     from vit_jax.config.recipes import recipe_names
 
     for name in recipe_names():
-        sized = [f"{name}_{size}" for size in ("14", "19", "24", "7", "t_14")]
-        for recipe in sized if name == "imagenet_t2t_vit" else [name]:
-            yield "recipes", "v5e:4x4", (recipe, *_flags(recipe))
+        sized = [f"{name}:{size}" for size in ("14", "19", "24", "7", "t_14")]
+        yield from sized if name == "imagenet_t2t_vit" else [name]
+
+
+def gpu_cases() -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """As `cases`, of GPUs: recipes as they are, those of large images in bfloat16."""
+    for recipe in sorted(_recipes(), key=lambda recipe: recipe not in RECIPES):
+        for slice_name in GPUS:
+            flags = (_BF16,) if recipe.startswith("imagenet") else ()
+            yield "gpus", slice_name, (recipe, *flags)
+
+
+def cases() -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """(section, slice, (recipe, flags...)) of every line."""
+    for recipe in _recipes():
+        yield "recipes", "v5e:4x4", (recipe, *_flags(recipe))
     for recipe in RECIPES:
         for slice_name in SLICES:
             yield "slices", slice_name, (recipe, *_flags(recipe))
@@ -78,7 +92,24 @@ def measure(slice_name: str, arguments: tuple[str, ...]) -> dict[str, Any]:
     recipe, *flags = arguments
     topology = parse_topology(slice_name)
     config = read_recipe(recipe, flags, model_fields).config
-    return as_json(make_plan(config, topology, devices_of(topology)), recipe)
+    devices = (gpu if topology.chip.is_gpu else libtpu).devices_of(topology)
+    return as_json(make_plan(config, topology, devices), recipe)
+
+
+def _gpu_row(slice_name: str, arguments: tuple[str, ...], found: dict[str, Any]) -> str:
+    counts, bound = found["counts"], found["roofline"]
+    recipe, *flags = arguments
+    told = " ".join([f"`{recipe}`", *(flag.removeprefix("--config.") for flag in flags)])
+    calls = sum(n for name, n in counts["library_calls"].items() if "fmha" in name)
+    sent = sum(row["bytes"] for row in counts["exchanges"]) / 1e6
+    return (
+        f"| {told} | {slice_name} | {found['batch_size']} "
+        f"| {found['needed_bytes'] / 2**30:.2f} of {found['usable_bytes'] / 2**30:.2f} "
+        f"| {counts['flops'] / 1e9:,.1f} | {counts['hbm_bytes'] / 1e9:,.1f} "
+        f"| {counts['kernels']:,} | {calls} | {sent:,.1f} "
+        f"| {bound['images_per_second']:,.0f} | {bound['bound']} "
+        f"| {found['compile_seconds']:.0f} |"
+    )
 
 
 def _row(slice_name: str, arguments: tuple[str, ...], found: dict[str, Any]) -> str:
@@ -111,6 +142,11 @@ _HEADER = (
     "| against the step as written | against 3 x the model's forward | exchanged (MB) "
     "| images/s, at most | bound by | compiled in (s) |"
 )
+_GPU_HEADER = (
+    "| recipe and flags | host | batch | memory of a GPU (GiB) | GFLOPs of a GPU and step "
+    "| read and written (GB) | kernels | of them cuDNN's attention | exchanged (MB) "
+    "| images/s, at most | bound by | compiled in (s) |"
+)
 _TITLES = {
     "recipes": "### Every recipe on v5e:4x4",
     "slices": "### Four recipes on five generations",
@@ -131,20 +167,31 @@ def tables(lines: dict[str, dict[str, Any]]) -> str:
     return "\n".join(text)
 
 
+def gpu_table(lines: dict[str, dict[str, Any]]) -> str:
+    """The table of all lines of GPUs that are done."""
+    rows = [
+        _gpu_row(slice_name, arguments, lines[key])
+        for _, slice_name, arguments in gpu_cases()
+        if (key := _key(slice_name, arguments)) in lines
+    ]
+    return "\n".join([_GPU_HEADER, "|---" * (_GPU_HEADER.count("|") - 1) + "|", *rows, ""])
+
+
 def _key(slice_name: str, arguments: tuple[str, ...]) -> str:
     return " ".join((slice_name, *arguments))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="plans of the recipes on TPU slices")
+    parser = argparse.ArgumentParser(description="plans of the recipes on TPU slices and GPUs")
     parser.add_argument("--results", type=pathlib.Path, required=True, help="a line for each plan")
     parser.add_argument("--out", type=pathlib.Path, help="the page that the tables go into")
+    parser.add_argument("--gpus", action="store_true", help="for GPUs in place of TPUs")
     options = parser.parse_args()
-    prepare_environment()
+    libtpu.prepare_environment()
     lines: dict[str, dict[str, Any]] = {}
     for row in kept(options.results):
         lines[row["key"]] = row
-    for _, slice_name, arguments in cases():
+    for _, slice_name, arguments in gpu_cases() if options.gpus else cases():
         key = _key(slice_name, arguments)
         if key in lines:
             continue
@@ -152,10 +199,12 @@ def main() -> int:
         lines[key] = {"key": key, **measure(slice_name, arguments)}
         keep(options.results, lines[key])
         print(f"{key}: {time.perf_counter() - start:.0f} s", flush=True)
+    begin, end = (GPU_BEGIN, GPU_END) if options.gpus else (BEGIN, END)
+    text = gpu_table(lines) if options.gpus else tables(lines)
     if options.out:
-        put_between(options.out, BEGIN, END, tables(lines))
+        put_between(options.out, begin, end, text)
     else:
-        print(tables(lines))
+        print(text)
     return 0
 
 

@@ -249,3 +249,21 @@ def test_the_compilation_cache_is_the_users_and_configurable(monkeypatch, variab
     assert options.pop("jax_traceback_filtering") == "off"
     assert options.pop("jax_cpu_enable_async_dispatch") is False
     assert options == ({} if wanted is None else {"jax_compilation_cache_dir": wanted})
+
+
+_PRECISION = "jax_default_matmul_precision"
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "probe", "embed", "export"])
+def test_commands_multiply_at_the_precision_they_are_told(command, monkeypatch):
+    parser = importlib.import_module(f"vit_jax.cli.{command}")._parser()
+    given = {"predict": ["a.png"], "embed": ["a.png"], "export": ["out"]}.get(command, [])
+    arguments = ["w.pth", *given]
+    options = {}
+    monkeypatch.setattr(jax.config, "update", options.__setitem__)
+    for flag, wanted in (([], {}), (["--matmul-precision=highest"], {_PRECISION: "highest"})):
+        asked = parser.parse_known_args([*arguments, *flag])[0].matmul_precision
+        jax_setup.set_matmul_precision(asked)
+        assert options == wanted
+    with pytest.raises(ValueError, match=r"--matmul-precision: .*choose from"):
+        parser.parse_known_args([*arguments, "--matmul-precision=most"])

@@ -112,11 +112,14 @@ def test_resume_refuses_and_names_every_other_change(config):
     other.seed = 1
     other.optimizer.learning_rate = 0.5
     other.data.data_dir = "elsewhere"
+    other.matmul_precision, other.attention = "highest", "plain"
     with pytest.raises(ValueError, match="another config") as error:
         check_resumable(config, other)
     assert "seed (was 0, now 1)" in str(error.value)
     assert "optimizer.learning_rate (was 0.001, now 0.5)" in str(error.value)
     assert "data.data_dir (was None, now 'elsewhere')" in str(error.value)
+    assert "matmul_precision (was None, now 'highest')" in str(error.value)
+    assert "attention (was 'auto', now 'plain')" in str(error.value)
     assert "mesh" not in str(error.value)
 
 

@@ -19,7 +19,9 @@ from vit_jax import cli
 from vit_jax.config import load_config
 from vit_jax.data.folder import FolderSource
 from vit_jax.data.splits import open_splits
+from vit_jax.inference import classifier as classifiers
 from vit_jax.inference.predict import predict
+from vit_jax.layers.attention import AttentionForm
 from vit_jax.training.run import Run, open_run
 from vit_jax.weights.run_folder import CONFIG_FILE
 
@@ -274,3 +276,16 @@ def test_command_names_and_skips_what_is_broken(run, loaded, files, tmp_path, ca
 def test_command_without_an_image(run, tmp_path, capsys):
     assert cli.main(["predict", str(run), str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: no image in")
+
+
+def test_a_classifier_computes_attention_as_suits_its_devices(loaded, monkeypatch):
+    asked, form = [], AttentionForm("heads")
+    eval_graph = classifiers.eval_graph
+    monkeypatch.setattr(classifiers, "attention_form", lambda device: form)
+    monkeypatch.setattr(
+        classifiers, "eval_graph", lambda *given: asked.append(given[2]) or eval_graph(*given)
+    )
+    classifier = classifiers.Classifier.of(loaded)
+    images = jax.ShapeDtypeStruct((8, 8, 8, 1), np.uint8)
+    logits = jax.eval_shape(classifier.logits, classifier.variables, images)
+    assert (logits.shape, asked) == ((8, 10), [form])

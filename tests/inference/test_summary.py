@@ -144,6 +144,8 @@ def test_the_printed_table():
     assert qkv.split()[2:4] == ["1x2x24", "192"]
     assert qkv.startswith("      qkv")
     assert "frozen)" in text
+    told = " ".join(text.split())
+    assert "on a GPU: 1 plain: it computes in float32, and cuDNN in bfloat16 and float16;" in told
     assert "…" not in text
 
 

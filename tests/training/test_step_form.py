@@ -2,13 +2,15 @@
 
 from typing import Any
 
+import jax
 import pytest
 from flax import nnx
 
 from tests.training.runs import tiny
+from vit_jax.layers.attention import AttentionForm, SoftmaxAttention
 from vit_jax.layers.forms import set_form
 from vit_jax.plan.compile import abstract_inputs, planned_run
-from vit_jax.training.step import jit_train_step
+from vit_jax.training.step import jit_train_step, make_eval_step
 
 
 @pytest.mark.parametrize("remat", ["none", pytest.param("blocks", marks=pytest.mark.slow)])
@@ -27,3 +29,34 @@ def test_the_train_step_is_traced_and_compiled_for_its_devices(remat):
     # One a layer, forward and backward.
     assert barriers("cpu") >= 4
     assert barriers("tpu") == 0
+
+
+def test_matmuls_have_the_precision_that_the_run_asks_for():
+    """Forward, backward and in evaluation; asked for by nobody, they are as JAX is set."""
+    high = "precision=(Precision.HIGH,Precision.HIGH)"
+
+    def products(config):
+        run = planned_run(config)
+        state, batch = abstract_inputs(run, (8, 8, 1))
+        step: Any = jit_train_step(run)
+        run.platform = "tpu"  # a step without options may be traced inside of another trace
+        evaluate = jax.make_jaxpr(make_eval_step(run))
+        traces = step.trace(state, batch).jaxpr, evaluate(state, batch, state.sums)
+        texts = ["".join(str(trace).split()) for trace in traces]
+        kinds = ("dot_general[", "conv_general_dilated[")
+        return [(sum(map(text.count, kinds)), text.count(high)) for text in texts]
+
+    asked = products(tiny(model__kwargs__depth=1, matmul_precision="high"))
+    left_alone = products(tiny(model__kwargs__depth=1))
+    for (number, of_them), (_, before) in zip(asked, left_alone, strict=True):
+        assert number >= 6
+        assert of_them == number > before
+
+
+def test_attention_takes_the_form_of_the_devices_unless_it_is_to_be_plain(monkeypatch):
+    form = AttentionForm("heads")
+    monkeypatch.setattr("vit_jax.training.run.attention_form", lambda device: form)
+    for asked, wanted in (("auto", "heads"), ("plain", "auto")):
+        run = planned_run(tiny(attention=asked))
+        found = [m.form for _, m in nnx.iter_modules(run.model) if isinstance(m, SoftmaxAttention)]
+        assert set(found) == {wanted}

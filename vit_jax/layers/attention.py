@@ -150,7 +150,8 @@ class AttentionForm:
 
     Attributes:
       name: "plain"; "heads", each of q, k and v by a matmul of its own straight into heads; or
-        "fused", so too, and attended by cuDNN: see `fused_attention`.
+        "fused", attended by cuDNN: see `fused_attention`. (There one matmul and its slices are
+        8 kernels a block fewer, and 0.3 GB of 11 more, than three matmuls.)
       widest_head: that cuDNN takes.
     """
 
@@ -191,7 +192,7 @@ class SoftmaxAttention(nnx.Module):
         """Tokens to the heads that attend."""
         del context
         linear, bias = self.stacked, self.stacked_bias()
-        if self.form in ("heads", "fused"):
+        if self.form == "heads":
             return linear_to_heads(linear, x, self.num_heads, bias)
         qkv = linear(x)
         if bias is not None:
