@@ -31,7 +31,7 @@ from vit_jax.parity.sides import (
     Side,
     as_model_images,
 )
-from vit_jax.parity.values import NARROW, Expected, OptimizerSpec, Reference, Whole, rms
+from vit_jax.parity.values import Expected, OptimizerSpec, Reference, Whole, rms
 
 _SECTIONS = get_args(Section)
 # Of the rms: by a value that is rounded over the kink of a ReLU a gradient moved so far, divided by

@@ -74,10 +74,6 @@ class Whole:
         return self.size(difference) if np.isfinite(difference).all() else np.inf
 
 
-# The types in which the rms of differences is judged.
-NARROW = ("bfloat16", "float16")
-
-
 class Averaged(Whole):
     """All of an array that is compared in a narrow type: by the rms of differences, noise too.
 
