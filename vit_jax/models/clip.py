@@ -297,7 +297,7 @@ class Clip(AnyGridModel[ClipConfig]):
 
     def last_norm(self, tokens: jax.Array) -> jax.Array:
         """The last norm; none where the head sees the mean of the patches."""
-        return tokens if self.config.global_pool == "avg" else self.norm(tokens)
+        return tokens if self.config.global_pool == "avg" else super().last_norm(tokens)
 
     def pooled(self, tokens: jax.Array) -> jax.Array:
         """Tokens (B, N, D) to the image's embedding: (B, features)."""
