@@ -1,7 +1,9 @@
 """The form of the step for the platform of its devices."""
 
+import re
 from typing import Any
 
+import jax
 import pytest
 from flax import nnx
 
@@ -27,3 +29,19 @@ def test_the_train_step_is_traced_and_compiled_for_its_devices(remat):
     # One a layer, forward and backward.
     assert barriers("cpu") >= 4
     assert barriers("tpu") == 0
+
+
+@pytest.mark.parametrize("asked", ["default", "high"])
+def test_matmuls_have_the_precision_that_the_config_asks_for(asked, monkeypatch):
+    """Forward, backward and in evaluation; tests have "highest" around them."""
+    monkeypatch.setattr("vit_jax.training.step.compiler_options", lambda platform: None)
+    run = planned_run(tiny(matmul_precision=asked))
+    state, batch = abstract_inputs(run, (8, 8, 1))
+    step: Any = run.steps.train
+    for traced in (
+        step.trace(state, batch).jaxpr,
+        jax.make_jaxpr(run.steps.eval)(state, batch, state.sums),
+    ):
+        found = re.findall(r" precision=(.*)", str(traced))
+        assert len(found) > 4
+        assert set(found) == {"({0}, {0})".format(f"Precision.{asked.upper()}")}
