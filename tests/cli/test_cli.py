@@ -72,7 +72,7 @@ def test_train_py_ends_a_mistake_in_one_line(tmp_path):
 )
 def test_a_mistake_is_status_2_and_one_line(arguments, capfd, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(jax_setup, "set_up_jax", lambda: None)  # it is for whole processes
+    monkeypatch.setattr(jax_setup, "set_up_jax", lambda **_: None)  # it is for whole processes
     assert cli.main(arguments) == 2
     captured = capfd.readouterr()
     assert captured.err.startswith("error: ")
