@@ -217,6 +217,32 @@ def test_train_hands_config_and_workdir_on_and_says_its_notes(monkeypatch, capsy
     assert capsys.readouterr().err.startswith("note: model.name is no longer vit_tiny_patch16_224")
 
 
+class _Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["predict", "w", "a.png"],
+        ["evaluate", "w"],
+        ["embed", "w", "a.png", "--out=a.npz"],
+        ["probe", "w", "--method=knn"],
+        ["export", "w", "out"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_the_precision_of_matmuls_is_set_before_a_model_is_read(monkeypatch, arguments):
+    def stop(asked):
+        raise _Stop(asked)
+
+    monkeypatch.setattr(jax_setup, "set_up_jax", lambda: None)
+    monkeypatch.setattr(jax_setup, "set_matmul_precision", stop)
+    module = importlib.import_module(f"vit_jax.cli.{arguments[0]}")
+    with pytest.raises(_Stop, match="high"):
+        module.run([*arguments[1:], "--matmul-precision=high"])
+
+
 def test_config_and_cli_import_nothing_heavy(tmp_path):
     # Their own imports, apart from what `import vit_jax` itself brings.
     code = (

@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw
 
 import vit_jax
 from tests import commands
-from vit_jax.config import load_config, load_recipe
+from vit_jax.cli import finetune, jax_setup
+from vit_jax.config import find_recipe, load_config, load_recipe
 
 pytestmark = [
     pytest.mark.xdist_group("finetune"),
@@ -205,6 +206,40 @@ def test_an_edited_recipe(finished, place, monkeypatch, old, new, said):
     recipe.write_text(text)
     assert ended.status == 2
     assert said in ended.err
+
+
+def test_deterministic_kernels_are_asked_for_before_jax_is_used(monkeypatch, tmp_path):
+    asked = []
+
+    def stop(deterministic):
+        asked.append(deterministic)
+        raise SystemExit(3)
+
+    monkeypatch.setattr(jax_setup, "set_up_jax", stop)
+    (tmp_path / "edited").mkdir()
+    (tmp_path / "edited" / "recipe.py").write_text(
+        "from vit_jax.config import load_recipe, find_recipe\n"
+        "def get_config():\n"
+        "    config = load_recipe(find_recipe('finetune_folder'))\n"
+        "    config.training.deterministic = True\n"
+        "    return config\n"
+    )
+    for arguments in (["--config.training.deterministic=true"], [], ["--workdir=edited"]):
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SystemExit):
+            finetune.run(["photos", *arguments])
+    assert asked == [True, False, True]
+
+
+def test_the_result_is_computed_as_the_run_computed(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr("vit_jax.inference.labelled.open_labelled", lambda *_: 1 / 0)
+    monkeypatch.setattr(jax_setup, "set_matmul_precision", asked.append)
+    config = load_recipe(find_recipe("finetune_folder"))
+    config.matmul_precision = "high"
+    with pytest.raises(ZeroDivisionError):
+        finetune._tell_result(config, tmp_path)
+    assert asked == ["high"]
 
 
 def test_the_best_checkpoint_has_a_name_everywhere(finished, place, monkeypatch):

@@ -51,12 +51,16 @@ def run(arguments: Sequence[str]) -> int:
     name = pathlib.Path(folder).resolve().name or "images"
     workdir = _work_directory(options.workdir or f"runs/{name}")
     recipe = workdir / RECIPE_FILE
-    jax_setup.set_up_jax()
-    is_new = not recipe.exists()
-    if is_new:
+    edited = load_recipe(recipe) if recipe.exists() else None
+    # Before the config is made, for which JAX is used.
+    asked = edited is not None and edited.training.deterministic
+    asked |= any(option.startswith("--config.training.deterministic") for option in rest)
+    jax_setup.set_up_jax(deterministic=asked)
+    is_new = edited is None
+    if edited is None:
         chosen, lines = _look_and_choose(folder, options)
     else:
-        chosen = load_recipe(recipe)
+        chosen = edited
         validate(chosen)
         _check_same(recipe, chosen, folder, options)
         lines = [f"{recipe} is there and used; without it the folder is looked at anew"]
@@ -285,6 +289,7 @@ def _tell_result(config: TrainConfig, workdir: pathlib.Path) -> None:
     from vit_jax.weights.load import from_pretrained
     from vit_jax.weights.run_folder import BEST, named_checkpoint
 
+    jax_setup.set_matmul_precision(config.matmul_precision)
     best = f"{workdir}{BEST}"
     labelled = open_labelled(workdir)
     found = evaluate(

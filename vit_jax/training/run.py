@@ -352,7 +352,7 @@ def _check_deterministic(config: TrainConfig, mesh: Mesh) -> None:
     if config.training.deterministic and on_gpu and not is_set:
         raise ValueError(
             f"config.training.deterministic: wanted {DETERMINISTIC_OPS} among XLA_FLAGS in the "
-            "environment before JAX starts, where `vit-jax train` puts it"
+            "environment before JAX starts, where `vit-jax train` and `finetune` put it"
         )
 
 
