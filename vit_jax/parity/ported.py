@@ -155,27 +155,27 @@ class PortedModel(nnx.Module):
         Raises:
           ValueError: it cannot be run.
         """
-        copy = nnx.clone(self)
-        copy.is_still = still
-        dtypes = [leaf.dtype for leaf in jax.tree.leaves(nnx.state(copy)) if is_float(leaf)]
+        new = nnx.clone(self)
+        new.is_still = still
+        dtypes = [leaf.dtype for leaf in jax.tree.leaves(nnx.state(new)) if is_float(leaf)]
 
         def cast(_: str, array: Any) -> Any:
             return array.astype(dtypes[0]) if dtypes and is_float(array) else array
 
         def run(images: Any) -> Any:
-            model = nnx.clone(copy)
+            model = nnx.clone(new)
             return images.call(model) if isinstance(images, Inputs) else model(images)
 
         images = images.map(cast) if isinstance(images, Inputs) else cast("", images)
         try:
             with jax.enable_x64(np.dtype(np.float64) in dtypes):
-                copy.see_modes(lambda: jax.eval_shape(run, images))
+                new.see_modes(lambda: jax.eval_shape(run, images))
         except Exception as error:
             text = next(iter(str(error).splitlines()), "")
             raise ValueError(
                 f"{self.name} cannot be run on these inputs ({type(error).__name__}: {text})"
             ) from error
-        return copy
+        return new
 
     def see_modes(self, run: Callable[[], Any]) -> None:
         """Runs the model; what is seen of its modes is noted in its parts."""
