@@ -77,9 +77,17 @@ def softmax_weights(
     scale: float,
     mask: Bool[Array, "batch keys"] | None = None,
     bias: Float[Array, "#batch heads queries keys"] | None = None,
+    rounds_gradient: bool = True,
 ) -> Float[Array, "batch heads queries keys"]:
-    """softmax(q k^T * scale + bias) over the keys that the mask has, in float32 or wider."""
-    scores = wide_matmul(q, k.swapaxes(-1, -2)) * scale
+    """softmax(q k^T * scale + bias) over the keys that the mask has, in float32 or wider.
+
+    Without `rounds_gradient` the gradient of the scores stays wide, see `wide_matmul`.
+    """
+    if rounds_gradient:
+        scores = wide_matmul(q, k.swapaxes(-1, -2)) * scale
+    else:
+        wide = jnp.promote_types(q.dtype, jnp.float32)
+        scores = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=wide) * scale
     if bias is not None:
         scores = scores + bias
     if mask is not None:
@@ -206,7 +214,10 @@ class SoftmaxAttention(nnx.Module):
 
     def weights(self, q: jax.Array, k: jax.Array, *context: jax.Array) -> jax.Array:
         """What the values of each key are multiplied with, before dropout: (B, heads, N, N)."""
-        return softmax_weights(q, k, scale=self.scale, mask=self.mask(*context))
+        # TPUs multiply float32 as bfloat16 by themselves; rounding it costs a pass over the scores.
+        is_rounded = self.form != "heads"
+        mask = self.mask(*context)
+        return softmax_weights(q, k, scale=self.scale, mask=mask, rounds_gradient=is_rounded)
 
     def attention_weights(
         self, x: Float[Array, "batch tokens dim"], *context: jax.Array
