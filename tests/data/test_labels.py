@@ -10,7 +10,7 @@ from tests.data.conftest import write_png
 from vit_jax.data.folder import labels_of
 from vit_jax.data.labels import encode, kind_of_labels, read_label_file
 from vit_jax.data.loader import train_batches
-from vit_jax.data.order import balanced_examples
+from vit_jax.data.order import balanced_examples, label_key
 from vit_jax.data.sources import ArraySource
 from vit_jax.data.splits import open_splits
 
@@ -130,7 +130,7 @@ LABELS = np.array([0] * 20 + [1] * 3 + [4] * 2, np.int32)
 def test_a_balanced_epoch_shows_every_class_equally_often():
     places, seen = np.arange(25), []
     for epoch in (0, 1):
-        positions, indices = balanced_examples(places, LABELS, 7, epoch)
+        positions, indices = balanced_examples(places, label_key(LABELS), 7, epoch)
         counts = collections.Counter(LABELS[positions].tolist())
         assert sorted(counts.values()) == [8, 8, 9]
         # A repeated image has an index, and so an augmentation, of its own.

@@ -15,8 +15,10 @@ from sklearn import metrics
 import vit_jax
 from tests.training.runs import arrays, rows, tiny, trained
 from tests.training.test_own import Kept, Stop, make_items
+from vit_jax.data.folder import FolderSource
 from vit_jax.data.own import own_splits
 from vit_jax.data.sources import ArraySource
+from vit_jax.data.splits import Splits
 from vit_jax.inference.evaluate import evaluate
 from vit_jax.inference.predict import predict
 from vit_jax.models.spec import Target
@@ -31,6 +33,7 @@ from vit_jax.training.objectives import (
     best_of,
     make_objective,
 )
+from vit_jax.training.run import _check_some_label
 
 pytestmark = pytest.mark.xdist_group("runs")
 
@@ -99,6 +102,17 @@ def test_the_best_has_a_figure_and_a_direction() -> None:
         found("mAP")
     with pytest.raises(ValueError, match='mode: wanted "max" or "min" for the metric \'mine\''):
         found("mine", own=["mine"])
+
+
+def test_held_out_images_without_any_label_are_named_before_the_run() -> None:
+    def part(*labels: list[int]) -> FolderSource:
+        paths = [f"{number}.png" for number in range(len(labels))]
+        return FolderSource(paths, np.array(labels, np.float32), class_names="ab", name="made up")
+
+    some, none = part([0, 0], [0, 1]), part([0, 0], [0, 0])
+    _check_some_label(Splits(none, some, None))
+    with pytest.raises(ValueError, match="made up: no image has a label, and mAP needs some"):
+        _check_some_label(Splits(some, some, none))
 
 
 def test_a_figure_that_is_no_number_is_never_the_best() -> None:
@@ -230,7 +244,7 @@ def test_numbers(tmp_path: pathlib.Path) -> None:
 
 
 def test_a_run_ends_early_as_one_that_was_as_long(
-    finished: pathlib.Path, tmp_path: pathlib.Path
+    finished: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Where no validation is better; stopped on the way; the command then finds it finished."""
     config = tiny(num_epochs=9, evaluation__patience=1, evaluation__metric="loss")
@@ -246,7 +260,9 @@ def test_a_run_ends_early_as_one_that_was_as_long(
     # Killed before it was tested:
     lines = before.splitlines(keepends=True)
     (tmp_path / "metrics.jsonl").write_text("".join(lines[:-1]))
+    config.log.progress = "plain"
     assert train(config, tmp_path) == final
+    assert "\nends early at step 12: 1 validation without a better loss" in capsys.readouterr().out
     assert rows(tmp_path)[-1] == held_out[-1]
 
 

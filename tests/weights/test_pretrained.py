@@ -28,6 +28,9 @@ def test_every_bit_and_the_preprocessing_come_back(tmp_path):
     other.spec = dataclasses.replace(other.spec, target=Target("multilabel"))
     vit_jax.load_pretrained(other, path)
     assert other.spec.target is None
+    other.spec = dataclasses.replace(other.spec, target=Target("regression", (1,) * 5, (2,) * 5))
+    *_, note = vit_jax.save_pretrained(other, tmp_path / "hf", dialect="huggingface")
+    assert "outputs, not numbers, which are output * std + mean" in note
     assert [file.name for file in path.parent.iterdir()] == ["weights.safetensors"]
 
 

@@ -19,7 +19,7 @@ from vit_jax.data.host_crop import (
     evaluation_crop,
     pil_resize,
 )
-from vit_jax.data.order import balanced_examples, epoch_examples
+from vit_jax.data.order import balanced_examples, epoch_examples, label_key
 from vit_jax.data.sources import ImageSource, checked_label
 from vit_jax.data.workers import check_killed, init_worker
 
@@ -138,7 +138,7 @@ def train_batches(
         crop=crop,
         cut_in_step=image_size is None,
         repeats=repeats,
-        balanced=balanced,
+        balanced=None if balanced is None else label_key(balanced),
         batch_size=batch_size,
         seed=seed,
         steps_per_epoch=num_steps_per_epoch,
@@ -242,7 +242,7 @@ class _TrainBatch:
     crop: RandomResizedCrop | None
     cut_in_step: bool
     repeats: int
-    balanced: np.ndarray | None
+    balanced: bytes | None
     batch_size: int
     seed: int
     steps_per_epoch: int

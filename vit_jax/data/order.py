@@ -68,22 +68,27 @@ def _balanced_order(labels: bytes, seed: int, epoch: int) -> tuple[np.ndarray, n
     return found
 
 
+def label_key(labels: np.ndarray) -> bytes:
+    """The class of each training image, (N,) integers, as what is hashed once for all steps."""
+    return labels.astype(np.int64).tobytes()
+
+
 def balanced_examples(
-    places: np.ndarray, labels: np.ndarray, seed: int, epoch: int
+    places: np.ndarray, labels: bytes, seed: int, epoch: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which images stand at `places` of an epoch that shows every class equally often.
 
     Args:
         places: as of `epoch_examples`.
-        labels: (N,) integers, the class of each training image.
+        labels: of `label_key`.
         seed, epoch: select the order.
 
     Returns:
         positions, indices: as of `epoch_examples`; an image of a rare class stands there
         repeatedly.
     """
-    positions, repeats = _balanced_order(labels.astype(np.int64).tobytes(), seed, epoch)
-    return positions[places], positions[places] + len(labels) * repeats[places]
+    positions, repeats = _balanced_order(labels, seed, epoch)
+    return positions[places], positions[places] + len(positions) * repeats[places]
 
 
 def epoch_examples(

@@ -311,6 +311,8 @@ class _Loop:
             self._validate()
         if self.step < total and not self.ended_early:
             self.progress.compiling()
+        elif self.step < total:
+            self._say_end()
         timer = _Timer(config.data.batch_size, self.step)
         under_way: collections.deque[jax.Array] = collections.deque()
         per_dispatch = config.training.steps_per_dispatch
@@ -380,6 +382,8 @@ class _Loop:
         if validation_due:
             best_before = self.best
             self._validate()
+            if self.ended_early and not last:
+                self._say_end()
             checkpoint_due |= config.checkpoint.keep_best and self.best != best_before
             checkpoint_due |= self.ended_early
         if checkpoint_due:
@@ -467,12 +471,14 @@ class _Loop:
         self._check_finite()
         self._evaluate("validation", self.run.data.validation)
         self._keep_best()
-        if self.ended_early and self.best is not None:
-            count = self.records.count("validation", self.best[1])
-            self.progress.say(
-                f"ends early at step {self.step}: {count} validation{'s' * (count != 1)} without a "
-                f"better {self.run.best[1]} than that of step {self.best[1]}"
-            )
+
+    def _say_end(self) -> None:
+        assert self.best is not None
+        count = self.records.count("validation", self.best[1])
+        self.progress.say(
+            f"ends early at step {self.step}: {count} validation{'s' * (count != 1)} without a "
+            f"better {self.run.best[1]} than that of step {self.best[1]}"
+        )
 
     def _evaluate(self, split: str, source: ImageSource) -> None:
         states = {"": self.state}

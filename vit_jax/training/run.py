@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 from vit_jax.config import TrainConfig
 from vit_jax.config.schema import DETERMINISTIC_OPS
 from vit_jax.data.augment import TrainAugment, make_eval_preprocess, make_train_augment
-from vit_jax.data.folder import labels_of
+from vit_jax.data.folder import labelled_paths, labels_of
 from vit_jax.data.host_crop import RandomResizedCrop
 from vit_jax.data.loader import Batches, eval_batches, steps_per_epoch, train_batches
 from vit_jax.data.sources import ImageSource
@@ -338,6 +338,8 @@ def open_run(config: TrainConfig, stated: Collection[str] = (), own: Own | None 
     assert model is not None
     _check_model(model, config, source, stated, own)
     _limit_labels(splits, config, own, model.num_classes)
+    if _of_several(config, own):
+        _check_some_label(splits)
     set_preprocessing(model, config, statistics_of(config, source.channels), source)
     target = make_objective(config, own.loss).target
     names = splits.class_names or None
@@ -364,16 +366,26 @@ def _is_classification(config: TrainConfig, own: Own) -> bool:
     return own.loss is None and config.loss.kind == "cross_entropy"
 
 
+def _of_several(config: TrainConfig, own: Own) -> bool:
+    return own.loss is None and config.loss.target == "multilabel"
+
+
+def _check_some_label(splits: Splits) -> None:
+    """Refuses files to validate and test on none of which has a label, before they are read."""
+    for part in (splits.validation, splits.test):
+        if part is not None and labelled_paths(part) and not labels_of(part).any():
+            raise ValueError(f"{part.name}: no image has a label, and mAP needs some")
+
+
 def _limit_labels(splits: Splits, config: TrainConfig, own: Own, num_classes: int) -> None:
     """Lets images without names of classes have no label that the model has not.
 
     Where an image may have several labels, each is there or is not.
     """
-    of_several = own.loss is None and config.loss.target == "multilabel"
     for part in (splits.train, splits.validation, splits.test):
         if part is not None:
             unnamed = _is_classification(config, own) and not part.class_names
-            part.label_limit = 2 if of_several else num_classes if unnamed else None
+            part.label_limit = 2 if _of_several(config, own) else num_classes if unnamed else None
 
 
 def _check_own(config: TrainConfig, own: Own) -> None:

@@ -152,13 +152,19 @@ def _write_huggingface(model: VisionModel[Any], path: Path) -> list[str]:
             (partial / "preprocessor_config.json").write_text(
                 json.dumps(processor, indent=2) + "\n"
             )
+    notes = []
     if processor is None and preprocessing is not None:
         rows, columns = model.input_size
-        return [
+        notes.append(
             f"preprocessor_config.json: not written, transformers has no {preprocessing.crop_mode} "
             f"crop of {rows}x{columns} (config.json says it for vit_jax)"
-        ]
-    return []
+        )
+    if model.spec.target is not None and model.spec.target.mean:
+        notes.append(
+            "transformers gives outputs, not numbers, which are output * std + mean (config.json "
+            "says it for vit_jax)"
+        )
+    return notes
 
 
 def _labels(names: list[str]) -> dict[str, Any]:
