@@ -139,7 +139,12 @@ def fused_attention(
     """
     ends = ((0, 0), (0, q.shape[2] % 2), (0, 0), (0, 0))
     q, k, v = (jnp.pad(x.swapaxes(1, 2), ends) for x in (q, k, v))  # (B, N, heads, head_dim)
-    lengths = None if tokens == q.shape[1] else jnp.full(q.shape[:1], tokens, jnp.int32)
+    lengths = None
+    if tokens != q.shape[1]:
+        lengths = jnp.full(q.shape[:1], tokens, jnp.int32)
+        # Nobody promises what cuDNN leaves behind them in gradients.
+        is_there = (jnp.arange(q.shape[1]) < tokens)[:, None, None]
+        q, k, v = (jnp.where(is_there, x, 0) for x in (q, k, v))
     attended: Any = jax.nn.dot_product_attention(
         q,
         k,
