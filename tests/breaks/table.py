@@ -1030,8 +1030,8 @@ _PARITY = [
     Break(
         "equinoxs_dropout_drops_in_train_mode",
         "vit_jax/parity/equinox.py",
-        "if is_still or getattr(",
-        "if getattr(",
+        "if is_still or (is_off",
+        "if (is_off",
         ("tests/parity/test_modes_ported.py::test_the_running_statistics_are_compared[equinox]",),
         "dropout is left out of a comparison in train mode",
     ),

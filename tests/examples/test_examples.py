@@ -51,6 +51,7 @@ def test_bring_your_pytorch_weights(
     assert (tmp_path / "run" / "fine_tuned" / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow  # as tests/parity/test_any_port.py
 def test_port_a_model(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     run("port_a_model.py")
     said = capsys.readouterr().out

@@ -3,6 +3,7 @@
 import json
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -36,7 +37,8 @@ def test_features_are_what_the_head_reads(run: pathlib.Path, photos: list[str]) 
     assert found.paths == tuple(photos[:5])
     assert list(found.unread) == photos[5:]
     images = vit_jax.preprocess(model, photos[:5])
-    want = model.forward_head(model.forward_features(images), pre_logits=True)
+    head = jax.jit(lambda x: model.forward_head(model.forward_features(x), pre_logits=True))
+    want = head(images)
     np.testing.assert_allclose(found.features, want, rtol=0, atol=1e-5)
 
 

@@ -7,6 +7,7 @@ import torch
 from flax import nnx
 
 import vit_jax
+from tests.tiers import mostly_slow
 from vit_jax.models.segmenter import (
     IGNORED,
     LinearSegmenter,
@@ -20,7 +21,7 @@ TINY = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 2, "num_heads":
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("levels", [1, 2])
+@pytest.mark.parametrize("levels", mostly_slow([1, 2], [2]))
 def test_logits_and_loss_are_torchs(levels: int) -> None:
     """A 1x1 convolution over the maps, resized as `interpolate` does, and `cross_entropy`."""
     backbone = vit_jax.create_model(

@@ -61,7 +61,7 @@ def test_a_correct_port_agrees(precision: str) -> None:
     assert "0.3 of a gradient's" in note
     text = " ".join(report.text().split())
     assert f"{precision.replace('float', 'f')}-f64" in text
-    assert f"from PyTorch in float64 (in {precision} the rms of differences)" in text
+    assert "the rms of differences counts" in text
 
 
 def test_a_large_fault_is_found_and_named() -> None:

@@ -257,7 +257,7 @@ def test_classes_of_arrays(tmp_path: pathlib.Path) -> None:
         ({"data": [np.zeros((8, 8), np.uint8)]}, {}, r"item 0: wanted \(image, label\)"),
         ({"data": [(np.zeros((8, 8)), 1)]}, {}, r"wanted a PIL image or uint8 .* got float64"),
     ],
-    ids=range(22),
+    ids=range(26),
 )
 def test_what_does_not_fit_is_named(given, fields, message, tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match=message):

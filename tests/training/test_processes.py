@@ -107,6 +107,7 @@ def check_same(found: pathlib.Path, wanted: pathlib.Path) -> None:
     assert {n: a.tobytes() for n, a in ours.items()} == {n: a.tobytes() for n, a in theirs.items()}
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_all(stopped):
     workdir, ended, since = stopped
     check_stopped(ended, workdir, since)

@@ -68,6 +68,7 @@ def test_its_rows_are_the_loss_of_the_hidden_patches(run: pathlib.Path) -> None:
     np.testing.assert_allclose(found["loss"], loss, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_step_hides_other_patches(tmp_path: pathlib.Path) -> None:
     """Of the same images, with weights that stay: its losses by hand."""
     from vit_jax.data import open_splits
