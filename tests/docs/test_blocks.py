@@ -14,7 +14,7 @@ from tests.tiers import mostly_slow
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _DOCS = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").rglob("*.md"))
 PAGES = ["README.md", "CONTRIBUTING.md", *_DOCS]
-# What they show, the others show too, or it is tests/cli, tests/inference and tests/plots that run it small.
+# What they show, the others show too, or it is tests/cli, inference and plots that run it small.
 SLOW = {
     f"docs/{name}.md"
     for name in (

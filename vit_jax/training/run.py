@@ -412,11 +412,6 @@ def _check_own(config: TrainConfig, own: Own) -> None:
             raise ValueError(f"config.{name} is for a registered model, and model= is the caller's")
     if own.data is not None and config.data.num_train_examples is not None:
         raise ValueError("config.data.num_train_examples: wanted None with data= of the caller")
-    if own.data is not None and own.data.validation is None and config.evaluation.patience:
-        raise ValueError(
-            "config.evaluation.patience: wanted None without validation images, got "
-            f"{config.evaluation.patience}"
-        )
     if _reconstructs(config) and (own.loss is not None or own.metrics or own.model is not None):
         raise ValueError(
             'config.loss.kind: wanted "cross_entropy" with loss=, metrics= or model= of the '
