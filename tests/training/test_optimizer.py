@@ -11,7 +11,7 @@ from flax import nnx
 from vit_jax.config import OptimizerConfig
 from vit_jax.layers.variables import Frozen
 from vit_jax.models.registry import abstract_model
-from vit_jax.training.optimizer import make_optimizer
+from vit_jax.training.optimizer import make_optimizer, norm_in_one
 from vit_jax.training.param_groups import ParameterGroups, is_matrix
 from vit_jax.training.schedules import make_schedule
 from vit_jax.training.state import initial_state
@@ -227,9 +227,10 @@ def optimised_names(model: nnx.Module) -> set[str]:
     return {".".join(map(str, path)) for path, _ in nnx.to_flat_state(params)}
 
 
-def test_clipping_bounds_the_global_norm():
+@pytest.mark.parametrize("norm", [optax.tree.norm, norm_in_one])
+def test_clipping_bounds_the_global_norm(norm):
     config = OptimizerConfig(learning_rate=1.0, gradient_clip_norm=1.0)
-    optimizer = make_optimizer(config, make_schedule(config, 1, 1))
+    optimizer = make_optimizer(config, make_schedule(config, 1, 1), norm=norm)
     params = {"a": jnp.zeros(2), "b": jnp.zeros(2)}
     # Adam forgets the gradient's scale, except against eps: look at its first moment.
     _, state = optimizer.update(

@@ -1,5 +1,6 @@
 """The update rules, by name."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,9 +11,24 @@ from vit_jax.config import OptimizerConfig
 from vit_jax.training.param_groups import ParameterGroups, by_path, is_matrix
 from vit_jax.training.schedules import Schedule
 
+Norm = Callable[[Any], jax.Array]
+
+
+def norm_in_one(tree: Any) -> jax.Array:
+    """The norm of all arrays as one, as `optax.tree.norm` but for the order of the sum.
+
+    On a GPU it is a few kernels, where a norm of each array is one for each. Arrays that are
+    divided between devices would be gathered.
+    """
+    together = jnp.concatenate([array.ravel() for array in jax.tree.leaves(tree)])
+    return jnp.sqrt(jnp.sum(jnp.square(together)))
+
 
 def make_optimizer(
-    config: OptimizerConfig, schedule: Schedule, groups: ParameterGroups | None = None
+    config: OptimizerConfig,
+    schedule: Schedule,
+    groups: ParameterGroups | None = None,
+    norm: Norm = optax.tree.norm,
 ) -> optax.GradientTransformation:
     """The update rule `config.name`, after clipping the gradient's global norm if that is asked.
 
@@ -33,6 +49,7 @@ def make_optimizer(
       schedule: the learning rate of the n-th update.
       groups: of the model's parameters; None: one group. The transformation is given the trained
         ones alone: frozen ones are never seen.
+      norm: of the gradient.
     """
     groups = groups or ParameterGroups()
     rule = _rule(config, schedule, groups)
@@ -40,7 +57,20 @@ def make_optimizer(
         rule = optax.chain(rule, _scale_by_factors(groups))
     if config.gradient_clip_norm is None:
         return rule
-    return optax.chain(optax.clip_by_global_norm(config.gradient_clip_norm), rule)
+    return optax.chain(_clip_norm(config.gradient_clip_norm, norm), rule)
+
+
+def _clip_norm(limit: float, norm: Norm) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm` with a norm of one's own."""
+
+    def clip(gradients: Any, params: Any = None) -> Any:
+        del params
+        size = norm(gradients)
+        return jax.tree.map(
+            lambda g: jax.lax.select(size < limit, g, g / size.astype(g.dtype) * limit), gradients
+        )
+
+    return optax.stateless(clip)
 
 
 def _rule(

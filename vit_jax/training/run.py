@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
@@ -44,7 +45,7 @@ from vit_jax.training.mesh import (
 from vit_jax.training.metrics import AnySums, OwnSums, Sums
 from vit_jax.training.mixing import make_mixing
 from vit_jax.training.objectives import best_of, make_objective
-from vit_jax.training.optimizer import make_optimizer
+from vit_jax.training.optimizer import make_optimizer, norm_in_one
 from vit_jax.training.own import Own, check_measure
 from vit_jax.training.own_model import build_own_model, has_statistics, open_own_model
 from vit_jax.training.param_groups import parameter_groups
@@ -76,6 +77,7 @@ class Run:
       best: the figure that says which validation is best, and its sign, see `best_of`.
       figures: what rows show beside the loss, see `Own.figures`.
       total_steps: updates.
+      gradient_norm: by which gradients are clipped.
       schedule: the learning rate of the n-th update, from 0.
       optimizer: the update rule.
       trained: an NNX filter of the model's variables that are trained.
@@ -133,7 +135,9 @@ class Run:
 
         groups = parameter_groups(config.optimizer, model)
         self.schedule = make_schedule(config.optimizer, steps_per_epoch, config.num_epochs)
-        self.optimizer = make_optimizer(config.optimizer, self.schedule, groups)
+        in_one = self.platform == "gpu" and config.mesh.fsdp == 1
+        self.gradient_norm = norm_in_one if in_one else optax.tree.norm
+        self.optimizer = make_optimizer(config.optimizer, self.schedule, groups, self.gradient_norm)
         self.trained = groups.trained
         self.mixing = make_mixing(config, model.num_classes)
         self.teacher = make_teacher(config, model, self.platform, attention)

@@ -301,7 +301,7 @@ def _train_step(
     ema = None if state.ema is None else update_average(run.config.ema, state.ema, params, step)
     is_finite = jnp.isfinite(loss)
     if run.config.optimizer.gradient_clip_norm is not None:
-        is_finite &= jnp.isfinite(optax.tree.norm(gradients))  # the clipping's: computed once
+        is_finite &= jnp.isfinite(run.gradient_norm(gradients))  # the clipping's: computed once
     first = jnp.where(is_finite | (state.nonfinite_step > 0), state.nonfinite_step, step)
     new_state = TrainState(
         step=step,
