@@ -9,7 +9,8 @@ Parts, each in a process of its own:
   steps: a train step of ViT-S and ViT-B, bfloat16, batch 256: with cuDNN's attention, with the
     plain one, PyTorch eager, timm compiled.
   flagship: `configs/cifar100_vit.py` on made-up images: steps a second and the host's share with 1
-    and 16 steps a dispatch, and again with `training.deterministic`.
+    and 16 steps a dispatch, images on the host and on the device; the cost of
+    `training.deterministic`.
   resume: a deterministic run that is killed, terminated or fails, and goes on: the same bits; 200
     steps in bfloat16 with cuDNN's attention beside the plain one.
   start: seconds from the command to its first step, without and with a cache of programs.

@@ -4,7 +4,7 @@
 
 ORDER is JSON: `config` and `workdir` of the run, `images`, arguments of `pictures`, and maybe
 `end_at`, a step with a row of figures at which the process ends, and `how`: "SIGKILL", "SIGTERM" or
-"error". The last line of a finished run is a hash of its parameters.
+"error". A finished run prints a line with a hash of its parameters.
 """
 
 import hashlib
@@ -18,17 +18,20 @@ import numpy as np
 
 from vit_jax.cli.jax_setup import set_up_jax
 from vit_jax.config import from_dict
+from vit_jax.data.sources import ArraySource, ImageSource, Subset
+
+PARAMETERS = "parameters: "
 
 
-def pictures(number: int, side: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, side, side, 3) uint8 and their classes (N,), of which 7 in 10 can be learnt."""
+def pictures(number: int, side: int, classes: int) -> ArraySource:
+    """Square images of colours and noise, of whose classes 7 in 10 can be learnt."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, classes, number)
-    means = rng.integers(64, 192, (classes, 1, 1, 3))
-    noise = rng.integers(-64, 64, (number, side, side, 3), np.int8)
-    images = (means[labels] + noise).astype(np.uint8)
-    is_wrong = rng.random(number) < 0.3
-    return images, np.where(is_wrong, rng.integers(0, classes, number), labels)
+    means = rng.integers(64, 192, (classes, 1, 1, 3), np.uint8)
+    images = means[labels] + rng.integers(0, 64, (number, side, side, 3), np.uint8)
+    labels = np.where(rng.random(number) < 0.3, rng.integers(0, classes, number), labels)
+    names = list(map(str, range(classes)))
+    return ArraySource(images, labels, class_names=names, name="pictures")
 
 
 def digest(model: Any) -> str:
@@ -49,14 +52,14 @@ def main(order: dict[str, Any]) -> None:
 
     def end(report: Report) -> None:
         if report.kind == "end":
-            print(digest(report.model()), flush=True)
+            print(f"\n{PARAMETERS}{digest(report.model())}", flush=True)
         elif report.step == order.get("end_at"):
             if order["how"] == "error":
                 raise RuntimeError("raised as ordered")
             os.kill(os.getpid(), getattr(signal, order["how"]))
 
-    images, labels = pictures(**order["images"])
-    data = {"train": (images, labels), "test": (images[:64], labels[:64])}
+    data: dict[str, ImageSource] = {"train": pictures(**order["images"])}
+    data["test"] = Subset(data["train"], np.arange(64), name="test")
     train(config, order["workdir"], data=data, callbacks=[end])
 
 
