@@ -43,6 +43,8 @@ def numbers(small: bool) -> Figures:
     for name in FIXTURES[1:2] if small else FIXTURES:
         fixture = golden.load(name)
         for form, (precision, dtype) in PRECISIONS.items():
+            if small and form == "float32, default":
+                continue  # on a CPU the first
             with jax.default_matmul_precision(precision):
                 found = Runner(fixture, fixture.build(dtype), dtype).evaluate()
             yield {f"{name}, {form}": _errors(fixture, found)}
@@ -99,10 +101,13 @@ def _bias_gradients(batch: int, tokens: int, dim: int) -> Figures:
         "fused": ("fused", jnp.bfloat16),
         "fused, pmap": ("fused", jnp.bfloat16, "pmap"),
     }
+    # That of the keys is zero but for rounding: it gets the scale of the queries'.
+    scales = [rms(want[:dim]), rms(want[:dim]), rms(want[2 * dim :])]
     for name, arguments in forms.items():
         with _attention_of_this_device():
-            error = np.max(np.abs(gradient(*arguments) - want)) / rms(want)
-        yield {f"bias of q, k, v, {tokens} tokens, {name}": float(error)}
+            errors = np.abs(gradient(*arguments) - want).reshape(3, dim).max(axis=1) / scales
+        found = dict(zip("qkv", errors.tolist(), strict=True))
+        yield {f"bias of q, k, v, {tokens} tokens, {name}": found}
 
 
 def _attention(dim: int, form: str, dtype: Any) -> nnx.Module:

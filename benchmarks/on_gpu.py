@@ -188,6 +188,9 @@ def main() -> int:
     # Several processes share one GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     small = ["--small"] if arguments.small else []
+    if small:  # most of it is the compiler's time
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     results = run_all(
         {name: part for name, part in PARTS.items() if name in arguments.only},
         lambda name: [sys.executable, "-m", "benchmarks.on_gpu", "--part", name, *small],

@@ -179,9 +179,11 @@ def test_every_part_of_the_gpu_script_runs_small(tmp_path):
     exact = figures["numbers"]["tiny_timm_vit, float32, highest"]
     assert exact["logits, in PyTorch's float32 errors"] < 10
     assert exact["gradients"] < 1e-5
-    for form in ("plain", "fused", "fused, pmap"):
-        assert figures["numbers"][f"bias of q, k, v, 5 tokens, {form}"] < 0.02
-    assert all(figures["resume"][way]["same bits"] for way in ("SIGKILL", "SIGTERM", "error"))
+    rounding = figures["numbers"]["bias of q, k, v, 5 tokens, plain"]
+    for form in ("fused", "fused, pmap"):
+        found = figures["numbers"][f"bias of q, k, v, 5 tokens, {form}"]
+        assert all(found[name] < 2 * rounding[name] < 0.1 for name in "qkv")
+    assert figures["resume"]["SIGKILL, SIGTERM, error"]["same bits"]
     assert figures["export"]["highest"]["largest difference"] <= 1e-6
     speeds = [*figures["steps"].values(), *figures["t2t"].values()]
     assert all(speed["images/s"] > 0 for speed in speeds)
