@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -56,7 +56,12 @@ def measure_start(rounds: int, console: Console) -> dict[str, float]:
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as directory:
             for name, taken in seconds.items():
-                taken.append(_to_first_step(pathlib.Path(directory), name))
+                command = [
+                    *(sys.executable, "train.py", "--config", "configs/digits_vit.py"),
+                    *("--workdir", f"{directory}/{name}", "--config.log.every_steps=1"),
+                    "--config.log.progress=plain",
+                ]
+                taken.append(to_first_step(command, pathlib.Path(directory) / "cache"))
     found = {name: statistics.median(taken) for name, taken in seconds.items()}
     console.print(
         f"digits_vit, from the command to its first step: {found['cold']:.1f} s, with a warm "
@@ -66,15 +71,17 @@ def measure_start(rounds: int, console: Console) -> dict[str, float]:
     return found
 
 
-def _to_first_step(directory: pathlib.Path, name: str) -> float:
+def to_first_step(command: Sequence[str], cache: pathlib.Path) -> float:
+    """Seconds until a training command says that its first step is done; it is killed then.
+
+    Args:
+      command: that logs every step in plain lines.
+      cache: folder of compiled programs.
+    """
     start = time.perf_counter()
     with subprocess.Popen(
-        [
-            *(sys.executable, "train.py", "--config", "configs/digits_vit.py"),
-            *("--workdir", str(directory / name), "--config.log.every_steps=1"),
-            "--config.log.progress=plain",
-        ],
-        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(directory / "cache")},
+        command,
+        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)},
         cwd=_ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

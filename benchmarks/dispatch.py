@@ -67,12 +67,14 @@ def updater(run: Run) -> Callable[[int], None]:
     return make
 
 
-def taking_turns(calls: list[Callable[[], Any]], clock: Callable[[], float]) -> list[float]:
+def taking_turns(
+    calls: list[Callable[[], Any]], clock: Callable[[], float], rounds: int = ROUNDS
+) -> list[float]:
     """Seconds of each call by a clock: medians."""
     times: list[list[float]] = [[] for _ in calls]
     for call in calls:
         call()
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for call, found in zip(calls, times, strict=True):
             start = clock()
             call()

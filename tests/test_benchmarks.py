@@ -2,17 +2,22 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
+import time
 
 import pytest
 from rich.console import Console
 
-from benchmarks import run
+from benchmarks import on_gpu, run
 from benchmarks.account import Limits, account, profiled, table
 from benchmarks.compile_time import measure_compile, measure_start
 from benchmarks.contestants import Workload
 from benchmarks.contestants.vit_jax_ import TrainedStep
+from benchmarks.gpu_parts import PARTS, Part
 from benchmarks.measure import compete
 from benchmarks.pictures import draw_ratios, draw_scale
+from tests.training.kills import check_none_left
 
 _FIELDS = {"patch_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 3}
 _SMALL = Workload("vit_tiny_patch16_224", 32, 2, _FIELDS)
@@ -121,3 +126,65 @@ def test_compile_times():
 def test_time_to_the_first_step():
     found = measure_start(1, Console(quiet=True))
     assert found["cold"] > found["warm"] > 1
+
+
+def test_parts_of_the_gpu_script_end_in_time_and_leave_json(tmp_path, capsys):
+    """One is cut off with what it started, one fails, one lacks a module: the last still runs."""
+    stubs = {
+        "slow": """echo '{"a": {"ms": 1.5}}'; echo '{"pid": '$$}; sleep 60 & printf '{"b'; wait""",
+        "fails": """echo '{"a": 1}'; echo 'no such thing' >&2; exit 3""",
+        "lacks": "exit 9",
+        "good": """echo '{"a": 1}'; echo '{"b": [2]}'""",
+    }
+    parts = {name: Part(lambda _: iter(()), 1) for name in stubs}
+    parts["slow"] = dataclasses.replace(parts["slow"], share=0.05)
+    parts["lacks"] = dataclasses.replace(parts["lacks"], needs=("json", "no_such_module"))
+    start = time.monotonic()
+    results = on_gpu.run_all(parts, lambda name: ["sh", "-c", stubs[name]], 1.0, tmp_path)
+    assert time.monotonic() - start < 20
+    stored = [json.loads((tmp_path / f"{name}.json").read_text()) for name in stubs]
+    assert stored == results
+    assert len(list(tmp_path.iterdir())) == len(stubs)
+    slow, fails, lacks, good = results
+    assert slow["status"] == "cut off after 1 s"  # 60 s * 0.05 / 2.05
+    assert slow["figures"].keys() == {"a", "pid"}
+    check_none_left([slow["figures"]["pid"]])
+    assert (fails["status"], fails["figures"]) == ("failed with status 3", {"a": 1})
+    assert fails["said"] == "no such thing\n"
+    assert lacks["status"] == "not installed: no_such_module"
+    assert (good["status"], good["figures"]) == ("done", {"a": 1, "b": [2]})
+    told = capsys.readouterr().out + on_gpu.summary(results)
+    for line in ("slow: cut off after 1 s", 'a: {"ms": 1.5}', "no such thing", "b: [2]"):
+        assert line in told
+
+
+def test_figures_of_a_part_are_there_while_it_runs(tmp_path):
+    """What its file holds after the first of two figures."""
+    path = tmp_path / "one.json"
+    command = f"""echo '{{"a": 1}}'; while ! [ -e {path} ]; do :; done; cat {path} | tr -d '\\n' |
+    sed 's/^/{{"before": /; s/$/}}/'; echo"""
+    result = on_gpu.run_part("one", ["sh", "-c", command], 30, path)
+    before = result["figures"]["before"]
+    assert (before["status"], before["figures"]) == ("running", {"a": 1})
+
+
+@pytest.mark.slow
+def test_every_part_of_the_gpu_script_runs_small(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.on_gpu", "--small", "--out", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=on_gpu.ROOT)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    figures = {
+        name: json.loads((tmp_path / f"{name}.json").read_text())["figures"] for name in PARTS
+    }
+    exact = figures["numbers"]["tiny_timm_vit, float32, highest"]
+    assert exact["logits, in PyTorch's float32 errors"] < 10
+    assert exact["gradients"] < 1e-5
+    rounding = figures["numbers"]["bias of q, k, v, 5 tokens, plain"]
+    for form in ("fused", "fused, pmap"):
+        found = figures["numbers"][f"bias of q, k, v, 5 tokens, {form}"]
+        assert all(found[name] < 2 * rounding[name] < 0.1 for name in "qkv")
+    assert figures["resume"]["SIGKILL, SIGTERM, error"]["same bits"]
+    assert figures["export"]["highest"]["largest difference"] <= 1e-6
+    speeds = [*figures["steps"].values(), *figures["t2t"].values()]
+    assert all(speed["images/s"] > 0 for speed in speeds)
+    assert all(found["steps/s"] > 0 for found in figures["flagship"].values())

@@ -12,6 +12,7 @@ from typing import Any
 # Contestant -> (module under benchmarks.contestants, its options).
 CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "vit_jax": ("vit_jax_", {}),
+    "vit_jax, plain attention": ("vit_jax_", {"attention": "plain"}),
     "plain Flax": ("plain_flax", {}),
     "torch eager": ("torch_", {"compile": False}),
     "torch.compile": ("torch_", {"compile": True}),

@@ -7,9 +7,10 @@ import jax
 import numpy as np
 from flax import nnx
 
-from benchmarks.contestants import Workload
+from benchmarks.contestants import CannotCompute, Workload
 from vit_jax.allocator import keep_freed_memory
 from vit_jax.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from vit_jax.layers.forms import PLAIN, attention_form
 from vit_jax.models.registry import model_fields
 from vit_jax.plan.compile import planned_run
 from vit_jax.training.mesh import put_batch
@@ -22,10 +23,13 @@ def set_up() -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
-def make_step(work: Workload, data: Mapping[str, Any], steps_per_epoch: int) -> Run:
+def make_step(
+    work: Workload, data: Mapping[str, Any], steps_per_epoch: int, attention: str = "auto"
+) -> Run:
     """A run on one device, whose data have the given fields beside the batch."""
     config = TrainConfig(
         num_epochs=1,
+        attention=attention,
         model=ModelConfig(
             name=work.model,
             kwargs={"img_size": work.image_size, "dtype": work.dtype, **work.fields},
@@ -51,12 +55,17 @@ class TrainedStep:
       work: model, batch and dtype.
       data: fields of the config's data: its augmentation.
       steps_per_epoch: 1: each update draws its augmentation anew.
+      attention: as in the config.
     """
 
     def __init__(
-        self, work: Workload, data: Mapping[str, Any] | None = None, steps_per_epoch: int = 1000
+        self,
+        work: Workload,
+        data: Mapping[str, Any] | None = None,
+        steps_per_epoch: int = 1000,
+        attention: str = "auto",
     ):
-        self.run = make_step(work, data or {}, steps_per_epoch)
+        self.run = make_step(work, data or {}, steps_per_epoch, attention)
         self._state = self.run.steps.init()
         self._step: Any = self.run.steps.train
         rng = np.random.default_rng(0)
@@ -84,14 +93,16 @@ class TrainedStep:
         return self._step
 
 
-def make(work: Workload, form: str) -> Callable[[], Any]:
+def make(work: Workload, form: str, *, attention: str = "auto") -> Callable[[], Any]:
     set_up()
+    if attention == "plain" and attention_form(jax.devices()[0]) == PLAIN:
+        raise CannotCompute("attention is plain on this device anyway")
     if form == "step":
-        return TrainedStep(work)
+        return TrainedStep(work, attention=attention)
     if form == "compile":
         jax.config.update("jax_enable_compilation_cache", False)
-        return TrainedStep(work).compile
-    run = make_step(work, {}, 1000)
+        return TrainedStep(work, attention=attention).compile
+    run = make_step(work, {}, 1000, attention)
     state = run.steps.init()
     shape = (work.batch, work.image_size, work.image_size, 3)
     images = jax.device_put(np.random.default_rng(0).standard_normal(shape).astype(np.float32))

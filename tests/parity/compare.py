@@ -70,7 +70,7 @@ def assert_gradients(golden: Golden, result: Evaluation, record: Record) -> None
     """Loss, every parameter's gradient and the input's, of a float64 run."""
     loss = golden.arrays["loss_f64"]
     record("loss", assert_close({"": result.loss}, {"": loss}, {"": float(loss)}, FLOAT64))
-    got, want, scales = _by_parameter(
+    got, want, scales = by_parameter(
         result.gradients, golden, golden.arrays["grad_first8"], golden.arrays["grad_l2"]
     )
     l2 = float(golden.arrays["input_grad_l2"])
@@ -82,7 +82,7 @@ def assert_gradients(golden: Golden, result: Evaluation, record: Record) -> None
         chex.assert_trees_all_equal(result.gradients[name], np.zeros_like(golden.params[name]))
 
 
-def _by_parameter(named, golden, first, l2):
+def by_parameter(named, golden, first, l2):
     """First values and norms of each parameter that has a gradient, with their scales."""
     names = golden.spec["grad_names"]
     assert set(named) == set(names)
@@ -123,7 +123,7 @@ def assert_trajectory(
     want_losses = golden.arrays["traj_loss_f64"]
     scale = {"": rms(want_losses)}
     record("trajectory", assert_close({"": losses}, {"": want_losses}, scale, FLOAT64))
-    got, want, scales = _by_parameter(
+    got, want, scales = by_parameter(
         trained, golden, golden.arrays["traj_param_first8"], golden.arrays["traj_param_l2"]
     )
     for group, tolerance, selected in (
@@ -161,7 +161,7 @@ def assert_float32(golden: Golden, result: Evaluation, record: Record) -> None:
             NOISE_FLOORS,
         ),
     )
-    got, want, scales = _by_parameter(
+    got, want, scales = by_parameter(
         result.gradients, golden, golden.arrays["grad_first8"], golden.arrays["grad_l2"]
     )
     noise = golden.spec["noise_f32_vs_f64"]["grad"]
