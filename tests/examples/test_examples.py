@@ -41,6 +41,7 @@ def test_train_and_look(
     assert (tmp_path / "run" / "look.png").stat().st_size > 20_000
 
 
+@pytest.mark.slow  # as tests/inference/test_load.py and tests/training/test_start.py
 def test_bring_your_pytorch_weights(
     run: Run, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -414,6 +414,7 @@ def test_wrong_option_is_one_line(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_work_directory_that_is_not_shared(tmp_path):
     workdirs = [tmp_path / "0", tmp_path / "1"]
     first, second = start(config(), workdirs, shared_within=1.0).end()
