@@ -92,7 +92,7 @@ def make(work: Workload, form: str) -> Callable[[], Any]:
     fields = {"img_size": work.image_size, **work.fields}
     like = abstract_model(work.model, **fields)
     if like.design not in ("vit", "vit_classifier"):
-        raise CannotCompute("a T2T-ViT is not in the Flax documentation")
+        raise CannotCompute(f"{like.design} is not in the Flax documentation")
     fields = {**model_fields(work.model), **fields}
     model = VisionTransformer(fields, jnp.dtype(work.dtype), nnx.Rngs(0))
     if _parameters(model) != _parameters(like):
