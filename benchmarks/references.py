@@ -112,10 +112,11 @@ def reference_of(name: str, fields: dict[str, Any], *, dropout: bool) -> torch.n
         field for base in kind.__mro__ for field in inspect.signature(base.__init__).parameters
     }
     known = {**model_fields(name), **fields}
-    for field in known.keys() - takes - _OURS_ALONE:
+    ours = _OURS_ALONE | ({"norm_eps"} if is_cait else set())  # timm's holds it in its norm
+    for field in known.keys() - takes - ours:
         rate = field.endswith(_RATES)
         if not rate or (dropout and known[field] != model_fields(name)[field]):
             raise ValueError(f"{kind.__name__} has no field {field!r}, which {name} has")
     if not dropout:
         known |= {field: 0.0 for field in known if field.endswith(_RATES)}
-    return kind(**{k: v for k, v in known.items() if k in takes})
+    return kind(**{k: known[k] for k in known.keys() & takes - {"dtype", "param_dtype"}})

@@ -7,6 +7,8 @@ from typing import Any, TextIO
 
 from vit_jax.training.records import Row
 
+# Columns of a terminal that has room for the speed too.
+_WIDE = 100
 OF_THE_RUN = {"step", "epoch", "split", "learning_rate", "images_per_second"}
 
 
@@ -69,13 +71,15 @@ class Progress:
         self._bar: Any = None
         if mode == "auto" and sys.stdout.isatty():
             from rich import progress
+            from rich.table import Column
 
+            whole = Column(no_wrap=True)  # where a line is too long the bar alone is shortened
             self._bar = progress.Progress(
                 progress.TextColumn("{task.fields[epoch]}step"),
-                progress.MofNCompleteColumn(),
+                progress.MofNCompleteColumn(table_column=whole),
                 progress.BarColumn(),
                 progress.TextColumn("{task.fields[figures]}"),
-                progress.TimeRemainingColumn(compact=True),
+                progress.TimeRemainingColumn(compact=True, table_column=whole.copy()),
                 progress.TextColumn("left"),
                 speed_estimate_period=60,
             )
@@ -126,8 +130,9 @@ class Progress:
         elif self._bar is not None:
             shown = [f"{name} {row[name]:.4f}" for name in measured(row) if name != "top5"]
             shown += [f"lr {row['learning_rate']:.1e}"] if "learning_rate" in row else []
-            figures = "  ".join([*shown, f"{row['images_per_second']:.0f} images/s"])
-            self._bar.update(self._task, figures=figures)
+            if self._bar.console.width >= _WIDE:
+                shown.append(f"{row['images_per_second']:.0f} images/s")
+            self._bar.update(self._task, figures="  ".join(shown))
         else:
             left = (self._total_steps - row["step"]) * self._batch_size / row["images_per_second"]
             figures = describe(row, self._num_classes)
