@@ -44,7 +44,11 @@ def _say_results(config: TrainConfig, workdir: str) -> None:
     print(f"results: {workdir}: metrics.jsonl, checkpoints/, plots/ ({pictures})")
     if config.log.profile and (run_path(workdir) / FOLDER).exists():  # not of too few updates
         print(f"trace: xprof --logdir {shlex.quote(workdir)}/{FOLDER}")
-    print(f"next: vit-jax evaluate {model}; vit-jax predict {model} IMAGE...", flush=True)
+    if config.loss.kind == "reconstruction":  # without a head there is nothing to predict
+        further = f"vit-jax plot reconstruction {model} IMAGE; vit-jax probe {model}"
+    else:
+        further = f"vit-jax evaluate {model}; vit-jax predict {model} IMAGE..."
+    print(f"next: {further}", flush=True)
 
 
 def train_and_draw(config: TrainConfig, workdir: str) -> None:
