@@ -45,7 +45,7 @@ def _say_results(config: TrainConfig, workdir: str) -> None:
     if config.log.profile and (run_path(workdir) / FOLDER).exists():  # not of too few updates
         print(f"trace: xprof --logdir {shlex.quote(workdir)}/{FOLDER}")
     if config.loss.kind == "reconstruction":  # without a head there is nothing to predict
-        further = f"vit-jax plot reconstruction {model} IMAGE; vit-jax probe {model}"
+        further = f"vit-jax plot reconstruction {model} IMAGE --out mae.png; vit-jax probe {model}"
     else:
         further = f"vit-jax evaluate {model}; vit-jax predict {model} IMAGE..."
     print(f"next: {further}", flush=True)
