@@ -57,6 +57,28 @@ def test_attention_takes_the_form_of_the_devices_unless_it_is_to_be_plain(monkey
     form = AttentionForm("heads")
     monkeypatch.setattr("vit_jax.training.run.attention_form", lambda device: form)
     for asked, wanted in (("auto", "heads"), ("plain", "auto")):
-        run = planned_run(tiny(attention=asked))
-        found = [m.form for _, m in nnx.iter_modules(run.model) if isinstance(m, SoftmaxAttention)]
-        assert set(found) == {wanted}
+        assert _attention_forms(tiny(attention=asked)) == {wanted}
+
+
+@pytest.mark.parametrize(
+    ("form", "devices", "parts", "wanted"),
+    [
+        ("heads", 2, 2, "auto"),
+        ("heads", 2, 1, "heads"),
+        ("heads", 1, 2, "heads"),
+        ("fused", 2, 2, "fused"),
+    ],
+)
+def test_an_accumulated_batch_on_several_devices_has_no_heads_form(
+    form, devices, parts, wanted, monkeypatch
+):
+    """XLA for TPUs would exchange its gradients in every part."""
+    monkeypatch.setattr("vit_jax.training.run.attention_form", lambda _: AttentionForm(form, 256))
+    monkeypatch.setattr("vit_jax.layers.attention.SoftmaxAttention.why_plain", lambda *_: "")
+    config = tiny(accumulation_steps=parts)
+    assert _attention_forms(config, jax.devices()[:1] * devices) == {wanted}
+
+
+def _attention_forms(config, devices=None):
+    modules = nnx.iter_modules(planned_run(config, devices).model)
+    return {m.form for _, m in modules if isinstance(m, SoftmaxAttention)}

@@ -24,6 +24,7 @@ from vit_jax.data.loader import Batches, eval_batches, steps_per_epoch, train_ba
 from vit_jax.data.sources import ImageSource
 from vit_jax.data.splits import Splits, open_splits
 from vit_jax.data.statistics import STATISTICS, Statistics, set_name
+from vit_jax.layers.attention import AttentionForm
 from vit_jax.layers.forms import PLAIN, attention_form, set_form
 from vit_jax.layers.stack import is_layer_weight
 from vit_jax.models.base import VisionModel
@@ -124,8 +125,7 @@ class Run:
         self.model = model
         # Weights that lie divided between devices are gathered where they are used.
         self.gathered = replicated(mesh) if mesh.shape["fsdp"] > 1 else None
-        device = mesh.devices.flat[0]
-        attention = attention_form(device) if config.attention == "auto" else PLAIN
+        attention = _attention(config, mesh)
         set_form(model, self.platform, self.gathered, attention)
         model.eval()
         self.eval_graph = nnx.graphdef(model)
@@ -349,6 +349,14 @@ def open_run(config: TrainConfig, stated: Collection[str] = (), own: Own | None 
     names = splits.class_names or None
     model.spec = dataclasses.replace(model.spec, class_names=names, target=target)
     return Run(config, mesh, model, steps_per_epoch(source, data.batch_size), splits, own)
+
+
+def _attention(config: TrainConfig, mesh: Mesh) -> AttentionForm:
+    """The form of attention that suits the devices, where the config leaves it to them."""
+    form = attention_form(mesh.devices.flat[0]) if config.attention == "auto" else PLAIN
+    # In "heads" XLA exchanges the gradients of qkv in every part of an accumulated batch.
+    is_exchanged_often = config.accumulation_steps > 1 and mesh.size > 1
+    return PLAIN if form.name == "heads" and is_exchanged_often else form
 
 
 def _check_deterministic(config: TrainConfig, mesh: Mesh) -> None:
