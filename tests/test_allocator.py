@@ -4,10 +4,10 @@ import ctypes
 import os
 import pathlib
 import resource
-import subprocess
-import sys
 
 import pytest
+
+from tests.commands import OF_JAX, run_alone
 
 pytestmark = pytest.mark.skipif(
     os.name != "posix" or not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"),
@@ -34,14 +34,10 @@ print((faults() - before) // 10)
 
 
 def _run(*code: str, **environment: str) -> list[str]:
-    own = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    own.pop("GLIBC_TUNABLES", None)
-    child = subprocess.run(
-        [sys.executable, "-c", "\n".join(code)],
-        env={**own, "JAX_PLATFORMS": "cpu", **environment},
-        capture_output=True,
-        text=True,
-        check=True,
+    child = run_alone(
+        *("-c", "\n".join(code)),
+        variables={"JAX_PLATFORMS": "cpu", **environment},
+        dropped=(*OF_JAX, "MALLOC_", "GLIBC_TUNABLES"),
     )
     return child.stdout.split()
 

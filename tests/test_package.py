@@ -5,13 +5,12 @@
 
 import ast
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.breaks.table import BREAKS
+from tests.commands import run_alone
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "vit_jax"
@@ -117,15 +116,6 @@ def test_each_break_of_the_table_stands_where_it_is_to_be_planted() -> None:
         assert (ROOT / entry.file).read_text().count(entry.old) == 1, entry.name
 
 
-def run(code: str) -> str:
-    """Output of a fresh interpreter, which sees nothing of this one's configuration."""
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
 def test_import_has_no_heavy_dependencies_and_no_side_effects() -> None:
     """Nothing big is imported, nothing printed, no setting changed, no device touched."""
     code = """
@@ -141,7 +131,7 @@ assert threading.active_count() == 1, "a thread was started"
 heavy = {"tensorflow", "torch", "matplotlib", "sklearn", "torchvision", "timm", "cv2", "grain"}
 print(sorted(heavy & set(sys.modules)))
 """
-    assert run(code) == "[]\n"
+    assert run_alone("-c", code).stdout == "[]\n"
 
 
 def test_import_is_fast() -> None:
@@ -154,7 +144,7 @@ def test_import_is_fast() -> None:
         "from vit_jax import *; print(time.process_time())"
     )
     times = (
-        map(float, run(code).split()) for _ in range(3)
+        map(float, run_alone("-c", code).stdout.split()) for _ in range(3)
     )  # a machine in use delays this or that
     assert any(ours < 1.5 * alone for alone, ours in times)
 

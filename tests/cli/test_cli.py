@@ -6,12 +6,12 @@ import importlib
 import io
 import os
 import pathlib
-import subprocess
 import sys
 
 import jax
 import pytest
 
+from tests.commands import run_alone
 from vit_jax import cli
 from vit_jax.cli import jax_setup, models
 
@@ -23,17 +23,11 @@ pytestmark = pytest.mark.filterwarnings(
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def _run(*arguments: str, cwd: pathlib.Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, timeout=120
-    )
-
-
 def test_train_py_ends_a_mistake_in_one_line(tmp_path):
-    done = _run(
-        str(ROOT / "train.py"), "--config=digits_vit", "--config.model.kwargs.depht=2", cwd=tmp_path
+    wrong = "--config.model.kwargs.depht=2"
+    done = run_alone(
+        *(str(ROOT / "train.py"), "--config=digits_vit", wrong), status=2, cwd=tmp_path
     )
-    assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: config.model.kwargs.depht: ")
     assert done.stderr.count("\n") == 1
@@ -251,7 +245,7 @@ def test_config_and_cli_import_nothing_heavy(tmp_path):
         "import vit_jax.cli;"
         "print([m for m in ('jax', 'flax', 'torch', 'tensorflow', 'numpy') if m in sys.modules])"
     )
-    done = _run("-c", code, cwd=tmp_path)
+    done = run_alone("-c", code, cwd=tmp_path)
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 import vit_jax
+from tests.commands import run_alone
 from vit_jax import cli
 from vit_jax.cli import jax_setup
 
@@ -354,8 +354,6 @@ def test_help_needs_no_jax() -> None:
         "try:\n    cli.main(['parity', '--help'])\nexcept SystemExit:\n    pass\n"
         "print([m for m in ('jax', 'torch', 'numpy', 'rich') if m in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
+    done = run_alone("-c", code)
     assert done.stdout.splitlines()[-1] == "[]"
     assert "they run its code" in " ".join(done.stdout.split())

@@ -1,9 +1,8 @@
 """What importing the data package costs, and what reading data drags in."""
 
-import subprocess
-import sys
 from pathlib import Path
 
+from tests.commands import run_alone
 from tests.data.conftest import prepare_small
 
 _CODE = """
@@ -20,6 +19,5 @@ print("by reading:", *(m for m in ("tensorflow", "torch", "sklearn") if m in sys
 
 def test_import_is_light_and_reading_imports_no_other_framework(tmp_path: Path) -> None:
     prepare_small(tmp_path)
-    child = [sys.executable, "-c", _CODE, str(tmp_path)]
-    ended = subprocess.run(child, capture_output=True, text=True, check=True, timeout=120)
+    ended = run_alone("-c", _CODE, str(tmp_path))
     assert ended.stdout.splitlines() == ["by the import:", "by reading:"]

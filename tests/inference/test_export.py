@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.util
 import json
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -18,6 +17,8 @@ from flax import nnx
 from PIL import Image
 
 import vit_jax
+from tests import compilation
+from tests.commands import run_alone
 from tests.models.families import FAMILIES
 from tests.tiers import mostly_slow
 from vit_jax import cli
@@ -148,9 +149,9 @@ def test_a_process_without_the_package(run, tmp_path, one_batch):
         export_model(trained, tmp_path / input, input=input)
         for first, batch in ((0, 1), (1, 7), (8, 64)):
             np.save(tmp_path / f"{input}-{first}.npy", given[first : first + batch])
-    child = [sys.executable, "-c", _CHILD, str(tmp_path / "float32"), str(tmp_path / "uint8")]
-    result = subprocess.run(child, capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert result.returncode == 0, result.stderr
+    folders = [str(tmp_path / input) for input in ("float32", "uint8")]
+    variables = compilation.variables() | {"JAX_PLATFORMS": "cpu"}
+    run_alone("-c", _CHILD, *folders, cwd=tmp_path, variables=variables)
     for input in ("float32", "uint8"):
         got = [np.load(tmp_path / f"{input}-{first}.logits.npy") for first in (0, 1, 8)]
         assert [len(logits) for logits in got] == [1, 7, 64]

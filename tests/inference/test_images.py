@@ -3,8 +3,6 @@
 import os
 import random
 import re
-import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.commands import run_alone
 from tests.inference.broken import KINDS, encoded, grey16, picture, png16, write_broken
 from vit_jax.data.decode import decode_image
 from vit_jax.inference.images import ImageFiles, find_images, read_image
@@ -193,14 +192,8 @@ print(len(source), len(source.unreadable), before, peak())
 def test_a_folder_of_them_takes_less_than_a_gibibyte(tmp_path, record_property):
     """In a process of its own, four threads reading; all are counted, and the folder is no file."""
     files = write_broken(tmp_path, FILES)
-    result = subprocess.run(
-        [sys.executable, "-c", _MEASURE, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-    )
-    assert result.returncode == 0, result.stderr
+    cpu = {"JAX_PLATFORMS": "cpu"}
+    result = run_alone("-c", _MEASURE, str(tmp_path), timeout=None, variables=cpu)
     count, unreadable, before, after = map(int, result.stdout.split())
     assert (count, unreadable) == (FILES + 1, list(files.values()).count(False) + 1)
     record_property("RSS before and after, MiB", (before // 1024, after // 1024))

@@ -1,6 +1,5 @@
 """What `trace_torch` keeps of a PyTorch module, against PyTorch asked directly."""
 
-import subprocess
 import sys
 import warnings
 from collections import OrderedDict
@@ -12,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.commands import run_alone
 from vit_jax.models.vit import VisionTransformer
 from vit_jax.parity.golden_weights import make_labels
 from vit_jax.parity.torch_trace import trace_torch
@@ -402,8 +402,7 @@ def test_import_needs_no_pytorch() -> None:
     modules = ("torch_trace", "torch_run", "golden", "golden_writer")
     code = "; ".join(f"import vit_jax.parity.{name}" for name in modules)
     code = f"import sys; sys.modules['torch'] = None; {code}"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    run_alone("-c", code)
 
 
 # ---------------------------------------------------------------------------- Hugging Face

@@ -2,13 +2,11 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import pytest
 
+from tests.commands import run_alone
 from vit_jax.config.recipes import find_recipe, load_recipe
 from vit_jax.plan.compile import (
     _needed,
@@ -125,19 +123,12 @@ needs_libtpu = pytest.mark.skipif(
 @needs_libtpu
 def test_a_step_for_four_chips_that_are_not_there(tmp_path):
     """The command as typed. Data-parallel: the gradients move once, and nothing else but sums."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "vit_jax.cli", "plan"),
-            *("--config=digits_vit", "--topology=v5e:2x2", *_FLAGS),
-            *("--config.data.image_size=16", "--config.accumulation_steps=2", "--json"),
-        ],
-        env={key: value for key, value in os.environ.items() if not key.startswith("JAX_")},
+    done = run_alone(
+        *("-m", "vit_jax.cli", "plan", "--config=digits_vit", "--topology=v5e:2x2", *_FLAGS),
+        *("--config.data.image_size=16", "--config.accumulation_steps=2", "--json"),
         cwd=tmp_path,
-        capture_output=True,
-        text=True,
         timeout=600,
     )
-    assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["devices"] == 4
     assert found["fits"] is True

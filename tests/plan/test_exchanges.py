@@ -5,9 +5,7 @@ In the form for CPUs, and in that for all others.
 
 import functools
 import json
-import os
 import re
-import subprocess
 import sys
 from typing import Any
 
@@ -16,6 +14,7 @@ import pytest
 from flax import nnx
 
 from tests import compilation
+from tests.commands import run_alone
 from tests.tiers import mostly_slow
 from vit_jax.config import from_dict, to_dict
 from vit_jax.config.recipes import find_recipe, load_recipe
@@ -88,20 +87,18 @@ _SLOW_RUNS = [(32, _FSDP), (64, _FSDP), (32, _MIXED), (32, _WIDE), (32, _NARROW)
 def _exchanges(slow: bool) -> list[list[Any]]:
     """Of each run, in each form: one child process makes those of a tier."""
     runs = _SLOW_RUNS if slow else _RUNS
-    child = subprocess.run(
-        [sys.executable, "-m", "tests.plan.test_exchanges"],
-        input=json.dumps([_config(batch, **mesh) for batch, mesh in runs]),
-        env={
-            **os.environ,
+    child = run_alone(
+        *("-m", "tests.plan.test_exchanges"),
+        stdin=json.dumps([_config(batch, **mesh) for batch, mesh in runs]),
+        timeout=None,
+        variables={
+            **compilation.variables(),
             "JAX_PLATFORMS": "cpu",
             # The exchanges are settled before the backend, which takes most of the time.
             "XLA_FLAGS": f"{compilation.QUICK_XLA} --xla_force_host_platform_device_count=8"
             " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
         },
-        capture_output=True,
-        text=True,
     )
-    assert child.returncode == 0, child.stderr
     return json.loads(child.stdout)
 
 

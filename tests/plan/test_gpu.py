@@ -3,15 +3,13 @@
 import importlib.metadata
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
+from tests.commands import run_alone
 from vit_jax.models.macs import count_macs
 from vit_jax.plan.gpu import require_plugin, traced_without_device
 
@@ -59,19 +57,13 @@ def test_a_step_for_two_gpus_that_are_not_there(tmp_path):
     """The command as typed, with an odd number of tokens. The gradients move once."""
     model = {"img_size": 16, "patch_size": 8, "depth": 2, "embed_dim": 16, "num_heads": 2}
     fields = {**model, "dtype": "bfloat16"}
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "vit_jax.cli", "plan", "--config=digits_vit"),
-            *("--topology=h100:2", "--config.data.image_size=16", "--json"),
-            *(f"--config.model.kwargs.{name}={value}" for name, value in fields.items()),
-        ],
-        env={key: value for key, value in os.environ.items() if not key.startswith("JAX_")},
+    done = run_alone(
+        *("-m", "vit_jax.cli", "plan", "--config=digits_vit"),
+        *("--topology=h100:2", "--config.data.image_size=16", "--json"),
+        *(f"--config.model.kwargs.{name}={value}" for name, value in fields.items()),
         cwd=tmp_path,
-        capture_output=True,
-        text=True,
         timeout=600,
     )
-    assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     counts = found["counts"]
     assert (found["devices"], found["fits"]) == (2, True)

@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import os
 import pathlib
-import subprocess
 import sys
 import time
 from typing import Any
@@ -15,7 +13,8 @@ from flax import nnx
 
 import vit_jax
 from tests import compilation
-from tests.training.runs import ROOT, environment
+from tests.commands import run_alone
+from tests.training.runs import environment
 from vit_jax.config import TrainConfig, from_dict, to_dict
 from vit_jax.training.run import open_run
 
@@ -82,15 +81,12 @@ def run_all(configs: dict[str, TrainConfig], steps: int, out: pathlib.Path) -> d
         "steps": steps,
         "out": str(out),
     }
-    child = subprocess.run(
-        [sys.executable, "-m", "tests.training.layouts"],
-        input=json.dumps(order),
-        cwd=ROOT,
-        env=os.environ | environment(DEVICES),
-        capture_output=True,
-        text=True,
+    run_alone(
+        *("-m", "tests.training.layouts"),
+        stdin=json.dumps(order),
+        timeout=None,
+        variables=compilation.variables() | environment(DEVICES),
     )
-    assert child.returncode == 0, child.stderr
     results: dict[str, Result] = {name: {} for name in configs}
     with np.load(out) as arrays:
         for key in arrays.files:

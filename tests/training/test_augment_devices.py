@@ -1,10 +1,8 @@
 """Augmentation on many devices: the same pixels, and no image leaves its device."""
 
-import os
-import subprocess
-import sys
-
-from tests.training.runs import ROOT, environment
+from tests import compilation
+from tests.commands import run_alone
+from tests.training.runs import environment
 
 _CODE = """
 import jax, numpy as np
@@ -53,13 +51,6 @@ print("equal", np.array_equal(pixels[1], pixels[4]))
 
 
 def test_each_device_augments_its_own_rows() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", _CODE],
-        cwd=ROOT,
-        env=os.environ | environment(4),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
+    variables = compilation.variables() | environment(4)
+    done = run_alone("-c", _CODE, timeout=300, variables=variables)
     assert done.stdout.splitlines() == ["parts 1 8", "moved []", "parts 4 2", "equal True"]

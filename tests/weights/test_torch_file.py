@@ -6,8 +6,6 @@ import datetime
 import decimal
 import fractions
 import os
-import subprocess
-import sys
 import types
 import uuid
 import warnings
@@ -20,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.commands import run_alone
 from vit_jax.weights import torch_writer
 from vit_jax.weights.torch_file import read_torch_file
 from vit_jax.weights.torch_writer import write_torch_file
@@ -295,7 +294,7 @@ def test_reading_needs_no_torch(tmp_path: Path) -> None:
         f"assert read_torch_file({str(path)!r})['epoch'] == 3\n"
         "assert 'jax' not in sys.modules and 'pickle' not in dir(sys.modules['__main__'])"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    run_alone("-c", code)
 
 
 # --- writing ---

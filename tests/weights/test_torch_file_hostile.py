@@ -7,7 +7,6 @@ import itertools
 import os
 import pickle
 import struct
-import subprocess
 import sys
 import time
 import zipfile
@@ -20,6 +19,7 @@ import pytest
 import torch
 from torch._utils import _rebuild_tensor_v2
 
+from tests.commands import run_alone
 from vit_jax.weights import torch_pickle
 from vit_jax.weights.torch_file import MAGIC_NUMBER, read_torch_file
 
@@ -442,10 +442,7 @@ for path in sys.argv[1:]:
 def test_bombs_at_full_size(names: list[str], tmp_path: Path) -> None:
     """In a process whose memory is bounded to 2 GiB, each in less than 10 seconds."""
     files = [str(zip_file(tmp_path / f"{name}.pth", FULL_SIZE[name])) for name in names]
-    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", READ, *files]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    run_alone("-c", READ, *files, timeout=None, variables={"OPENBLAS_NUM_THREADS": "1"})
 
 
 # --- zip files and legacy files that lie ---
@@ -581,4 +578,4 @@ def test_codecs_are_loaded_before_a_file_is_read() -> None:
         "import sys, vit_jax.weights.torch_pickle; "
         "assert 'encodings.raw_unicode_escape' in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_alone("-c", code)
