@@ -9,7 +9,8 @@ from PIL import Image, ImageOps
 from tests.data.conftest import random_images, write_png
 from vit_jax.data import open_splits
 from vit_jax.data.decode import decode_image
-from vit_jax.data.folder import FolderSource
+from vit_jax.data.folder import FolderSource, labels_of
+from vit_jax.data.sources import Concatenation, Example, ImageSource, Subset
 from vit_jax.inference.images import read_image
 
 
@@ -170,3 +171,28 @@ def test_an_image_beside_the_classes_of_a_split_is_left_out(tmp_path: Path) -> N
     splits = open_splits("folder", data_dir=tmp_path, test_split=None)
     assert splits.class_names == ("ant", "bee")
     assert splits.left_out == ("1 image outside the class folders",)
+
+
+class Asked(ImageSource):
+    """Its labels are no arrays: it notes which images are read for them."""
+
+    name, class_names, channels, image_shape = "asked", (), 1, (1, 1, 1)
+
+    def __init__(self, labels: range) -> None:
+        self.labels, self.read = labels, []
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Example:
+        self.read.append(index)
+        return {"image": np.zeros((1, 1, 1), np.uint8), "label": self.labels[index]}
+
+
+def test_the_labels_of_a_subset_cost_its_own_images_alone() -> None:
+    first, second, third = sources = [Asked(range(n, n + 10)) for n in (0, 10, 20)]
+    whole = Concatenation(sources, name="all")
+    twice = Subset(Subset(whole, np.arange(5, 30), name="most"), np.array([20, 1, 24, 0]), name="4")
+    assert labels_of(twice).tolist() == [25, 6, 29, 5]
+    assert (sorted(first.read), second.read, sorted(third.read)) == ([5, 6], [], [5, 9])
+    assert labels_of(whole).tolist() == [whole[n]["label"] for n in range(30)] == [*range(30)]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vit_jax.cli.parsing import Parser, printable
+from vit_jax.config.schema import TARGET_OF_LOSS
 
 if TYPE_CHECKING:
     import argparse
@@ -91,7 +92,7 @@ def add_labels(parser: Parser) -> None:
     )
     parser.add_argument(
         "--objective",
-        choices=("classification", "multilabel", "regression"),
+        choices=tuple(dict.fromkeys(TARGET_OF_LOSS.values())),
         help="what the labels of --labels are: one class an image, any number of them, or numbers "
         "(default: as they look)",
     )

@@ -188,15 +188,24 @@ def labelled_paths(source: ImageSource) -> list[tuple[str, Any]]:
     return []
 
 
-def labels_of(source: ImageSource) -> np.ndarray:
-    """The labels of a whole source, (N, ...); images are read where nothing else has them."""
+def labels_of(source: ImageSource, indices: np.ndarray | None = None) -> np.ndarray:
+    """The labels at indices, (N, ...); these images are read where nothing else has them.
+
+    Args:
+        source: a split.
+        indices: (N,) positions in it; None: all, in their order.
+    """
+    if indices is None:
+        indices = np.arange(len(source))
     if isinstance(source, FolderSource | ArraySource):
-        return source.labels
+        return source.labels[indices]
     if isinstance(source, Subset):
-        return labels_of(source.source)[source.indices]
+        return labels_of(source.source, source.indices[indices])
     if isinstance(source, Concatenation):
-        return np.concatenate([labels_of(part) for part in source.sources])
-    return np.stack([np.asarray(example["label"]) for example in source.stream(range(len(source)))])
+        which, places = source.places(indices)
+        found = [labels_of(source.sources[n], places[which == n]) for n in np.unique(which)]
+        return np.concatenate(found)[np.argsort(np.argsort(which, kind="stable"))]
+    return np.stack([np.asarray(example["label"]) for example in source.stream(indices.tolist())])
 
 
 class _LeftOut:

@@ -155,16 +155,19 @@ class Concatenation(ImageSource):
         self.label_shape, self.label_dtype = sources[0].label_shape, sources[0].label_dtype
         shapes = {source.image_shape for source in sources}
         self.image_shape = shapes.pop() if len(shapes) == 1 else None
-        self._ends = np.cumsum([len(source) for source in sources])
+        self._starts = np.cumsum([0, *map(len, sources)])
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return int(self._starts[-1])
 
     def __getitem__(self, index: int) -> Example:
-        index = check_index(self, index)
-        which = int(np.searchsorted(self._ends, index, side="right"))
-        start = int(self._ends[which - 1]) if which else 0
-        return self.sources[which][index - start]
+        (which,), (place,) = self.places(np.array([check_index(self, index)]))
+        return self.sources[which][int(place)]
+
+    def places(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of each index, which of the sources has the example, and its index there."""
+        which = np.searchsorted(self._starts, indices, side="right") - 1
+        return which, indices - self._starts[which]
 
 
 def checked_label(source: ImageSource, index: int, label: int | np.ndarray) -> int | np.ndarray:
