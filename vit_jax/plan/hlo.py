@@ -20,6 +20,27 @@ _NAME = re.compile(r"%([\w.\-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
+# Opcodes that give memory a name, end what another began, or run computations that are counted
+# themselves; and those that end in "-done".
+NAMES_MEMORY = frozenset(
+    [
+        "parameter",
+        "get-tuple-element",
+        "tuple",
+        "bitcast",
+        "constant",
+        "while",
+        "conditional",
+        "call",
+        "after-all",
+        "partition-id",
+        "replica-id",
+        "opt-barrier",
+        "async-update",
+    ]
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Shape:
     """One array: its element type, sizes, and the memory it lies in (0: HBM)."""
@@ -62,6 +83,11 @@ class Instruction:
         """What a custom call calls; empty of another instruction."""
         match = re.search(r'custom_call_target="([^"]*)"', self.attributes)
         return match[1] if match else ""
+
+    @property
+    def names_memory(self) -> bool:
+        """Whether it moves and computes nothing itself: see `NAMES_MEMORY`."""
+        return self.opcode in NAMES_MEMORY or self.opcode.endswith("-done")
 
     @property
     def is_library_call(self) -> bool:

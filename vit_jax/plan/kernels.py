@@ -4,26 +4,6 @@ from collections import Counter
 
 from vit_jax.plan.hlo import HloProgram, Instruction
 
-# They name memory, end what another began, or run computations that are counted themselves.
-_NO_KERNEL = frozenset(
-    [
-        "parameter",
-        "get-tuple-element",
-        "tuple",
-        "bitcast",
-        "constant",
-        "while",
-        "conditional",
-        "call",
-        "after-all",
-        "partition-id",
-        "replica-id",
-        "opt-barrier",
-        "async-start",
-        "async-update",
-    ]
-)
-
 
 def kernels(program: HloProgram) -> int:
     """Kernels, copies, exchanges and calls of libraries in one run, on one device.
@@ -47,6 +27,6 @@ def _launched(program: HloProgram) -> list[tuple[Instruction, int]]:
         (instruction, runs)
         for computation, instruction, runs in program.instructions()
         if computation.name not in program.fused
-        and instruction.opcode not in _NO_KERNEL
-        and not instruction.opcode.endswith("-done")
+        and not instruction.names_memory
+        and instruction.opcode != "async-start"  # of a computation that is counted itself
     ]

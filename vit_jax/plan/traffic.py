@@ -4,27 +4,7 @@ from collections.abc import Mapping
 
 from vit_jax.plan.hlo import Computation, HloProgram, Instruction
 
-# They give memory a name, or run computations that are counted themselves. The second half of an
-# asynchronous operation moves nothing that the first did not.
-_FREE = frozenset(
-    [
-        "parameter",
-        "get-tuple-element",
-        "tuple",
-        "bitcast",
-        "constant",
-        "while",
-        "conditional",
-        "call",
-        "after-all",
-        "partition-id",
-        "replica-id",
-        "opt-barrier",
-        "custom-call",
-        "iota",
-        "async-update",
-    ]
-)
+_WITHOUT_BYTES = ("custom-call", "iota")
 _SLICES = ("dynamic-slice", "slice", "gather")
 
 
@@ -47,7 +27,7 @@ def bytes_of(program: HloProgram, computation: Computation, instruction: Instruc
     operands = [computation.instructions[name] for name in instruction.operands]
     if instruction.is_library_call:
         return _results(instruction) + sum(map(_in_hbm, operands))
-    if instruction.opcode in _FREE or instruction.opcode.endswith("-done"):
+    if instruction.names_memory or instruction.opcode in _WITHOUT_BYTES:
         return 0
     opcode = instruction.opcode
     if opcode == "fusion":
