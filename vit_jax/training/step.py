@@ -344,17 +344,28 @@ def _update(run: "Run", state: TrainState, batch: Batch, *taught: Any) -> Any:
     return by_device(state, batch, *taught)
 
 
-def jit_train_step(run: "Run") -> TrainStep:
-    """One plain jitted step: the compiler divides the work as the arrays lie. Donates the state."""
+def _compiled(run: "Run", update: Callable[..., Any], *places: Any) -> Any:
+    """A jitted update that donates its state, and gives it its teacher's arrays where it has one.
+
+    Args:
+      run: whose state it is.
+      update: (state, ..., arrays of the teacher if there is one) -> the new state, and losses.
+      *places: where the arguments between these lie.
+    """
     whole, teacher = replicated(run.mesh), run.teacher
     step = jax.jit(
-        functools.partial(_update, run),
-        in_shardings=(run.shardings, batch_sharding(run.mesh), *([whole] if teacher else [])),
+        update,
+        in_shardings=(run.shardings, *places, *([whole] if teacher else [])),
         out_shardings=(run.shardings, whole),
         donate_argnums=0,
         compiler_options=compiler_options(run.platform),
     )
     return TaughtStep(step, teacher, whole) if teacher else step
+
+
+def jit_train_step(run: "Run") -> TrainStep:
+    """One plain jitted step: the compiler divides the work as the arrays lie. Donates the state."""
+    return _compiled(run, functools.partial(_update, run), batch_sharding(run.mesh))
 
 
 def jit_train_loop(run: "Run") -> TrainLoop:
@@ -363,7 +374,6 @@ def jit_train_loop(run: "Run") -> TrainLoop:
     How many there are is no part of the program: any number of updates is made by one program, and
     each of them by the same instructions, so that no number of updates depends on the split.
     """
-    whole, teacher = replicated(run.mesh), run.teacher
 
     def loop(state: TrainState, block: Batch, count: jax.Array, *taught: Any) -> Any:
         def update(number: jax.Array, carry: Any) -> Any:
@@ -376,15 +386,7 @@ def jit_train_loop(run: "Run") -> TrainLoop:
         losses = jnp.zeros(len(block["mask"]), state.sums.loss.dtype)
         return jax.lax.fori_loop(0, count, update, (state, losses))
 
-    shardings = (run.shardings, block_sharding(run.mesh), whole, *([whole] if teacher else []))
-    compiled = jax.jit(
-        loop,
-        in_shardings=shardings,
-        out_shardings=(run.shardings, whole),
-        donate_argnums=0,
-        compiler_options=compiler_options(run.platform),
-    )
-    return TaughtStep(compiled, teacher, whole) if teacher else compiled
+    return _compiled(run, loop, block_sharding(run.mesh), replicated(run.mesh))
 
 
 def pmap_train_step(run: "Run") -> TrainStep:
