@@ -72,12 +72,14 @@ class Report(NamedTuple):
       as_text: the figures in lines.
       as_json: all of them, as plain values.
       draw: writes the picture.
+      picture: what its file is called among others.
       headline: what a checkpoint is worth, in a few words.
     """
 
     as_text: Callable[[Any], list[str]]
     as_json: Callable[[Any], dict[str, Any]]
     draw: Callable[[Any, pathlib.Path], None]
+    picture: str
     headline: Callable[[Any], str]
 
 
@@ -86,17 +88,19 @@ def report_of(found: Any) -> Report:
     from vit_jax.cli import evaluate_targets as targets
 
     return {
-        "Evaluation": Report(as_text, _as_json, draw, _headline),
+        "Evaluation": Report(as_text, _as_json, draw, "confusion.png", _headline),
         "LabelEvaluation": Report(
             targets.labels_as_text,
             targets.labels_as_json,
             targets.draw_labels,
+            "precision_recall.png",
             targets.headline_of_labels,
         ),
         "ValueEvaluation": Report(
             targets.values_as_text,
             targets.values_as_json,
             targets.draw_values,
+            "predicted.png",
             targets.headline_of_values,
         ),
     }[type(found).__name__]

@@ -30,11 +30,6 @@ if TYPE_CHECKING:
     from vit_jax.data.sources import ImageSource
 
 RECIPE_FILE = "recipe.py"
-_PICTURES = {
-    "classification": "confusion.png",
-    "multilabel": "precision_recall.png",
-    "regression": "predicted.png",
-}
 _CHOSEN = (
     "it was chosen by these images: on new ones expect somewhat less",
     "it was chosen by these images: of new ones expect somewhat fewer to be right",
@@ -299,7 +294,7 @@ def _tell_result(config: TrainConfig, workdir: pathlib.Path) -> None:
     plots = workdir / "plots"
     with writing(plots, "the run is finished, and its best checkpoint is evaluated"):
         plots.mkdir(exist_ok=True)
-        report.draw(found, plots / _PICTURES[config.loss.target])
+        report.draw(found, plots / report.picture)
     step = pathlib.Path(named_checkpoint(best)).name
     lines = [
         "",
@@ -312,7 +307,7 @@ def _tell_result(config: TrainConfig, workdir: pathlib.Path) -> None:
         "",
         *report.as_text(found),
         "",
-        f"results: {plots / _PICTURES[config.loss.target]}, {curves} and loss.png; "
+        f"results: {plots / report.picture}, {curves} and loss.png; "
         f"{workdir / RECIPE_FILE}, to edit",
         f"next: vit-jax predict {shlex.quote(best)} PHOTO.jpg",
     ]
