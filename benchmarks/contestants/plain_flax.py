@@ -12,6 +12,7 @@ import optax
 from flax import nnx
 
 from benchmarks.contestants import CannotCompute, Workload
+from vit_jax.models.description import num_parameters
 from vit_jax.models.registry import abstract_model, model_fields
 
 
@@ -84,10 +85,6 @@ class VisionTransformer(nnx.Module):
         return self.logits(x)
 
 
-def _parameters(model: nnx.Module) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
-
-
 def make(work: Workload, form: str) -> Callable[[], Any]:
     fields = {"img_size": work.image_size, **work.fields}
     like = abstract_model(work.model, **fields)
@@ -95,7 +92,7 @@ def make(work: Workload, form: str) -> Callable[[], Any]:
         raise CannotCompute(f"{like.design} is not in the Flax documentation")
     fields = {**model_fields(work.model), **fields}
     model = VisionTransformer(fields, jnp.dtype(work.dtype), nnx.Rngs(0))
-    if _parameters(model) != _parameters(like):
+    if num_parameters(model) != num_parameters(like):
         raise CannotCompute(f"not the model {work.name}")
     rng = np.random.default_rng(0)
     shape = (work.batch, work.image_size, work.image_size, 3)

@@ -11,10 +11,10 @@ def run(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     if options.pretrained:
         return _print_published(options.glob)
-    import jax
     from flax import nnx
 
     from vit_jax.layers.variables import Frozen
+    from vit_jax.models.description import num_parameters
     from vit_jax.models.registry import abstract_model, list_models
 
     names = list_models(options.glob)
@@ -23,9 +23,7 @@ def run(arguments: Sequence[str]) -> int:
     print(f"{'name':<36}{'parameters':>14}{'image size':>13}")
     for name in names:
         model = abstract_model(name)
-        # Frozen tables count, as in PyTorch's totals.
-        arrays = nnx.state(model, (nnx.Param, Frozen))
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(arrays))
+        parameters = num_parameters(model, (nnx.Param, Frozen))  # as in PyTorch's totals
         size = " x ".join(map(str, model.img_size))
         print(f"{name:<36}{parameters:>14,}{size:>13}", flush=True)  # a large model takes a second
     return 0

@@ -22,6 +22,7 @@ from vit_jax.inference.onnx import import_onnx, read_onnx, write_onnx
 from vit_jax.layers.checks import check_choice
 from vit_jax.layers.forms import eval_graph
 from vit_jax.models.base import VisionModel
+from vit_jax.models.description import num_parameters
 from vit_jax.weights.atomic import check_new_folder, whole
 from vit_jax.weights.formats import SPEC
 from vit_jax.weights.spec_json import spec_to_dict
@@ -288,7 +289,7 @@ def _about(
         SPEC: spec_to_dict(spec),
         "model": spec.name,
         "source": spec.source,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))),
+        "parameters": num_parameters(model),
         "input": {
             "shape": ["batch", *images.shape[1:]],
             "dtype": jnp.dtype(images.dtype).name,

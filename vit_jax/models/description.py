@@ -12,6 +12,11 @@ _SIZES = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "num_clas
 _NAMED = 3  # classes
 
 
+def num_parameters(model: nnx.Module, kinds: Any = nnx.Param) -> int:
+    """How many numbers the variables of these kinds hold; the model may be abstract or traced."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, kinds)))
+
+
 def describe(model: Any) -> str:
     """Name, parameters, mode; sizes and what is not the design's default; images, outputs, source.
 
@@ -25,10 +30,9 @@ def describe(model: Any) -> str:
     }
     order = [name for name in _SIZES if name in fields]
     order += [name for name in fields if name not in order]
-    parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(nnx.state(model, nnx.Param)))
     mode = "eval" if model.deterministic else "train"
     lines = [
-        f"{spec.name}: {type(model).__name__}, {parameters:,} parameters, {mode} mode",
+        f"{spec.name}: {type(model).__name__}, {num_parameters(model):,} parameters, {mode} mode",
         f"fields: {', '.join(f'{name}={fields[name]!r}' for name in order)}",
         f"images: {_images(model)}",
     ]

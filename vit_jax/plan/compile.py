@@ -13,6 +13,7 @@ from flax import nnx
 from vit_jax.config import TrainConfig
 from vit_jax.data.statistics import IMAGE_SHAPES, Statistics, set_name
 from vit_jax.models.base import VisionModel
+from vit_jax.models.description import num_parameters
 from vit_jax.models.macs import count_traced_macs
 from vit_jax.training.mesh import batch_sharding, bytes_on_one_device
 from vit_jax.training.run import (
@@ -129,9 +130,9 @@ def stored_image(config: TrainConfig, model: VisionModel[Any]) -> tuple[int, int
 
 def _label_kind(run: Run) -> tuple[tuple[int, ...], Any]:
     """Shape and type of an image's label."""
-    if run.objective.target is None:
-        return (), np.int32
-    return (run.model.num_classes,), np.float32
+    if run.objective.one_an_output:
+        return (run.model.num_classes,), np.float32
+    return (), np.int32
 
 
 def abstract_inputs(
@@ -224,7 +225,7 @@ def compile_step(
         devices=run.mesh.size,
         mesh=dict(run.mesh.shape),
         image=image,
-        parameters=sum(leaf.size for leaf in parameters),
+        parameters=num_parameters(run.model),
         parameter_bytes=sum(leaf.size * leaf.dtype.itemsize for leaf in parameters),
         step_flops=2 * count_traced_macs(traced),
         inputs=Inputs(

@@ -1,12 +1,11 @@
 """What a run says of itself before anything is compiled."""
 
 import collections
-import math
 import pathlib
 
-import jax
 from flax import nnx
 
+from vit_jax.models.description import num_parameters
 from vit_jax.training.run import Run
 
 
@@ -18,7 +17,6 @@ def starting_lines(run: Run, workdir: pathlib.Path) -> list[str]:
       workdir: of the run.
     """
     config, model = run.config, run.model
-    sizes = (math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
     height, width = model.input_size
     parts = {"train": run.data.train, "validation": run.data.validation, "test": run.data.test}
     images = ", ".join(f"{len(part):,} {name}" for name, part in parts.items() if part is not None)
@@ -29,7 +27,7 @@ def starting_lines(run: Run, workdir: pathlib.Path) -> list[str]:
     epochs = f"{config.num_epochs:,} epoch{'s' * (config.num_epochs != 1)}"
     outputs = f"{model.num_classes:,} output{'s' * (model.num_classes != 1)}"
     return [
-        f"model: {model.spec.name}, {sum(sizes):,} parameters, from {start}",
+        f"model: {model.spec.name}, {num_parameters(model):,} parameters, from {start}",
         f"images: {images}; {width}x{height} pixels, {outputs}",
         f"devices: {devices}; {epochs} of {run.steps_per_epoch:,} updates, batches of "
         f"{config.data.batch_size:,}",
