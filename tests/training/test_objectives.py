@@ -214,6 +214,8 @@ def test_several_labels_an_image(tmp_path: pathlib.Path) -> None:
     twos = [(image, 2 * label) for image, label in LABELS]
     with pytest.raises(ValueError, match="wanted 0 or 1 each"):
         train(config, tmp_path / "twos", data=twos)
+    with pytest.raises(ValueError, match="wanted 0 or 1 each"):
+        evaluate(model, own_splits(twos).train, 8, 0)
 
 
 @pytest.mark.slow

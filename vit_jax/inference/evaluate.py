@@ -267,21 +267,19 @@ def _to_labels(
 ) -> tuple[Callable[[np.ndarray], np.ndarray], tuple[str, ...]]:
     """What makes labels of the model of those of the source, and remarks."""
     shape, dtype, number = source.label_shape, source.label_dtype, model.num_classes
-    wanted = {
-        "classification": not shape and dtype.kind == "i",
-        "multilabel": len(shape) == 1 and (bool(source.class_names) or shape == (number,)),
-        "regression": dtype.kind == "f" and math.prod(shape) == number and not source.class_names,
-    }
-    if not wanted[objective.kind]:
+    is_named, is_regression = bool(source.class_names), objective.kind == "regression"
+    fits = objective.takes(shape, dtype) and not (is_named and is_regression)
+    if objective.one_an_output and not is_named:  # else labels go by name
+        fits &= math.prod(shape) == number
+    if not fits:
         raise ValueError(
             f"the model is one of {objective.kind} with {number} outputs, and the labels of "
             f"{source.name} are {dtype} of shape {shape}: wanted --labels FILE, or data of its kind"
         )
-    if objective.kind == "regression":
+    if is_regression:
         return lambda labels: labels, ()
     place, notes = _labels_of(model, source)
-    if not shape and not source.class_names:
-        source.label_limit = number  # as in training
+    source.label_limit = objective.label_limit(number, source.class_names)  # as in training
     if objective.kind == "classification":
         return lambda labels: place[labels].astype(np.int32), notes
 

@@ -4,7 +4,7 @@ All that differs between classes, several labels an image, and numbers is here.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -35,11 +35,15 @@ class Objective:
       kind: see `vit_jax.models.spec.TARGETS`; empty: none of these.
       best: the figure of a validation that says which checkpoint is best.
       roots: figures whose average is told as its square root.
+      wanted: the labels that it takes, in words.
+      one_an_output: whether a label has a number for each output of the model.
     """
 
     kind: ClassVar[str] = ""
     best: ClassVar[str] = "loss"
     roots: ClassVar[tuple[str, ...]] = ()
+    wanted: ClassVar[str] = "any labels"
+    one_an_output: ClassVar[bool] = False
 
     @property
     def target(self) -> Target | None:
@@ -54,6 +58,14 @@ class Objective:
     @property
     def of_all(self) -> OfAll | None:
         """Figures of a whole split, which are no averages; None: there are none."""
+        return None
+
+    def takes(self, shape: tuple[int, ...], dtype: np.dtype) -> bool:
+        """Whether labels of this shape and type are what the loss is of."""
+        return True
+
+    def label_limit(self, num_classes: int, class_names: Sequence[str]) -> int | None:
+        """`ImageSource.label_limit` of a source with these names, for a model of these classes."""
         return None
 
     def losses(self, outputs: Any, targets: jax.Array, train: bool) -> tuple[jax.Array, Any]:
@@ -86,6 +98,7 @@ class Classification(Objective):
 
     kind: ClassVar[str] = "classification"
     best: ClassVar[str] = "top1"
+    wanted: ClassVar[str] = "classes"
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] | None = None
 
@@ -93,6 +106,14 @@ class Classification(Objective):
     def figures(self) -> Mapping[str, Measure]:
         """The label is the first class, or among the first five."""
         return {"top1": _among_the_first(1), "top5": _among_the_first(5)}
+
+    def takes(self, shape: tuple[int, ...], dtype: np.dtype) -> bool:
+        """An integer."""
+        return not shape and dtype.kind == "i"
+
+    def label_limit(self, num_classes: int, class_names: Sequence[str]) -> int | None:
+        """The model's classes, where nothing names those of the source."""
+        return None if class_names else num_classes
 
     def losses(self, outputs: Any, targets: jax.Array, train: bool) -> tuple[jax.Array, Any]:
         """Softmax cross entropy."""
@@ -115,6 +136,8 @@ class MultiLabel(Objective):
 
     kind: ClassVar[str] = "multilabel"
     best: ClassVar[str] = "mAP"
+    wanted: ClassVar[str] = "a 0 or 1 for each label, such as those of a labels_file"
+    one_an_output: ClassVar[bool] = True
     positive_weights: tuple[float, ...] | None = None
 
     @property
@@ -131,6 +154,14 @@ class MultiLabel(Objective):
     def of_all(self) -> OfAll | None:
         """The mean of the labels' average precisions."""
         return _mean_average_precision
+
+    def takes(self, shape: tuple[int, ...], dtype: np.dtype) -> bool:
+        """A row of numbers."""
+        return len(shape) == 1
+
+    def label_limit(self, num_classes: int, class_names: Sequence[str]) -> int | None:
+        """Each label is there or is not."""
+        return 2
 
     def losses(self, outputs: Any, targets: jax.Array, train: bool) -> tuple[jax.Array, Any]:
         """Binary cross entropy."""
@@ -157,6 +188,8 @@ class Regression(Objective):
 
     kind: ClassVar[str] = "regression"
     roots: ClassVar[tuple[str, ...]] = ("rmse",)
+    wanted: ClassVar[str] = "floats, such as of a labels_file"
+    one_an_output: ClassVar[bool] = True
     loss: str = "mse"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -173,6 +206,10 @@ class Regression(Objective):
             "mae": lambda found, labels: jnp.abs(_error(found, labels)).mean(axis=-1),
             "rmse": lambda found, labels: jnp.square(_error(found, labels)).mean(axis=-1),
         }
+
+    def takes(self, shape: tuple[int, ...], dtype: np.dtype) -> bool:
+        """A float, or a row of them."""
+        return len(shape) <= 1 and dtype.kind == "f"
 
     def losses(self, outputs: Any, targets: jax.Array, train: bool) -> tuple[jax.Array, Any]:
         """Squared or absolute error of standardised numbers, and the numbers themselves."""

@@ -45,7 +45,7 @@ from vit_jax.training.mesh import (
 )
 from vit_jax.training.metrics import AnySums, OwnSums, Sums
 from vit_jax.training.mixing import make_mixing
-from vit_jax.training.objectives import best_of, make_objective
+from vit_jax.training.objectives import Objective, best_of, make_objective
 from vit_jax.training.optimizer import make_optimizer, norm_in_one
 from vit_jax.training.own import Own, check_measure
 from vit_jax.training.own_model import build_own_model, has_statistics, open_own_model
@@ -311,7 +311,8 @@ def open_run(config: TrainConfig, stated: Collection[str] = (), own: Own | None 
     """
     own = own or Own()
     mesh, data = config_mesh(config), config.data
-    _check_own(config, own)
+    objective = make_objective(config, own.loss)
+    _check_own(config, own, objective)
     _check_deterministic(config, mesh)
     model = None if own.model is not None else model_to_train(config)
     if model is not None:
@@ -340,14 +341,13 @@ def open_run(config: TrainConfig, stated: Collection[str] = (), own: Own | None 
                 "part by part: leave out one of the two"
             )
     assert model is not None
-    _check_model(model, config, source, stated, own)
-    _limit_labels(splits, config, own, model.num_classes)
-    if _of_several(config, own):
+    _check_model(model, config, source, stated, own, objective)
+    _limit_labels(splits, objective, model.num_classes)
+    if objective.of_all is not None:
         _check_some_label(splits)
     set_preprocessing(model, config, statistics_of(config, source.channels), source)
-    target = make_objective(config, own.loss).target
     names = splits.class_names or None
-    model.spec = dataclasses.replace(model.spec, class_names=names, target=target)
+    model.spec = dataclasses.replace(model.spec, class_names=names, target=objective.target)
     return Run(config, mesh, model, steps_per_epoch(source, data.batch_size), splits, own)
 
 
@@ -374,14 +374,6 @@ def _reconstructs(config: TrainConfig) -> bool:
     return config.loss.kind == "reconstruction"
 
 
-def _is_classification(config: TrainConfig, own: Own) -> bool:
-    return own.loss is None and config.loss.kind == "cross_entropy"
-
-
-def _of_several(config: TrainConfig, own: Own) -> bool:
-    return own.loss is None and config.loss.target == "multilabel"
-
-
 def _check_some_label(splits: Splits) -> None:
     """Refuses files to validate and test on none of which has a label, before they are read."""
     for part in (splits.validation, splits.test):
@@ -389,18 +381,14 @@ def _check_some_label(splits: Splits) -> None:
             raise ValueError(f"{part.name}: no image has a label, and mAP needs some")
 
 
-def _limit_labels(splits: Splits, config: TrainConfig, own: Own, num_classes: int) -> None:
-    """Lets images without names of classes have no label that the model has not.
-
-    Where an image may have several labels, each is there or is not.
-    """
+def _limit_labels(splits: Splits, objective: Objective, num_classes: int) -> None:
+    """Lets images have no label that the objective or the model has not."""
     for part in (splits.train, splits.validation, splits.test):
         if part is not None:
-            unnamed = _is_classification(config, own) and not part.class_names
-            part.label_limit = 2 if _of_several(config, own) else num_classes if unnamed else None
+            part.label_limit = objective.label_limit(num_classes, part.class_names)
 
 
-def _check_own(config: TrainConfig, own: Own) -> None:
+def _check_own(config: TrainConfig, own: Own, objective: Objective) -> None:
     """Refuses what is given in Python and does not go together with the config."""
     if (own.data is None) == (config.data.source == "own"):
         raise ValueError(
@@ -434,7 +422,7 @@ def _check_own(config: TrainConfig, own: Own) -> None:
             'config.loss.kind: wanted "cross_entropy" with loss= of the caller, in whose place it '
             f'is, got "{config.loss.kind}"'
         )
-    if not _is_classification(config, own):
+    if objective.kind != "classification":
         used = {
             "mix": config.mix.mixup_alpha or config.mix.cutmix_alpha,
             "distillation": config.distillation.kind != "none",
@@ -596,6 +584,7 @@ def _check_model(
     source: ImageSource,
     stated: Collection[str],
     own: Own,
+    objective: Objective,
 ) -> None:
     channels = source.channels
     if model.in_chans != channels:
@@ -603,9 +592,9 @@ def _check_model(
             f"the images of {source.name} have {channels} channels and the model takes "
             f"{model.in_chans}: set config.model.kwargs.in_chans={channels}"
         )
-    is_measured = own.loss is None and not _reconstructs(config)
+    is_measured = bool(objective.kind)
     if is_measured:
-        _check_classes(model, config, source, stated, own)
+        _check_classes(model, config, source, stated, own, objective)
     if _reconstructs(config) and not getattr(model.config, "decoder", False):
         raise ValueError(
             f'config.loss.kind "reconstruction": {config.model.name} has no decoder: wanted '
@@ -627,7 +616,6 @@ def _check_model(
                 f"{where}: the model's output has shape {part.shape}, wanted logits of shape "
                 f"{(batch, model.num_classes)}{advice}"
             )
-    objective = make_objective(config, own.loss)
     if is_measured:  # as the steps do: metrics see what the prediction is read from
         _, outputs = jax.eval_shape(lambda y, t: objective.losses(y, t, False), outputs, labels)
     for name, measure in {"loss": own.loss, **(own.figures(objective) or {})}.items():
@@ -641,9 +629,10 @@ def _check_classes(
     source: ImageSource,
     stated: Collection[str],
     own: Own,
+    objective: Objective,
 ) -> None:
-    _check_labels(model.num_classes, config, source)
-    if config.loss.target == "regression":
+    _check_labels(model.num_classes, config, source, objective)
+    if objective.kind == "regression":
         return
     if not source.class_names:
         return  # the model decides: see `_limit_labels`
@@ -665,22 +654,18 @@ def _check_classes(
         )
 
 
-def _check_labels(num_classes: int, config: TrainConfig, source: ImageSource) -> None:
+def _check_labels(
+    num_classes: int, config: TrainConfig, source: ImageSource, objective: Objective
+) -> None:
     """Refuses labels that are not what the loss is of."""
-    kind, shape, dtype = config.loss.kind, source.label_shape, source.label_dtype
-    if config.loss.target == "classification":
-        fits, wanted = not shape and dtype.kind == "i", "classes"
-    elif config.loss.target == "multilabel":
-        fits, wanted = len(shape) == 1, "a 0 or 1 for each label, such as those of a labels_file"
-    else:
-        fits, wanted = len(shape) <= 1 and dtype.kind == "f", "floats, such as of a labels_file"
-    if not fits:
+    shape, dtype = source.label_shape, source.label_dtype
+    if not objective.takes(shape, dtype):
         raise ValueError(
-            f"the labels of {source.name} are {dtype} of shape {shape}: wanted {wanted}, with "
-            f'loss.kind="{kind}"; or loss=, a function of outputs and labels'
+            f"the labels of {source.name} are {dtype} of shape {shape}: wanted {objective.wanted}, "
+            f'with loss.kind="{config.loss.kind}"; or loss=, a function of outputs and labels'
         )
     number = math.prod(shape)
-    if config.loss.target != "classification" and num_classes != number:
+    if objective.one_an_output and num_classes != number:
         raise ValueError(
             f"{source.name} has {number} {'numbers' if shape else 'number'} an image and the head "
             f"of the model {num_classes} outputs: set config.model.kwargs.num_classes={number}"
