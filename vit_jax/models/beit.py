@@ -32,7 +32,14 @@ from vit_jax.models.adaptable import BiasTable, PositionTable
 from vit_jax.models.any_grid import AnyGridModel
 from vit_jax.models.base import Variant
 from vit_jax.models.config import PatchesConfig, checked, optional
-from vit_jax.models.dialect import QKV, Dialect, Name, layer_names
+from vit_jax.models.dialect import (
+    HUGGINGFACE_MODULES,
+    HUGGINGFACE_SIZES,
+    QKV,
+    Dialect,
+    Name,
+    layer_names,
+)
 from vit_jax.models.spec import HALF_MEAN, HALF_STD, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 POOLS = ("avg", "token")
@@ -95,13 +102,7 @@ def _variants() -> dict[str, Variant]:
 
 
 _CONFIG = {
-    "hidden_size": "embed_dim",
-    "num_hidden_layers": "depth",
-    "num_attention_heads": "num_heads",
-    "intermediate_size": "mlp_ratio",
-    "image_size": "img_size",
-    "patch_size": "patch_size",
-    "num_channels": "in_chans",
+    **HUGGINGFACE_SIZES,
     "layer_norm_eps": "norm_eps",
     "layer_scale_init_value": "init_values",
     "use_absolute_position_embeddings": "use_abs_pos_emb",
@@ -158,10 +159,6 @@ def _huggingface(architecture: str, *, is_written: bool = True, **fields: Any) -
         ("mlp.fc1.", "intermediate.dense.", "mlp.fc1."),
         ("mlp.fc2.", "output.dense.", "mlp.fc2."),
     )
-    modules = [("embeddings.patch_embeddings", "patch_embed"), ("embeddings.dropout", "pos_drop")]
-    for stack in ("encoder.layer.#", "layers.#"):
-        modules += [(stack, "blocks.#"), (f"{stack}.attention", "blocks.#.attn")]
-        modules += [(f"{stack}.mlp", "blocks.#.mlp")]
     return Dialect(
         "huggingface",
         f"Hugging Face's {architecture}",
@@ -186,7 +183,7 @@ def _huggingface(architecture: str, *, is_written: bool = True, **fields: Any) -
             Name("fc_norm.", f"{prefix}pooler.layernorm."),
             Name("head.", "classifier."),
         ],
-        modules,
+        HUGGINGFACE_MODULES,
         prefixes=("beit.",),
         joined=((f"{QKV[0][0]}weight", tuple(f"{part}weight" for part in QKV[0][1])),),
         positions=r"(?:beit\.)?embeddings\.position_embeddings",

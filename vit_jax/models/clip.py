@@ -23,7 +23,7 @@ from vit_jax.layers.variables import freeze
 from vit_jax.models.any_grid import AnyGridModel
 from vit_jax.models.base import Variant
 from vit_jax.models.config import PatchesConfig, Size, checked, optional
-from vit_jax.models.dialect import CLIP_LAYER, QKV, Dialect, Name, layer_names
+from vit_jax.models.dialect import CLIP_LAYER, HUGGINGFACE_SIZES, QKV, Dialect, Name, layer_names
 from vit_jax.models.spec import Preprocessing
 
 POOLS = ("token", "avg")
@@ -161,13 +161,7 @@ def _openai() -> Dialect:
 # Sizes that OpenAI's archives hold as arrays.
 _ARCHIVE = ("input_resolution", "context_length", "vocab_size")
 _CONFIG = {
-    "hidden_size": "embed_dim",
-    "num_hidden_layers": "depth",
-    "num_attention_heads": "num_heads",
-    "intermediate_size": "mlp_ratio",
-    "image_size": "img_size",
-    "patch_size": "patch_size",
-    "num_channels": "in_chans",
+    **HUGGINGFACE_SIZES,
     "hidden_act": "activation",
     "layer_norm_eps": "norm_eps",
     "attention_dropout": "attn_drop_rate",

@@ -106,6 +106,27 @@ CLIP_LAYER = (
     ("mlp.fc2.", "mlp.fc2."),
 )
 
+# The sizes in the config.json of transformers' Vision Transformers, and our fields.
+HUGGINGFACE_SIZES = {
+    "hidden_size": "embed_dim",
+    "num_hidden_layers": "depth",
+    "num_attention_heads": "num_heads",
+    "intermediate_size": "mlp_ratio",
+    "image_size": "img_size",
+    "patch_size": "patch_size",
+    "num_channels": "in_chans",
+}
+# The modules without arrays of transformers' ViT and BEiT, of version 4 and of 5, and ours.
+HUGGINGFACE_MODULES = (
+    ("embeddings.patch_embeddings", "patch_embed"),
+    ("embeddings.dropout", "pos_drop"),
+    *(
+        (f"{stack}{theirs}", f"blocks.#{own}")
+        for stack in ("encoder.layer.#", "layers.#")
+        for theirs, own in (("", ""), (".attention", ".attn"), (".mlp", ".mlp"))
+    ),
+)
+
 
 def layer_names(
     own: str, theirs: str, rows: Sequence[tuple[str, ...]], also: str = "", layout: str = ""

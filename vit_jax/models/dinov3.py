@@ -32,7 +32,7 @@ from vit_jax.layers.variables import Frozen
 from vit_jax.models.any_grid import AnyGridModel
 from vit_jax.models.base import Variant
 from vit_jax.models.config import PatchesConfig, checked, optional
-from vit_jax.models.dialect import Dialect, Name, layer_names
+from vit_jax.models.dialect import HUGGINGFACE_SIZES, Dialect, Name, layer_names
 from vit_jax.models.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 POOLS = ("token", "avg", "token_avg")
@@ -152,13 +152,7 @@ def _huggingface(swiglu: bool) -> Dialect:
         model_type="dinov3_vit",
         architecture="DINOv3ViTModel",
         config={
-            "hidden_size": "embed_dim",
-            "num_hidden_layers": "depth",
-            "num_attention_heads": "num_heads",
-            "intermediate_size": "mlp_ratio",
-            "image_size": "img_size",
-            "patch_size": "patch_size",
-            "num_channels": "in_chans",
+            **HUGGINGFACE_SIZES,
             "query_bias": "qkv_bias",
             "value_bias": "qkv_bias",
             "layer_norm_eps": "norm_eps",

@@ -29,7 +29,7 @@ from vit_jax.layers.variables import Frozen
 from vit_jax.models.any_grid import AnyGridModel
 from vit_jax.models.base import Variant
 from vit_jax.models.config import PatchesConfig, checked
-from vit_jax.models.dialect import QKV, Dialect, Name
+from vit_jax.models.dialect import HUGGINGFACE_SIZES, QKV, Dialect, Name
 from vit_jax.models.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 POOLS = ("token", "avg")
@@ -185,13 +185,7 @@ def _huggingface(architecture: str, told_by: str, prefix: str, **fields: Any) ->
         model_type="vit_mae",
         architecture=architecture,
         config={
-            "hidden_size": "embed_dim",
-            "num_hidden_layers": "depth",
-            "num_attention_heads": "num_heads",
-            "intermediate_size": "mlp_ratio",
-            "image_size": "img_size",
-            "patch_size": "patch_size",
-            "num_channels": "in_chans",
+            **HUGGINGFACE_SIZES,
             "qkv_bias": "qkv_bias",
             "layer_norm_eps": "norm_eps",
             "attention_probs_dropout_prob": "attn_drop_rate",

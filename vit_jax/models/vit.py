@@ -29,7 +29,14 @@ from vit_jax.layers.stack import stack_layers
 from vit_jax.models.adaptable import PatchWeights, PositionTable
 from vit_jax.models.base import Logits, Variant, VisionModel
 from vit_jax.models.config import PatchesConfig, checked, optional, other_scale
-from vit_jax.models.dialect import QKV, Dialect, Name, layer_names
+from vit_jax.models.dialect import (
+    HUGGINGFACE_MODULES,
+    HUGGINGFACE_SIZES,
+    QKV,
+    Dialect,
+    Name,
+    layer_names,
+)
 from vit_jax.models.spec import HALF_MEAN, HALF_STD, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 GLOBAL_POOLS = ("token", "avg", "max", "avgmax", "")
@@ -156,13 +163,7 @@ def _variants() -> dict[str, Variant]:
 _PLAIN = {"qk_scale": None, "no_embed_class": False, "class_token": True, "global_pool": "token"}
 _PLAIN |= {"distilled": False, "reg_tokens": 0, "swiglu": False}
 _HUGGINGFACE_CONFIG = {
-    "hidden_size": "embed_dim",
-    "num_hidden_layers": "depth",
-    "num_attention_heads": "num_heads",
-    "intermediate_size": "mlp_ratio",
-    "image_size": "img_size",
-    "patch_size": "patch_size",
-    "num_channels": "in_chans",
+    **HUGGINGFACE_SIZES,
     "qkv_bias": "qkv_bias",
     "layer_norm_eps": "norm_eps",
 }
@@ -185,10 +186,6 @@ def _huggingface(
         ("mlp.fc1.", "intermediate.dense.", "mlp.fc1."),
         ("mlp.fc2.", "output.dense.", "mlp.fc2."),
     )
-    modules = [("embeddings.patch_embeddings", "patch_embed"), ("embeddings.dropout", "pos_drop")]
-    for stack in ("encoder.layer.#", "layers.#"):
-        modules += [(stack, "blocks.#"), (f"{stack}.attention", "blocks.#.attn")]
-        modules += [(f"{stack}.mlp", "blocks.#.mlp")]
     return Dialect(
         "huggingface",
         f"Hugging Face's {whose}",
@@ -202,7 +199,7 @@ def _huggingface(
             Name("pre_logits.fc.", "", ("pooler.dense.",)),
             *(Name(own, theirs) for own, theirs in names.items()),
         ],
-        modules,
+        HUGGINGFACE_MODULES,
         prefixes=("vit.", "deit."),
         joined=QKV,
         positions=r"(?:(?:vit|deit)\.)?embeddings\.position_embeddings",
