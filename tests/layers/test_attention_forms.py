@@ -26,7 +26,7 @@ _FUSED = AttentionForm("fused", 256)
 _LAZY = AttentionForm("lazy")
 
 
-def _built(kind: type[SoftmaxAttention], dtype: Any = jnp.float32, **fields: Any) -> Any:
+def _built(kind: Any, dtype: Any = jnp.float32, **fields: Any) -> Any:
     types_: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "rngs": nnx.Rngs(0)}
     if kind is TokenAttention:
         return kind(16, 8, qk_scale=None, drop_rate=0.0, kernel_init=_INIT, **types_)
