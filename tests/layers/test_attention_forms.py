@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from vit_jax.layers import attention
-from vit_jax.layers.attention import Attention, AttentionForm, MultiheadAttention, SoftmaxAttention
+from vit_jax.layers.attention import Attention, AttentionForm, MultiheadAttention
 from vit_jax.layers.forms import attention_form, set_form
 from vit_jax.layers.linear import wide_matmul
 from vit_jax.layers.relative_bias import BiasedAttention
