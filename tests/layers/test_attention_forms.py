@@ -1,4 +1,4 @@
-"""The forms of attention that suit GPUs and TPUs give the numbers of the plain one."""
+"""The forms of attention that suit CPUs, GPUs and TPUs give the numbers of the plain one."""
 
 import functools
 import types
@@ -12,18 +12,21 @@ import pytest
 from flax import nnx
 
 from vit_jax.layers import attention
-from vit_jax.layers.attention import Attention, AttentionForm, MultiheadAttention, SoftmaxAttention
+from vit_jax.layers.attention import Attention, AttentionForm, MultiheadAttention
 from vit_jax.layers.forms import attention_form, set_form
 from vit_jax.layers.linear import wide_matmul
+from vit_jax.layers.relative_bias import BiasedAttention
 from vit_jax.layers.rotary import RotaryAttention
 from vit_jax.layers.talking_heads import TalkingHeadsAttention
 from vit_jax.layers.token_transformer import TokenAttention
+from vit_jax.layers.window_attention import CosineWindowAttention, WindowAttention
 
 _INIT: Any = nnx.initializers.normal(0.5)
 _FUSED = AttentionForm("fused", 256)
+_LAZY = AttentionForm("lazy")
 
 
-def _built(kind: type[SoftmaxAttention], dtype: Any = jnp.float32, **fields: Any) -> Any:
+def _built(kind: Any, dtype: Any = jnp.float32, **fields: Any) -> Any:
     types_: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype, "rngs": nnx.Rngs(0)}
     if kind is TokenAttention:
         return kind(16, 8, qk_scale=None, drop_rate=0.0, kernel_init=_INIT, **types_)
@@ -32,6 +35,9 @@ def _built(kind: type[SoftmaxAttention], dtype: Any = jnp.float32, **fields: Any
     given = {"qkv_bias": True, "qk_scale": 0.3, "qk_norm": False, "norm_eps": 1e-6}
     given |= {"attn_drop_rate": 0.0, "proj_drop_rate": 0.0}
     given |= {"kernel_init": _INIT, "bias_init": _INIT}
+    if kind in (WindowAttention, CosineWindowAttention):  # of 5 tokens
+        del given["qk_scale"], given["qk_norm"]
+        given["window"] = (1, 5)
     return kind(16, 2, **given | fields, **types_)
 
 
@@ -50,12 +56,28 @@ def _modules() -> list[tuple[Any, tuple[jax.Array, ...]]]:
     ]
 
 
-def _outputs_and_gradients(form: str) -> Any:
+@functools.cache
+def _biased() -> list[tuple[Any, tuple[jax.Array, ...]]]:
+    """Those that add something to their scores, and one with dropout on its weights."""
+    regions = jnp.array([[0, 0, 1, 1, 1]])
+    bias = jax.random.normal(jax.random.key(3), (1, 2, 5, 5))
+    same = (jnp.eye(3), jnp.eye(3))  # of a grid of 2x2, at its own size
+    return [
+        (_built(WindowAttention), (regions,)),
+        (_built(CosineWindowAttention, trained=(1, 5)), ()),
+        (_built(BiasedAttention, grid=(2, 2)), (*same, bias)),
+        (_built(BiasedAttention, grid=None), same),
+        (_built(Attention, attn_drop_rate=0.3), ()),
+    ]
+
+
+def _outputs_and_gradients(form: str, modules: Any) -> Any:
     """Of all modules, of an odd number of tokens."""
     x = jax.random.normal(jax.random.key(0), (2, 5, 16))
 
     def loss(module, x, context):
-        y = module(x, *context)
+        key = jax.random.key(7) if isinstance(module, Attention) else None
+        y = module(x, *context) if key is None else module(x, *context, key=key)
         return jnp.sin(y).sum(), y
 
     @jax.jit
@@ -64,7 +86,7 @@ def _outputs_and_gradients(form: str) -> Any:
         found = [differentiate(module, x, context) for module, context in modules]
         return [(y, nnx.state(of_weights), of_x) for (_, y), (of_weights, of_x) in found]
 
-    modules = [(nnx.clone(module), context) for module, context in _modules()]
+    modules = [(nnx.clone(module), context) for module, context in modules]
     for module, _ in modules:
         module.form = form
     return run(modules, x)
@@ -80,12 +102,34 @@ def test_other_forms_give_the_numbers_of_the_plain_one(monkeypatch):
 
     fused = attention.fused_attention
     monkeypatch.setattr(attention, "fused_attention", on_cpu)
-    plain = _outputs_and_gradients("auto")
+    plain = _outputs_and_gradients("auto", _modules())
     assert calls == []
-    for form in ("heads", "fused"):
-        chex.assert_trees_all_close(_outputs_and_gradients(form), plain, rtol=2e-5, atol=2e-5)
+    for form in ("heads", "fused", "lazy"):
+        found = _outputs_and_gradients(form, _modules())
+        chex.assert_trees_all_close(found, plain, rtol=2e-5, atol=2e-5)
     # Not the masked one; those whose projections know the places of their tokens pad later.
     assert calls == [(6, 5), (5, 5), (6, 5), (5, 5)]
+
+
+def test_the_lazy_softmax_has_biases_masks_and_dropout():
+    found, plain = (_outputs_and_gradients(form, _biased()) for form in ("lazy", "auto"))
+    chex.assert_trees_all_close(found, plain, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "form"),
+    [
+        (Attention, jnp.float32, "lazy"),
+        (Attention, jnp.float64, "lazy"),
+        (Attention, jnp.bfloat16, "auto"),
+        (TalkingHeadsAttention, jnp.float32, "auto"),
+    ],
+)
+def test_what_is_lazy_on_a_cpu(kind, dtype, form):
+    with jax.enable_x64(True):
+        module = nnx.eval_shape(lambda: _built(kind, dtype))
+    set_form(module, "cpu", attention=_LAZY)
+    assert module.form == form
 
 
 @pytest.mark.parametrize(
@@ -98,12 +142,13 @@ def test_other_forms_give_the_numbers_of_the_plain_one(monkeypatch):
         (Attention, {"dtype": jnp.float32}, "computes in float32"),
         (Attention, {"attn_drop_rate": 0.1}, "dropout on attention weights"),
         (TalkingHeadsAttention, {}, "TalkingHeadsAttention biases or mixes its scores"),
+        (WindowAttention, {}, "WindowAttention biases or mixes its scores"),
     ],
 )
 def test_what_cudnn_cannot_compute_keeps_the_plain_form(kind, fields, why):
     module = nnx.eval_shape(lambda: _built(kind, **{"dtype": jnp.bfloat16, **fields}))
-    assert why in module.why_plain(256)
-    assert bool(why) == bool(module.why_plain(256))
+    assert why in module.why_plain(_FUSED)
+    assert bool(why) == bool(module.why_plain(_FUSED))
     set_form(module, "gpu", attention=_FUSED)
     assert module.form == ("auto" if why else "fused")
     set_form(module, "tpu", attention=AttentionForm("heads"))
@@ -114,13 +159,14 @@ def test_what_cudnn_cannot_compute_keeps_the_plain_form(kind, fields, why):
 
 def test_wide_heads_keep_the_plain_form():
     module = nnx.eval_shape(lambda: _built(Attention, jnp.bfloat16))
-    assert module.why_plain(4) == "heads of width 8: cuDNN takes multiples of 8 up to 4"
+    why = module.why_plain(AttentionForm("fused", 4))
+    assert why == "heads of width 8: cuDNN takes multiples of 8 up to 4"
 
 
 @pytest.mark.parametrize(
     ("platform", "capability", "form"),
     [
-        ("cpu", None, AttentionForm()),
+        ("cpu", None, AttentionForm("lazy")),
         ("tpu", None, AttentionForm("heads")),
         ("gpu", "7.0", AttentionForm()),
         ("gpu", "8.0", AttentionForm("fused", 128)),

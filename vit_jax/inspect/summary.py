@@ -18,7 +18,7 @@ from rich.text import Text
 
 from vit_jax.inspect.layer_calls import LayerCalls, call_of
 from vit_jax.inspect.recorder import plain
-from vit_jax.layers.attention import SoftmaxAttention
+from vit_jax.layers.attention import AttentionForm, SoftmaxAttention
 from vit_jax.layers.forms import WIDEST_HEAD
 from vit_jax.models.base import VisionModel
 from vit_jax.models.macs import count_equation_macs
@@ -143,7 +143,7 @@ def attention_on_gpus(model: VisionModel) -> tuple[str, ...]:
     found: Counter[str] = Counter()
     for _, module in nnx.iter_modules(model):
         if isinstance(module, SoftmaxAttention):
-            why = module.why_plain(WIDEST_HEAD)
+            why = module.why_plain(AttentionForm("fused", WIDEST_HEAD))
             found[f"plain: {why}" if why else "fused, by cuDNN"] += 1
         elif hasattr(module, "attention_weights"):
             found[f"plain: {type(module).__name__} has its own"] += 1

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Key
 from vit_jax.layers.checks import check_number
 from vit_jax.layers.dropout import Dropout, split_key
 from vit_jax.layers.initializers import uniform_fan_in, xavier_uniform, zeros
+from vit_jax.layers.lazy_softmax import gathered, products
 from vit_jax.layers.linear import Linear, wide_matmul
 from vit_jax.layers.norm import layer_norm
 
@@ -70,29 +71,40 @@ def merge_heads(
     return x.transpose(0, 2, 1, 3).reshape(batch, tokens, heads * head_dim)
 
 
+def scaled_products(
+    q: Float[Array, "batch heads queries head_dim"],
+    k: Float[Array, "batch heads keys head_dim"],
+    scale: float | Float[Array, "#batch heads 1 1"],
+    form: str = "auto",
+) -> Float[Array, "batch heads queries keys"]:
+    """q k^T * scale, in float32 or wider; `form`: a name of `AttentionForm`."""
+    if form == "lazy":
+        return products(q * scale, k)
+    if form == "heads":
+        # TPUs multiply float32 as bfloat16 by themselves; rounding it costs a pass over the scores.
+        wide = jnp.promote_types(q.dtype, jnp.float32)
+        return jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=wide) * scale
+    return wide_matmul(q, k.swapaxes(-1, -2)) * scale
+
+
+def masked(
+    scores: Float[Array, "batch heads queries keys"], mask: Bool[Array, "batch keys"] | None
+) -> Float[Array, "batch heads queries keys"]:
+    """The scores of the keys that the mask has; None: of all."""
+    if mask is None:
+        return scores
+    return jnp.where(mask[:, None, None], scores, jnp.finfo(scores.dtype).min)
+
+
 def softmax_weights(
     q: Float[Array, "batch heads queries head_dim"],
     k: Float[Array, "batch heads keys head_dim"],
     *,
     scale: float,
     mask: Bool[Array, "batch keys"] | None = None,
-    bias: Float[Array, "#batch heads queries keys"] | None = None,
-    rounds_gradient: bool = True,
 ) -> Float[Array, "batch heads queries keys"]:
-    """softmax(q k^T * scale + bias) over the keys that the mask has, in float32 or wider.
-
-    Without `rounds_gradient` the gradient of the scores stays wide, see `wide_matmul`.
-    """
-    if rounds_gradient:
-        scores = wide_matmul(q, k.swapaxes(-1, -2)) * scale
-    else:
-        wide = jnp.promote_types(q.dtype, jnp.float32)
-        scores = jnp.matmul(q, k.swapaxes(-1, -2), preferred_element_type=wide) * scale
-    if bias is not None:
-        scores = scores + bias
-    if mask is not None:
-        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(scores.dtype).min)
-    return jax.nn.softmax(scores, axis=-1)
+    """softmax(q k^T * scale) over the keys that the mask has, in float32 or wider."""
+    return jax.nn.softmax(masked(scaled_products(q, k, scale), mask), axis=-1)
 
 
 def attend(
@@ -104,14 +116,13 @@ def attend(
     dropout: Dropout,
     key: Key[Array, ""] | None = None,
     mask: Bool[Array, "batch keys"] | None = None,
-    bias: Float[Array, "#batch heads queries keys"] | None = None,
 ) -> Float[Array, "batch heads queries value_dim"]:
-    """softmax(q k^T * scale + bias) v, with the scores and the softmax in float32 or wider.
+    """softmax(q k^T * scale) v, with the scores and the softmax in float32 or wider.
 
     Batched matmuls over (B, H, N, D): on a CPU `jax.nn.dot_product_attention`, which takes
     (B, N, H, D), ran at half the speed.
     """
-    weights = softmax_weights(q, k, scale=scale, mask=mask, bias=bias).astype(v.dtype)
+    weights = softmax_weights(q, k, scale=scale, mask=mask).astype(v.dtype)
     return jnp.matmul(dropout(weights, key), v)
 
 
@@ -164,7 +175,8 @@ class AttentionForm:
     Attributes:
       name: "plain"; "heads", each of q, k and v by a matmul of its own straight into heads; or
         "fused", attended by cuDNN: see `fused_attention`. (There one matmul and its slices are
-        8 kernels a block fewer, and 0.3 GB of 11 more, than three matmuls.)
+        8 kernels a block fewer, and 0.3 GB of 11 more, than three matmuls.) Or "lazy", for CPUs:
+        see `vit_jax.layers.lazy_softmax`.
       widest_head: that cuDNN takes.
     """
 
@@ -217,12 +229,13 @@ class SoftmaxAttention(nnx.Module):
         """The keys that are attended to; None: all."""
         return context[0] if context else None
 
+    def scores(self, q: jax.Array, k: jax.Array, *context: jax.Array) -> jax.Array:
+        """What the softmax is taken of, in float32 or wider: (B, heads, N, N)."""
+        return masked(scaled_products(q, k, self.scale, self.form), self.mask(*context))
+
     def weights(self, q: jax.Array, k: jax.Array, *context: jax.Array) -> jax.Array:
         """What the values of each key are multiplied with, before dropout: (B, heads, N, N)."""
-        # TPUs multiply float32 as bfloat16 by themselves; rounding it costs a pass over the scores.
-        is_rounded = self.form != "heads"
-        mask = self.mask(*context)
-        return softmax_weights(q, k, scale=self.scale, mask=mask, rounds_gradient=is_rounded)
+        return jax.nn.softmax(self.scores(q, k, *context), axis=-1)
 
     def attention_weights(
         self, x: Float[Array, "batch tokens dim"], *context: jax.Array
@@ -254,26 +267,32 @@ class SoftmaxAttention(nnx.Module):
         """What the tokens gather; `tokens`: see `fused_attention`, None: all."""
         if self.is_fused(*context):
             return fused_attention(q, k, v, scale=self.scale, tokens=tokens or q.shape[2])
+        if self.form == "lazy":
+            rate = self.attn_drop.rate
+            return gathered(self.scores(q, k, *context), v, rate, key if rate else None)
         weights = self.weights(q, k, *context).astype(v.dtype)
         return jnp.matmul(self.attn_drop(weights, key), v)
 
-    def why_plain(self, widest_head: int) -> str:
-        """Why cuDNN cannot compute this module on a GPU; empty: it can.
-
-        Args:
-          widest_head: that cuDNN takes there.
-        """
-        linear = self.stacked
-        head_dim = linear.out_features // (3 * self.num_heads)
+    def why_plain(self, form: AttentionForm) -> str:
+        """Why this module cannot be computed in a form; empty: it can."""
+        linear, own = self.stacked, type(self)
         dtype = jnp.dtype(linear.dtype or linear.param_dtype)
-        if type(self).weights is not SoftmaxAttention.weights:
-            return f"{type(self).__name__} biases or mixes its scores"
+        mixes = own.weights is not SoftmaxAttention.weights
+        if form.name == "lazy":
+            if mixes:
+                return f"{own.__name__} mixes its weights"
+            return "" if dtype in (jnp.float32, jnp.float64) else f"it computes in {dtype}"
+        if form.name != "fused":
+            return ""
+        if mixes or own.scores is not SoftmaxAttention.scores:
+            return f"{own.__name__} biases or mixes its scores"
         if dtype not in (jnp.bfloat16, jnp.float16):
             return f"it computes in {dtype}, and cuDNN in bfloat16 and float16"
         if self.attn_drop.rate:
             return "dropout on attention weights"
-        if head_dim % 8 or head_dim > widest_head:
-            return f"heads of width {head_dim}: cuDNN takes multiples of 8 up to {widest_head}"
+        head_dim = linear.out_features // (3 * self.num_heads)
+        if head_dim % 8 or head_dim > form.widest_head:
+            return f"heads of width {head_dim}: cuDNN takes multiples of 8 up to {form.widest_head}"
         return ""
 
 

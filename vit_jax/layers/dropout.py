@@ -10,9 +10,19 @@ from jaxtyping import Array, Float, Key
 from vit_jax.layers.checks import check_int, check_rate
 
 
-def _keep(x: jax.Array, rate, key: jax.Array, mask_shape: tuple[int, ...]) -> jax.Array:
+def dropped(
+    x: Float[Array, "*shape"],
+    rate: float | Float[Array, ""],
+    key: Key[Array, ""],
+    mask_shape: tuple[int, ...] | None = None,
+) -> Float[Array, "*shape"]:
+    """x with elements zeroed at `rate`, the others over 1 - rate.
+
+    Args:
+      mask_shape: of what is zeroed at once, broadcast to that of x; None: each element by itself.
+    """
     keep_prob = 1.0 - rate
-    mask = jax.random.bernoulli(key, keep_prob, mask_shape)
+    mask = jax.random.bernoulli(key, keep_prob, x.shape if mask_shape is None else mask_shape)
     return jnp.where(mask, x / jnp.asarray(keep_prob, x.dtype), jnp.zeros((), x.dtype))
 
 
@@ -35,7 +45,7 @@ class Dropout(nnx.Module):
     ) -> Float[Array, "*shape"]:
         if key is None or self.rate == 0.0:
             return x
-        return _keep(x, self.rate, key, x.shape)
+        return dropped(x, self.rate, key)
 
 
 def drop_path(
@@ -52,7 +62,7 @@ def drop_path(
     """
     if key is None or (isinstance(rate, float) and rate == 0.0):
         return x
-    return _keep(x, rate, key, (x.shape[0],) + (1,) * (x.ndim - 1))
+    return dropped(x, rate, key, (x.shape[0],) + (1,) * (x.ndim - 1))
 
 
 def drop_path_rates(rate: float, depth: int) -> tuple[float, ...]:

@@ -15,6 +15,7 @@ from vit_jax.layers.linear import Linear, WideLinear
 from vit_jax.layers.stack import PlainLayers, ScannedLayers
 
 PLAIN = AttentionForm()
+_FORMS = {"cpu": AttentionForm("lazy"), "tpu": AttentionForm("heads")}
 # The oldest GPUs with cuDNN's flash attention are of capability 8.0; heads of more than 128 want 9.
 _FUSES, _FUSES_WIDE = 8, 9
 _NARROW_HEAD, WIDEST_HEAD = 128, 256
@@ -26,8 +27,8 @@ def attention_form(device: Any) -> AttentionForm:
     Args:
       device: of JAX, or of a topology.
     """
-    if device.platform == "tpu":
-        return AttentionForm("heads")
+    if device.platform in _FORMS:
+        return _FORMS[device.platform]
     # Of AMD's GPUs it is a name.
     capability = re.fullmatch(r"(\d+)\.\d+", str(getattr(device, "compute_capability", "")))
     if capability is None or int(capability[1]) < _FUSES:
@@ -64,8 +65,7 @@ def set_form(
 
 
 def _form_of(module: SoftmaxAttention, attention: AttentionForm) -> str:
-    is_plain = attention.name == "fused" and module.why_plain(attention.widest_head)
-    return "auto" if is_plain or attention == PLAIN else attention.name
+    return "auto" if attention == PLAIN or module.why_plain(attention) else attention.name
 
 
 def _set(module: nnx.Module, **fields: Any) -> None:

@@ -28,7 +28,7 @@ from flax import nnx
 from flax.typing import Dtype
 from jaxtyping import Array, Float
 
-from vit_jax.layers.attention import Attention, softmax_weights
+from vit_jax.layers.attention import Attention, scaled_products
 from vit_jax.layers.checks import check_choice
 from vit_jax.layers.position_resize import check_grid, resize_matrix
 
@@ -232,9 +232,10 @@ class BiasedAttention(Attention):
         types = {name: kind[name] for name in ("dtype", "param_dtype")}
         self.bias = RelativePositionBias(grid, num_heads, **types) if grid else None
 
-    def weights(self, q: jax.Array, k: jax.Array, *context: jax.Array) -> jax.Array:
-        """See `Attention.weights`; `context`: see `score_bias`."""
-        return softmax_weights(q, k, scale=self.scale, bias=self.score_bias(*context))
+    def scores(self, q: jax.Array, k: jax.Array, *context: jax.Array) -> jax.Array:
+        """See `Attention.scores`; `context`: see `score_bias`."""
+        products, bias = scaled_products(q, k, self.scale, self.form), self.score_bias(*context)
+        return products if bias is None else products + bias
 
     def score_bias(
         self, down: jax.Array, along: jax.Array, *shared: jax.Array

@@ -9,9 +9,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from vit_jax.layers.attention import Attention
+from vit_jax.layers.attention import Attention, scaled_products
 from vit_jax.layers.initializers import trunc_normal, zeros
-from vit_jax.layers.linear import Linear, wide_matmul
+from vit_jax.layers.linear import Linear
 from vit_jax.layers.relative_bias import pair_biases, table_rows
 from vit_jax.layers.windows import log_coordinates
 
@@ -71,15 +71,15 @@ class WindowAttention(Attention):
         k: Float[Array, "windows heads tokens head_dim"],
     ) -> Float[Array, "windows heads tokens tokens"]:
         """The scores before the bias, in float32 or wider."""
-        return wide_matmul(q, k.swapaxes(-1, -2)) * self.scale
+        return scaled_products(q, k, self.scale, self.form)
 
-    def weights(
+    def scores(
         self,
         q: Float[Array, "windows heads tokens head_dim"],
         k: Float[Array, "windows heads tokens head_dim"],
         *context: Int[Array, "regions tokens"],
     ) -> Float[Array, "windows heads tokens tokens"]:
-        """The softmax of the scores."""
+        """What the softmax is taken of, in float32 or wider."""
         scores = self.similarity(q, k)
         scores = scores + pair_biases(self.bias_of_distances(), self.window).astype(scores.dtype)
         for regions in context:
@@ -87,7 +87,7 @@ class WindowAttention(Attention):
             mask = jnp.where(is_apart, self.apart, 0.0).astype(scores.dtype)
             images = scores.reshape(-1, len(mask), *scores.shape[1:]) + mask[None, :, None]
             scores = images.reshape(-1, *scores.shape[1:])
-        return jax.nn.softmax(scores, axis=-1)
+        return scores
 
 
 class CosineWindowAttention(WindowAttention):
@@ -132,6 +132,7 @@ class CosineWindowAttention(WindowAttention):
     ) -> Float[Array, "windows heads tokens tokens"]:
         """The scores before the bias, in float32 or wider: a factor up to 100 takes its digits."""
         wide = jnp.promote_types(q.dtype, jnp.float32)
-        cosine = jnp.matmul(_unit(q.astype(wide)), _unit(k.astype(wide)).swapaxes(-1, -2))
         factor = jnp.exp(jnp.minimum(self.logit_scale[...].astype(wide), math.log(100)))
-        return cosine * factor[None]
+        return scaled_products(
+            _unit(q.astype(wide)), _unit(k.astype(wide)), factor[None], self.form
+        )
