@@ -14,6 +14,7 @@ import vit_jax
 from tests import commands
 from vit_jax.cli import finetune, jax_setup
 from vit_jax.config import find_recipe, load_config, load_recipe
+from vit_jax.config.serialize import config_own
 
 pytestmark = [
     pytest.mark.xdist_group("finetune"),
@@ -112,6 +113,7 @@ def test_one_command_makes_a_classifier(finished, place):
     assert "top-5" not in ended.out  # of three classes
     assert "top5" not in ended.out
     config = load_config(workdir / "config.json")
+    assert config_own(workdir / "config.json")["images"].startswith("36 images ")
     assert config.data.exclude == ("disc/bad.jpg",)
     assert config.model.kwargs == {**SIZES, "num_classes": 3}
     assert (config.data.mean, config.num_epochs) == ((0.5, 0.5, 0.5), 2)
@@ -134,6 +136,19 @@ def test_the_recipe_is_the_runs_own_and_can_be_trained(finished, place, monkeypa
     again = commands.run("train", f"--config={workdir / 'recipe.py'}", "--workdir=runs/photos")
     assert (again.status, again.err) == (0, TRAINED_ON_TOO)
     assert "the run in runs/photos is finished" in again.out
+
+
+def test_a_run_does_not_go_on_with_other_images(finished, place, tmp_path, monkeypatch):
+    shutil.copytree(place, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    run = Path("runs/photos")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    kept = [json.dumps(row) for row in rows if row["split"] != "test"]
+    (run / "metrics.jsonl").write_text("\n".join([*kept, ""]))
+    Path("photos/disc/00.png").rename("photos/square/12.png")
+    ended = commands.run("train", "--config", str(run / "recipe.py"), "--workdir", str(run))
+    assert ended.status == 2
+    assert "the images of runs/photos or their labels are not those" in ended.err
 
 
 def test_the_same_command_says_that_the_run_is_finished(finished, place, monkeypatch):

@@ -156,3 +156,37 @@ def test_a_balanced_batch_is_a_pure_function_of_seed_and_step():
     assert batches(0, seed=8) != batches(0)
     with pytest.raises(ValueError, match="balanced sampling: repeats must be 1, got 2"):
         train_batches(source, batch_size=5, seed=0, balanced=LABELS, repeats=2)
+
+
+def _identity(root: Path, **fields: str) -> str:
+    splits = open_splits(
+        "folder",
+        data_dir=root,
+        labels_file=root / "labels.csv",
+        train_split="all[3:]",
+        validation_split="all[:3]",
+        test_split=None,
+        **fields,
+    )
+    return splits.identity()
+
+
+def test_the_images_of_a_folder_are_known_again(tmp_path):
+    """In another place too; not with another name, label, class, image or order of the splits."""
+    rows = [f"{n}.png,{'cat' if n % 2 else 'dog'}" for n in range(10)]
+    text = "\n".join(["file,label", *rows])
+    first = _identity(folder(tmp_path / "here", text).parent)
+    assert first.startswith("10 images ")
+    moved = folder(tmp_path / "elsewhere" / "deep", text).parent
+    assert _identity(moved) == first
+    changed = {
+        "label": text.replace("2.png,dog", "2.png,cat"),
+        "class": text.replace("cat", "fox"),
+        "image": text.replace("\n9.png,cat", ""),
+    }
+    found = [_identity(folder(tmp_path / name, new).parent) for name, new in changed.items()]
+    assert len({first, *found}) == 4
+    (moved / "0.png").rename(moved / "10.png")
+    (moved / "labels.csv").write_text(text.replace("\n0.png", "\n10.png"))
+    assert _identity(moved) not in {first, *found}
+    assert open_splits("digits", validation_split=None).identity() == ""

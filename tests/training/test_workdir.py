@@ -10,7 +10,9 @@ import pytest
 
 from tests.training.runs import tiny
 from vit_jax.training.workdir import (
+    IMAGES,
     check_config,
+    check_images,
     check_pixels,
     locked,
     store_config,
@@ -59,6 +61,21 @@ def test_a_run_that_saw_other_pixels_is_not_gone_on_with(
             check_pixels(config, tmp_path, image_shape)
     else:
         check_pixels(config, tmp_path, image_shape)
+
+
+def test_a_run_on_other_images_is_not_gone_on_with(tmp_path):
+    config, begun = tiny(), "10 images 0123"
+    check_images(tmp_path, begun)  # nothing was begun
+    store_config(config, tmp_path, {"loss": "mine"})
+    check_images(tmp_path, begun)  # by a version that did not say
+    store_config(config, tmp_path, {"loss": "mine", IMAGES: begun})
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    check_config(config, tmp_path, {"loss": "mine"})
+    check_images(tmp_path, begun)
+    for now in ("10 images 4567", ""):
+        refusal = rf"are not those that its run began with \(it began with {begun}, now {now}\)"
+        with pytest.raises(ValueError, match=refusal):
+            check_images(tmp_path, now)
 
 
 def test_what_cannot_be_written_is_told_with_what_comes_next(tmp_path):

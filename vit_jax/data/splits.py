@@ -1,5 +1,6 @@
 """Split expressions, and the train, validation and test data of a run."""
 
+import hashlib
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vit_jax.data.digits import open_digits
-from vit_jax.data.folder import open_folder
+from vit_jax.data.folder import labelled_paths, open_folder
 from vit_jax.data.order import SPLIT_STREAM, SUBSET_STREAM, permutation
 from vit_jax.data.sources import Concatenation, ImageSource, Subset
 from vit_jax.data.tfds_source import open_tfds
@@ -47,6 +48,21 @@ class Splits:
         names, several = self.class_names, self.train.label_shape
         what = f"{len(names):,} {'labels' if several else 'classes'}" if names else "numbers"
         return f"{what}, images: {', '.join(sizes)}{left}"
+
+    def identity(self) -> str:
+        """How many images of a folder there are, and a hash of their names, labels and classes.
+
+        Empty for other sources: a prepared set does not change under its name.
+        """
+        parts = [part for part in (self.train, self.validation, self.test) if part is not None]
+        found = [labelled_paths(part) for part in parts]
+        paths = [path for part in found for path, _ in part]
+        if not paths:
+            return ""
+        root = os.path.commonpath(paths)
+        named = [[(os.path.relpath(path, root), label) for path, label in part] for part in found]
+        mark = hashlib.sha256(repr((self.class_names, named)).encode()).hexdigest()[:16]
+        return f"{len(paths):,} images {mark}"
 
 
 def open_splits(

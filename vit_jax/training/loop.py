@@ -46,8 +46,10 @@ from vit_jax.training.start import check_init_from, load_initial_weights, with_s
 from vit_jax.training.state import TrainState, first_average, split_arrays, zero_sums
 from vit_jax.training.watching import starting_lines
 from vit_jax.training.workdir import (
+    IMAGES,
     METRICS_FILE,
     check_config,
+    check_images,
     check_pixels,
     held,
     store_config,
@@ -146,6 +148,7 @@ def train(
         run = open_run(config, stated, own)
         if records.rows or (workdir / CHECKPOINTS).exists():
             check_pixels(config, workdir, run.data.train.image_shape)
+            check_images(workdir, run.data.identity())
         checkpoint = config.checkpoint
         with Checkpoints(
             workdir / CHECKPOINTS, checkpoint.keep, checkpoint.keep_best
@@ -255,7 +258,9 @@ class _Loop:
             for remark in records.cut_back(self.step, counts):
                 quiet.warn(remark)
             if is_first():
-                store_config(config, workdir, run.own.identities)
+                images = run.data.identity()
+                known = {IMAGES: images} if images else {}
+                store_config(config, workdir, run.own.identities | known)
         self._opened = open_loggers(config, workdir, self.step) if is_first() else []
         self._loggers = (*self._opened, *(run.own.loggers if is_first() else ()))
         is_traced = config.log.profile and is_first()

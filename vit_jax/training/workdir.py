@@ -18,6 +18,7 @@ from vit_jax.training.records import read_rows
 from vit_jax.weights.run_folder import CHECKPOINTS, CONFIG_FILE
 
 METRICS_FILE = "metrics.jsonl"
+IMAGES = "images"  # in config.json, beside what the run was given in Python
 _LOCK_FILE = ".lock"
 _SAME_PIXELS = 3  # the first version of config.json whose runs saw the pixels of today
 _SHARED_WITHIN = 30.0  # seconds, which a network's file system may take
@@ -145,7 +146,9 @@ def check_config(
             begun = load_config(path)
             on_gpu = jax.default_backend() == "gpu"  # what it means nothing on may differ
             may_differ = () if on_gpu else ("training.deterministic",)
-            check_resumable(begun, config, config_own(path), own, may_differ)
+            known = config_own(path)
+            known.pop(IMAGES, None)  # see `check_images`
+            check_resumable(begun, config, known, own, may_differ)
             return extends(begun, config)
     elif has_checkpoints:
         raise ValueError(
@@ -184,6 +187,26 @@ def check_pixels(
         f"{workdir} holds a run of vit_jax {wrote}, which {changed}: finish it with that version, "
         "or give another --workdir (--config.init_from takes its weights)"
     )
+
+
+def check_images(workdir: pathlib.Path, images: str) -> None:
+    """Refuses a run whose folder of images has changed since it began.
+
+    Args:
+      workdir: of the run; of an earlier version it does not say what its images were.
+      images: of `Splits.identity`.
+
+    Raises:
+      ValueError: images were added, removed, renamed or labelled otherwise.
+    """
+    path = workdir / CONFIG_FILE
+    begun = config_own(path).get(IMAGES) if path.exists() else None
+    if begun is not None and begun != images:
+        raise ValueError(
+            f"the images of {workdir} or their labels are not those that its run began with (it "
+            f"began with {begun}, now {images}): put them back, or give another --workdir "
+            "(--config.init_from takes the run's weights)"
+        )
 
 
 def store_config(
