@@ -54,6 +54,23 @@ def _flags(recipe: str) -> tuple[str, ...]:
     return flags
 
 
+def _divided(slice_name: str, recipe: str, *flags: str) -> tuple[str, ...]:
+    """The recipe and its flags, its batches rounded up to what the slice's devices divide."""
+    from vit_jax.config.overrides import read_recipe
+    from vit_jax.models.registry import model_fields
+    from vit_jax.plan.topology import parse_topology
+
+    data = read_recipe(recipe, flags, model_fields).config.data
+    topology = parse_topology(slice_name)
+    devices = topology.chips * topology.chip.devices
+    sizes = {"batch_size": data.batch_size, "eval_batch_size": data.eval_batch_size}
+    rounded = {name: -(-size // devices) * devices for name, size in sizes.items()}
+    more = [
+        f"--config.data.{name}={rounded[name]}" for name in sizes if rounded[name] != sizes[name]
+    ]
+    return (recipe, *flags, *more)
+
+
 def _recipes() -> Iterator[str]:
     from vit_jax.config.recipes import recipe_names
 
@@ -67,16 +84,16 @@ def gpu_cases() -> Iterator[tuple[str, str, tuple[str, ...]]]:
     for recipe in sorted(_recipes(), key=lambda recipe: recipe not in RECIPES):
         for slice_name in GPUS:
             flags = (_BF16,) if recipe.startswith("imagenet") else ()
-            yield "gpus", slice_name, (recipe, *flags)
+            yield "gpus", slice_name, _divided(slice_name, recipe, *flags)
 
 
 def cases() -> Iterator[tuple[str, str, tuple[str, ...]]]:
     """(section, slice, (recipe, flags...)) of every line."""
     for recipe in _recipes():
-        yield "recipes", "v5e:4x4", (recipe, *_flags(recipe))
+        yield "recipes", "v5e:4x4", _divided("v5e:4x4", recipe, *_flags(recipe))
     for recipe in RECIPES:
         for slice_name in SLICES:
-            yield "slices", slice_name, (recipe, *_flags(recipe))
+            yield "slices", slice_name, _divided(slice_name, recipe, *_flags(recipe))
     yield "large", "v5e:16x16", _VIT_H
     yield "large", "v5e:4x4", (*_VIT_L, "--config.data.batch_size=512")
     yield "large", "v5e:4x4", (*_VIT_L, "--config.data.batch_size=512", _SCAN)
@@ -96,41 +113,35 @@ def measure(slice_name: str, arguments: tuple[str, ...]) -> dict[str, Any]:
     return as_json(make_plan(config, topology, devices), recipe)
 
 
-def _gpu_row(slice_name: str, arguments: tuple[str, ...], found: dict[str, Any]) -> str:
-    counts, bound = found["counts"], found["roofline"]
+def _row(
+    slice_name: str, arguments: tuple[str, ...], found: dict[str, Any], own: tuple[str, ...]
+) -> str:
+    """A line of a table; `own`: the columns that only this kind of device has."""
     recipe, *flags = arguments
     told = " ".join([f"`{recipe}`", *(flag.removeprefix("--config.") for flag in flags)])
-    calls = sum(n for name, n in counts["library_calls"].items() if "fmha" in name)
-    sent = sum(row["bytes"] for row in counts["exchanges"]) / 1e6
-    return (
-        f"| {told} | {slice_name} | {found['batch_size']} "
-        f"| {found['needed_bytes'] / 2**30:.2f} of {found['usable_bytes'] / 2**30:.2f} "
-        f"| {counts['flops'] / 1e9:,.1f} | {counts['hbm_bytes'] / 1e9:,.1f} "
-        f"| {counts['kernels']:,} | {calls} | {sent:,.1f} "
-        f"| {bound['images_per_second']:,.0f} | {bound['bound']} "
-        f"| {found['compile_seconds']:.0f} |"
-    )
-
-
-def _row(slice_name: str, arguments: tuple[str, ...], found: dict[str, Any]) -> str:
-    recipe, *flags = arguments
-    told = " ".join(flag.removeprefix("--config.") for flag in flags)
-    usable = found["usable_bytes"] / 2**30
+    start = f"| {told} | {slice_name}{'*' if found.get('remark') else ''} | {found['batch_size']} "
     if not found["fits"]:
-        return (
-            f"| `{recipe}` {told} | {slice_name} | {found['batch_size']} | does not fit " + "|" * 8
-        )
+        return start + "| does not fit " + "|" * (len(own) + 6)
     counts, bound = found["counts"], found["roofline"]
     sent = sum(row["bytes"] for row in counts["exchanges"]) / 1e6
     return (
-        f"| `{recipe}` {told} | {slice_name}{'*' if found.get('remark') else ''} "
-        f"| {found['batch_size']} "
-        f"| {found['needed_bytes'] / 2**30:.2f} of {usable:.2f} "
-        f"| {counts['flops'] / 1e9:,.1f} "
-        f"| {_against(counts, 'step_flops')} | {_against(counts, 'model_flops')} "
-        f"| {sent:,.1f} | {bound['images_per_second']:,.0f} | {bound['bound']} "
-        f"| {found['compile_seconds']:.0f} |"
+        f"{start}| {found['needed_bytes'] / 2**30:.2f} of {found['usable_bytes'] / 2**30:.2f} "
+        f"| {counts['flops'] / 1e9:,.1f} | {' | '.join(own)} | {sent:,.1f} "
+        f"| {bound['images_per_second']:,.0f} | {bound['bound']} | {found['compile_seconds']:.0f} |"
     )
+
+
+def _of_gpu(found: dict[str, Any]) -> tuple[str, ...]:
+    """Memory traffic, kernels, and calls of cuDNN's attention."""
+    counts = found["counts"]
+    calls = sum(n for name, n in counts["library_calls"].items() if "fmha" in name)
+    return f"{counts['hbm_bytes'] / 1e9:,.1f}", f"{counts['kernels']:,}", str(calls)
+
+
+def _of_tpu(found: dict[str, Any]) -> tuple[str, ...]:
+    """The operations against those of the step as written, and against the model's count."""
+    counts = found["counts"]
+    return _against(counts, "step_flops"), _against(counts, "model_flops")
 
 
 def _against(counts: dict[str, Any], name: str) -> str:
@@ -159,7 +170,7 @@ def tables(lines: dict[str, dict[str, Any]]) -> str:
     text: list[str] = []
     for section, title in _TITLES.items():
         rows = [
-            _row(slice_name, arguments, lines[key])
+            _row(slice_name, arguments, lines[key], _of_tpu(lines[key]))
             for name, slice_name, arguments in cases()
             if name == section and (key := _key(slice_name, arguments)) in lines
         ]
@@ -170,7 +181,7 @@ def tables(lines: dict[str, dict[str, Any]]) -> str:
 def gpu_table(lines: dict[str, dict[str, Any]]) -> str:
     """The table of all lines of GPUs that are done."""
     rows = [
-        _gpu_row(slice_name, arguments, lines[key])
+        _row(slice_name, arguments, lines[key], _of_gpu(lines[key]))
         for _, slice_name, arguments in gpu_cases()
         if (key := _key(slice_name, arguments)) in lines
     ]
