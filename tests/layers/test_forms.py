@@ -1,5 +1,7 @@
 """Forms of the same numbers for one platform."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ from flax import nnx
 
 from vit_jax.layers.forms import compiler_options, eval_graph, set_form
 from vit_jax.layers.linear import Linear, WideLinear
-from vit_jax.layers.stack import PlainLayers, run_layers
+from vit_jax.layers.stack import PlainLayers, collect_outputs, run_layers, stack_layers
 from vit_jax.models.registry import abstract_model
 
 SHAPES = [(5,), (2, 5), (2, 3, 5), (2, 3, 4, 5)]
@@ -91,12 +93,52 @@ def test_only_a_cpu_gets_rows_barriers_and_options():
         set_form(model, platform)
         assert "f32[6,5]" not in traced(model)
         assert "optimization_barrier" not in traced(model)
+        assert ("layout_constraint" in traced(model)) == (platform == "gpu")
         assert compiler_options(platform) is None
+
+
+@pytest.mark.parametrize("scan", [False, True])
+@pytest.mark.parametrize("remat", ["none", "blocks"])
+def test_the_order_in_memory_changes_no_number(scan, remat):
+    """Of a run on a GPU, also where each device computes its part by itself."""
+    stack = stack_layers([_Layer(), _Layer()], scan)
+    mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,))
+    x = jax.random.normal(jax.random.key(0), (2, 3, 5))
+
+    def loss(x):
+        rates, layers = [0.0, 0.0], nnx.merge(graph, state)
+        same: dict[str, Any] = {"drop_path_rates": rates, "key": None, "remat": remat}
+        found = collect_outputs(layers, x, [0, 1], **same)
+        y = run_layers(layers, x, **same)
+        return jnp.sin(y).sum() + sum(jnp.cos(z).sum() for z in found.values())
+
+    differentiate = jax.value_and_grad(loss)
+    rows = jax.sharding.PartitionSpec("data")
+
+    def by_device(x):
+        value, of_x = jax.shard_map(
+            lambda x: jax.tree.map(lambda leaf: leaf[None], differentiate(x)),
+            mesh=mesh,
+            in_specs=rows,
+            out_specs=rows,
+            check_vma=False,
+        )(x)
+        return value[0], of_x[0]
+
+    found = []
+    for platform in ("tpu", "gpu"):
+        set_form(stack, platform)
+        graph, state = nnx.split(stack)
+        compute = jax.jit(lambda x: (differentiate(x), by_device(x)))
+        found.append(compute(x))
+        assert ("layout_constraint" in str(jax.make_jaxpr(compute)(x))) == (platform == "gpu")
+    chex.assert_trees_all_close(*found, rtol=1e-6, atol=1e-6)
 
 
 def test_a_users_model_keeps_the_plain_form():
     model = abstract_model("vit_tiny_patch16_224", img_size=16, depth=1)
     plain = nnx.graphdef(model.eval() or model)
     assert eval_graph(model, "cpu") != plain
+    assert eval_graph(model, "gpu") != plain
     assert eval_graph(model, "tpu") == plain
     assert nnx.graphdef(model) == plain

@@ -54,12 +54,12 @@ def set_form(
         `run_layers`. None: nowhere.
       attention: of `attention_form`. A module that cannot be computed so keeps the plain form.
     """
-    is_for_cpu = platform == "cpu"
+    is_for_cpu, is_for_gpu = platform == "cpu", platform == "gpu"
     for _, module in nnx.iter_modules(model):
         if isinstance(module, Linear | WideLinear):
             _set(module, as_rows=is_for_cpu)
         elif isinstance(module, PlainLayers | ScannedLayers):
-            _set(module, ends_fusion=is_for_cpu, gathered=gathered)
+            _set(module, ends_fusion=is_for_cpu, row_major=is_for_gpu, gathered=gathered)
         elif isinstance(module, SoftmaxAttention):
             _set(module, form=_form_of(module, attention))
 
