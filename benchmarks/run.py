@@ -1,6 +1,6 @@
 """Speed beside PyTorch and plain Flax, measured in turn.
 
-    python -m benchmarks.run --suite cpu [--rounds 7] [--only GLOB] [--out DIR]
+    python -m benchmarks.run --suite cpu [--rounds 7] [--only GLOB] [--out DIR] [--against FILE]
 
 Suites:
   cpu: forward pass and training step of seven models in float32.
@@ -13,7 +13,9 @@ Suites:
 
 Every contestant has a process of its own and computes only when it is its turn; nothing else
 should run. Ratios are of medians: how many times as fast as PyTorch eager. `--out` keeps all
-times as JSON, and a picture. For Linux.
+times as JSON, and a picture. `--against` compares speed and memory of the suites cpu and gpu with
+such a JSON file (one is committed: benchmarks/results/cpu.json) and ends with status 1 where a
+workload has become slower or holds more memory, by more than a tenth. For Linux.
 """
 
 import argparse
@@ -31,6 +33,8 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.against import changes, check_comparable, read_timings
+from benchmarks.against import table as table_of_changes
 from benchmarks.contestants import BASE, CONTESTANTS, FORMS, Workload
 from benchmarks.measure import Timing, compete
 from benchmarks.pictures import draw_ratios, draw_scale
@@ -69,8 +73,12 @@ class Result:
     def name(self) -> str:
         return f"{self.work.name}, {self.form}"
 
+    @property
+    def by_contestant(self) -> dict[str, Timing]:
+        return {one.contestant: one for one in self.timings}
+
     def of(self, contestant: str) -> Timing | None:
-        return next((one for one in self.timings if one.contestant == contestant), None)
+        return self.by_contestant.get(contestant)
 
     def ratio(self, contestant: str) -> float | None:
         """How many times as fast as the base."""
@@ -144,7 +152,7 @@ def table(results: Sequence[Result]) -> Table:
     return shown
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description="speed beside PyTorch and plain Flax")
     parser.add_argument("--suite", choices=_SUITES, default="cpu")
     parser.add_argument("--rounds", type=int, default=7, help="that count, of each contestant")
@@ -154,7 +162,13 @@ def main() -> None:
     )
     parser.add_argument("--data-dir", type=pathlib.Path, help="of the suite input: TFDS data")
     parser.add_argument("--out", type=pathlib.Path, help="a folder for the JSON and the picture")
+    parser.add_argument(
+        "--against", type=pathlib.Path, metavar="FILE", help="a JSON file of --out to compare with"
+    )
     arguments = parser.parse_args()
+    races = {"cpu": CPU, "gpu": GPU}
+    if arguments.against is not None and arguments.suite not in races:
+        parser.error(f"--against compares --suite {' and '.join(races)}, got {arguments.suite}")
     # Several processes share one GPU, this one among them.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     jax.config.update("jax_cpu_enable_async_dispatch", False)  # as the commands do
@@ -163,6 +177,7 @@ def main() -> None:
         console.width = 160
     report: dict[str, Any] = {"suite": arguments.suite, "machine": machine()}
     draw: Any = None
+    status = 0
     if arguments.suite == "input":
         if arguments.data_dir is None:
             parser.error("--suite input wants --data-dir, where the prepared sets are")
@@ -182,16 +197,24 @@ def main() -> None:
         report["scale"] = measure_scale(arguments.rounds, console)
         draw = draw_scale
     else:
-        works = [
-            work
-            for work in (CPU if arguments.suite == "cpu" else GPU)
-            if fnmatch.fnmatch(work.name, arguments.only)
-        ]
+        known = races[arguments.suite]
+        works = [work for work in known if fnmatch.fnmatch(work.name, arguments.only)]
         if not works:
-            known = CPU if arguments.suite == "cpu" else GPU
             parser.error(f"--only matches none of: {'; '.join(work.name for work in known)}")
+        before = {}
+        if arguments.against is not None:
+            try:
+                before = read_timings(arguments.against, arguments.suite)
+                check_comparable(before, works, arguments.contestants)
+            except ValueError as error:
+                parser.error(str(error))
         results = race(works, arguments.contestants, arguments.rounds, console)
         console.print(table(results))
+        if arguments.against is not None:
+            now = {(one.work.name, one.form): one.by_contestant for one in results}
+            found = list(changes(before, now))
+            console.print(table_of_changes(found, arguments.against))
+            status = int(any(change.is_worse for change in found))
         for reason in dict.fromkeys(reason for result in results for reason in result.refused):
             console.print(f"not measured: {reason}", style="dim", highlight=False)
         report["results"] = [
@@ -207,6 +230,7 @@ def main() -> None:
         if draw is not None:
             draw(report, arguments.out / f"{arguments.suite}.png")
         console.print(f"wrote {arguments.out}")
+    return status
 
 
 if __name__ == "__main__":

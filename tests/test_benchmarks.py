@@ -11,6 +11,8 @@ from rich.console import Console
 
 from benchmarks import on_gpu, run
 from benchmarks.account import Limits, account, profiled, table
+from benchmarks.against import changes, read_timings
+from benchmarks.against import table as table_of_changes
 from benchmarks.compile_time import measure_compile, measure_start
 from benchmarks.contestants import Workload
 from benchmarks.contestants.vit_jax_ import TrainedStep
@@ -79,6 +81,98 @@ def test_ratios_are_to_pytorch_eager():
     console = Console(width=200, record=True)
     console.print(run.table([result]))
     assert "2.00" in console.export_text()
+
+
+def _kept(speed=2.0, peak=1.0, spread=0.05, form="step", names=("vit_jax", "torch eager")):
+    """A file's content: our speed beside PyTorch in three rounds, and GiB held."""
+    base = (4.0, 4.4, 3.6)  # what disturbs a round disturbs both
+    seconds = {
+        "torch eager": base,
+        "vit_jax": [b / (speed + s) for b, s in zip(base, (0, spread, -spread), strict=True)],
+    }
+    timings = [
+        {"contestant": name, "first_seconds": 9.0, "seconds": seconds[name]}
+        | {"peak_bytes": int(peak * 2**30)}
+        for name in names
+    ]
+    result = {"work": dataclasses.asdict(_SMALL), "form": form, "timings": timings, "refused": []}
+    return {"suite": "cpu", "machine": {}, "results": [result]}
+
+
+def _read(tmp_path, report):
+    path = tmp_path / "kept.json"
+    path.write_text(json.dumps(report))
+    return read_timings(path, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("now", "worse"),
+    [
+        ({}, []),
+        ({"speed": 3.0, "peak": 0.5}, []),
+        ({"speed": 1.81}, []),
+        ({"speed": 1.7}, ["speed"]),
+        ({"speed": 1.7, "spread": 0.6}, []),  # rounds too unlike for a verdict
+        ({"peak": 1.05}, []),
+        ({"peak": 1.2}, ["peak"]),
+        ({"speed": 1.0, "peak": 2.0}, ["speed", "peak"]),
+    ],
+)
+def test_what_has_become_worse_is_named(now, worse, tmp_path):
+    found = list(changes(_read(tmp_path, _kept()), _read(tmp_path, _kept(**now))))
+    assert [change.figure for change in found] == ["speed", "peak"]
+    assert found[0].before == pytest.approx(2.0)
+    assert found[0].now == pytest.approx(now.get("speed", 2.0))
+    assert [change.figure for change in found if change.is_worse] == worse
+    console = Console(width=200, record=True)
+    console.print(table_of_changes(found, tmp_path))
+    assert ("slower │" in console.export_text()) == ("speed" in worse)
+
+
+def test_what_one_side_lacks_is_not_compared(tmp_path):
+    before = _read(tmp_path, _kept())
+    assert not list(changes(before, _read(tmp_path, _kept(form="forward"))))
+    assert not list(changes(before, _read(tmp_path, _kept(names=("vit_jax",)))))
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "says"),
+    [
+        (None, [], "No such file"),
+        ("{", [], "which is none"),
+        ("[]", [], "which is none"),
+        ('{"suite": "cpu", "results": [{"work": {"size": 1}}]}', [], "which is none"),
+        ('{"suite": "gpu"}', [], "which is of --suite gpu"),
+        ('{"suite": "cpu"}', [], "which has none, got vit_tiny_patch16_224, 32x32, batch 2"),
+        (json.dumps(_kept()), ["--contestants", "vit_jax"], "got none of torch eager"),
+        (json.dumps(_kept()), ["--suite", "scale"], "compares --suite cpu and gpu, got scale"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_before_measuring(
+    content, arguments, says, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(run, "CPU", (_SMALL,))
+    monkeypatch.setattr(run, "race", lambda *_: pytest.fail("measured"))
+    path = tmp_path / "kept.json"
+    if content is not None:
+        path.write_text(content)
+    monkeypatch.setattr("sys.argv", ["run", "--against", str(path), *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        run.main()
+    assert says in capsys.readouterr().err
+
+
+def test_a_slower_workload_ends_with_status_one(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "kept.json"
+    monkeypatch.setattr(run, "CPU", (_SMALL,))
+    for speed, status in ((2.0, 0), (1.0, 1)):
+        (timings,) = _read(tmp_path, _kept(speed)).values()
+        path.write_text(json.dumps(_kept()))
+        result = run.Result(_SMALL, "step", list(timings.values()), [])
+        monkeypatch.setattr(run, "race", lambda *_, result=result: [result])
+        monkeypatch.setattr("sys.argv", ["run", "--against", str(path)])
+        assert run.main() == status
+        assert ("slower │" in capsys.readouterr().out) == bool(status)
 
 
 def test_pictures(tmp_path):
