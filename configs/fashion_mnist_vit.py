@@ -12,7 +12,10 @@ are ours. Images are mirrored, and not shifted: with random crops after padding 
 run learns slowly (width 64, averaged weights on the validation images after one epoch: 0.7225
 with, 0.8045 without; with them 0.8845 after 11 of 18).
 
-Hardware, time and test top-1: not measured to the end.
+Hardware, time and test top-1: two CPU cores, 87 minutes, half an hour of which they were shared:
+90.9 % (90.8 % with averaged weights). That is below the 92.3 %: of the training images 96.1 % are
+right at the end, of the validation images 91.2 %, so that it wants more augmentation and more than
+25 epochs.
 """
 
 from vit_jax.config import (

@@ -535,7 +535,7 @@ class TrainConfig:
     parallel: str = _option("how the step is spread over devices", "jit", choices=("jit", "pmap"))
     attention: str = _option(
         'how attention is computed; "auto": as suits the devices, by cuDNN on GPUs in half '
-        'precision; "plain": as everywhere else',
+        'precision; "plain": the same on all devices',
         "auto",
         choices=("auto", "plain"),
     )
