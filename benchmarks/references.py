@@ -51,8 +51,13 @@ _RATES = ("drop_rate", "drop_path_rate")
 
 
 def reference_fields(name: str) -> dict[str, Any]:
-    """Fields in which transformers' classes are not as the name: DINOv2 has logits."""
-    return _REFERENCE_FIELDS.get(design_of(name), {})
+    """Fields in which transformers' classes are not as the name: DINOv2 has logits.
+
+    Without registers its positions are resized otherwise there, at sizes other than its own.
+    """
+    fields = _REFERENCE_FIELDS.get(design_of(name), {})
+    is_release = model_fields(name).get("position_resize") == "dinov2"
+    return fields | ({"position_resize": "bicubic"} if is_release else {})
 
 
 def _patches(images: torch.Tensor, side: int) -> tuple[torch.Tensor, ...]:
