@@ -18,7 +18,7 @@ from vit_jax.models.mae import Mae
 from vit_jax.models.registry import abstract_model, design_of, model_fields
 from vit_jax.models.siglip_naflex import SiglipNaflex
 from vit_jax.models.swin_v2 import SwinV2
-from vit_jax.weights.dialects import dialect_for
+from vit_jax.weights.dialects import DialectError, dialect_for
 from vit_jax.weights.huggingface import config_of
 
 _REFERENCES: dict[str, type[torch.nn.Module]] = {
@@ -51,13 +51,22 @@ _RATES = ("drop_rate", "drop_path_rate")
 
 
 def reference_fields(name: str) -> dict[str, Any]:
-    """Fields in which transformers' classes are not as the name: DINOv2 has logits.
+    """Fields in which transformers' classes are not as the name.
 
-    Without registers its positions are resized otherwise there, at sizes other than its own.
+    DINOv2 has logits; and what acts at sizes other than the model's own follows their rule.
     """
-    fields = _REFERENCE_FIELDS.get(design_of(name), {})
-    is_release = model_fields(name).get("position_resize") == "dinov2"
-    return fields | ({"position_resize": "bicubic"} if is_release else {})
+    design = design_of(name)
+    fields = _REFERENCE_FIELDS.get(design, {})
+    if design.__name__ in _REFERENCES or design is Cait:
+        return fields
+    for dialect in reversed(design.dialects):  # the plainest class last
+        rules = {k: v for k, v in dialect.fields.items() if k.endswith("_resize")}
+        try:
+            dialect_for(abstract_model(name, **fields, **rules), "huggingface")
+        except DialectError:
+            continue
+        return fields | rules
+    raise ValueError(f"transformers has no class for {name}")
 
 
 def _patches(images: torch.Tensor, side: int) -> tuple[torch.Tensor, ...]:
