@@ -46,7 +46,7 @@ def read_timings(path: pathlib.Path, suite: str) -> Timings:
     try:
         report = json.loads(path.read_text())
         found = report["suite"]
-        timings = {
+        timings: Timings = {
             (Workload(**result["work"]).name, result["form"]): {
                 one["contestant"]: Timing(**one) for one in result["timings"]
             }
@@ -58,6 +58,9 @@ def read_timings(path: pathlib.Path, suite: str) -> Timings:
         raise ValueError(f"{wanted}, which is none") from None
     if found != suite:
         raise ValueError(f"{wanted}, which is of --suite {found}")
+    for (name, form), contestants in timings.items():
+        if len({len(one.seconds) for one in contestants.values()}) > 1:
+            raise ValueError(f"{wanted}, whose contestants had unequal rounds in {name}, {form}")
     return timings
 
 

@@ -14,8 +14,8 @@ Suites:
 Every contestant has a process of its own and computes only when it is its turn; nothing else
 should run. Ratios are of medians: how many times as fast as PyTorch eager. `--out` keeps all
 times as JSON, and a picture. `--against` compares speed and memory of the suites cpu and gpu with
-such a JSON file (one is committed: benchmarks/results/cpu.json) and ends with status 1 where a
-workload has become slower or holds more memory, by more than a tenth. For Linux.
+such a JSON file (one is committed: benchmarks/results/cpu.json). It ends with status 1 where one is
+worse by more than a tenth, or nothing could be compared. For Linux.
 """
 
 import argparse
@@ -214,7 +214,7 @@ def main() -> int:
             now = {(one.work.name, one.form): one.by_contestant for one in results}
             found = list(changes(before, now))
             console.print(table_of_changes(found, arguments.against))
-            status = int(any(change.is_worse for change in found))
+            status = int(not found or any(change.is_worse for change in found))
         for reason in dict.fromkeys(reason for result in results for reason in result.refused):
             console.print(f"not measured: {reason}", style="dim", highlight=False)
         report["results"] = [

@@ -144,6 +144,7 @@ def test_what_one_side_lacks_is_not_compared(tmp_path):
         ("[]", [], "which is none"),
         ('{"suite": "cpu", "results": [{"work": {"size": 1}}]}', [], "which is none"),
         ('{"suite": "gpu"}', [], "which is of --suite gpu"),
+        (json.dumps(_kept()).replace("[4.0, 4.4, 3.6]", "[4.0]"), [], "had unequal rounds in vit_"),
         ('{"suite": "cpu"}', [], "which has none, got vit_tiny_patch16_224, 32x32, batch 2"),
         (json.dumps(_kept()), ["--contestants", "vit_jax"], "got none of torch eager"),
         (json.dumps(_kept()), ["--suite", "scale"], "compares --suite cpu and gpu, got scale"),
@@ -166,14 +167,14 @@ def test_what_cannot_be_compared_is_said_before_measuring(
 def test_a_slower_workload_ends_with_status_one(tmp_path, monkeypatch, capsys):
     path = tmp_path / "kept.json"
     monkeypatch.setattr(run, "CPU", (_SMALL,))
-    for speed, status in ((2.0, 0), (1.0, 1)):
-        (timings,) = _read(tmp_path, _kept(speed)).values()
+    for now, status in (({}, 0), ({"speed": 1.0}, 1), ({"names": ("vit_jax",)}, 1)):
+        (timings,) = _read(tmp_path, _kept(**now)).values()
         path.write_text(json.dumps(_kept()))
         result = run.Result(_SMALL, "step", list(timings.values()), [])
         monkeypatch.setattr(run, "race", lambda *_, result=result: [result])
         monkeypatch.setattr("sys.argv", ["run", "--against", str(path)])
         assert run.main() == status
-        assert ("slower │" in capsys.readouterr().out) == bool(status)
+        assert ("slower │" in capsys.readouterr().out) == ("speed" in now)
 
 
 def test_pictures(tmp_path):

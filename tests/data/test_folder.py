@@ -194,5 +194,6 @@ def test_the_labels_of_a_subset_cost_its_own_images_alone() -> None:
     whole = Concatenation(sources, name="all")
     twice = Subset(Subset(whole, np.arange(5, 30), name="most"), np.array([20, 1, 24, 0]), name="4")
     assert labels_of(twice).tolist() == [25, 6, 29, 5]
+    assert labels_of(whole, np.arange(0)).shape == (0,)
     assert (sorted(first.read), second.read, sorted(third.read)) == ([5, 6], [], [5, 9])
     assert labels_of(whole).tolist() == [whole[n]["label"] for n in range(30)] == [*range(30)]

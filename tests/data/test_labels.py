@@ -168,7 +168,7 @@ def _identity(root: Path, **fields: str) -> str:
         test_split=None,
         **fields,
     )
-    return splits.identity()
+    return splits.identity
 
 
 def test_the_images_of_a_folder_are_known_again(tmp_path):
@@ -189,4 +189,4 @@ def test_the_images_of_a_folder_are_known_again(tmp_path):
     (moved / "0.png").rename(moved / "10.png")
     (moved / "labels.csv").write_text(text.replace("\n0.png", "\n10.png"))
     assert _identity(moved) not in {first, *found}
-    assert open_splits("digits", validation_split=None).identity() == ""
+    assert open_splits("digits", validation_split=None).identity == ""

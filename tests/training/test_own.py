@@ -153,6 +153,7 @@ def test_each_part_changes_the_numbers(tmp_path: pathlib.Path) -> None:
         want = measure(outputs, labels).mean()
         np.testing.assert_allclose(found[f"validation_{name}"], want, rtol=1e-5)
     assert (models[2](images) != models[4](images)).all()
+    jax.jvp(models[4], (images,), (images,))  # no form of a device, of which some cannot
     plain = train_with({"data": data, "augment": None}, config, tmp_path / "plain")
     assert plain["train_loss"] != found["train_loss"]
     stored = json.loads((tmp_path / "run/config.json").read_text())["own"]

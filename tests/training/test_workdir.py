@@ -14,6 +14,7 @@ from vit_jax.training.workdir import (
     check_config,
     check_images,
     check_pixels,
+    has_begun,
     locked,
     store_config,
     writing,
@@ -69,7 +70,11 @@ def test_a_run_on_other_images_is_not_gone_on_with(tmp_path):
     store_config(config, tmp_path, {"loss": "mine"})
     check_images(tmp_path, begun)  # by a version that did not say
     store_config(config, tmp_path, {"loss": "mine", IMAGES: begun})
-    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "metrics.jsonl").touch()
+    assert not has_begun(tmp_path)  # it failed before its first row: nothing is lost
+    (tmp_path / "checkpoints" / "1").mkdir()
+    assert has_begun(tmp_path)
     check_config(config, tmp_path, {"loss": "mine"})
     check_images(tmp_path, begun)
     for now in ("10 images 4567", ""):

@@ -193,10 +193,12 @@ def labels_of(source: ImageSource, indices: np.ndarray | None = None) -> np.ndar
 
     Args:
         source: a split.
-        indices: (N,) positions in it; None: all, in their order.
+        indices: (N,) positions in it from 0; None: all, in their order.
     """
     if indices is None:
         indices = np.arange(len(source))
+    if not len(indices):
+        return np.zeros((0, *source.label_shape), source.label_dtype)
     if isinstance(source, FolderSource | ArraySource):
         return source.labels[indices]
     if isinstance(source, Subset):

@@ -1,5 +1,6 @@
 """Split expressions, and the train, validation and test data of a run."""
 
+import functools
 import hashlib
 import os
 import re
@@ -49,6 +50,7 @@ class Splits:
         what = f"{len(names):,} {'labels' if several else 'classes'}" if names else "numbers"
         return f"{what}, images: {', '.join(sizes)}{left}"
 
+    @functools.cached_property
     def identity(self) -> str:
         """How many images of a folder there are, and a hash of their names, labels and classes.
 
@@ -59,10 +61,12 @@ class Splits:
         paths = [path for part in found for path, _ in part]
         if not paths:
             return ""
-        root = os.path.commonpath(paths)
-        named = [[(os.path.relpath(path, root), label) for path, label in part] for part in found]
-        mark = hashlib.sha256(repr((self.class_names, named)).encode()).hexdigest()[:16]
-        return f"{len(paths):,} images {mark}"
+        root = len(os.path.commonpath(paths))
+        mark = hashlib.sha256(repr(self.class_names).encode())
+        for number, part in enumerate(found):
+            for path, label in part:
+                mark.update(repr((number, path[root:], label)).encode())
+        return f"{len(paths):,} images {mark.hexdigest()[:16]}"
 
 
 def open_splits(

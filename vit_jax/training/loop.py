@@ -26,6 +26,7 @@ from vit_jax.data.loader import Batch as HostBatch
 from vit_jax.data.own import own_splits
 from vit_jax.data.sources import ImageSource
 from vit_jax.data.splits import Splits
+from vit_jax.layers.forms import set_form
 from vit_jax.storage import run_path
 from vit_jax.training.checkpoint import Checkpoints
 from vit_jax.training.ema import averaged
@@ -51,6 +52,7 @@ from vit_jax.training.workdir import (
     check_config,
     check_images,
     check_pixels,
+    has_begun,
     held,
     store_config,
     writing,
@@ -146,9 +148,9 @@ def train(
         if config.log.wandb and is_first():
             import_wandb()  # before anything takes long
         run = open_run(config, stated, own)
-        if records.rows or (workdir / CHECKPOINTS).exists():
+        if has_begun(workdir):
             check_pixels(config, workdir, run.data.train.image_shape)
-            check_images(workdir, run.data.identity())
+            check_images(workdir, run.data.identity)
         checkpoint = config.checkpoint
         with Checkpoints(
             workdir / CHECKPOINTS, checkpoint.keep, checkpoint.keep_best
@@ -258,7 +260,7 @@ class _Loop:
             for remark in records.cut_back(self.step, counts):
                 quiet.warn(remark)
             if is_first():
-                images = run.data.identity()
+                images = run.data.identity
                 known = {IMAGES: images} if images else {}
                 store_config(config, workdir, run.own.identities | known)
         self._opened = open_loggers(config, workdir, self.step) if is_first() else []
@@ -438,6 +440,7 @@ class _Loop:
                 jnp.copy, (state.params, state.frozen)
             )  # the step donates its own
             made = nnx.merge(self.run.eval_graph, *arrays)
+            set_form(made, "")  # the plain one, which can be exported, and differentiated forwards
             return made.net if isinstance(made, OwnModel) else made
 
         for callback in self.run.own.callbacks:

@@ -122,6 +122,20 @@ def writing(
         ) from error
 
 
+def has_begun(workdir: pathlib.Path) -> bool:
+    """Whether there is a run to go on with.
+
+    One that failed before its first row or checkpoint has nothing to lose: it begins anew, and its
+    config is replaced.
+    """
+    return _has_checkpoints(workdir) or bool(read_rows(workdir / METRICS_FILE))
+
+
+def _has_checkpoints(workdir: pathlib.Path) -> bool:
+    checkpoints = workdir / CHECKPOINTS
+    return checkpoints.is_dir() and any(checkpoints.iterdir())
+
+
 def check_config(
     config: TrainConfig, workdir: pathlib.Path, own: Mapping[str, str] | None = None
 ) -> bool:
@@ -138,11 +152,9 @@ def check_config(
     Raises:
       ValueError: naming the fields that differ; or there are checkpoints and no config.
     """
-    path, checkpoints = workdir / CONFIG_FILE, workdir / CHECKPOINTS
-    has_checkpoints = checkpoints.is_dir() and any(checkpoints.iterdir())
+    path = workdir / CONFIG_FILE
     if path.exists():
-        # A run that failed before its first row has nothing to lose: its config is replaced.
-        if has_checkpoints or read_rows(workdir / METRICS_FILE):
+        if has_begun(workdir):
             begun = load_config(path)
             on_gpu = jax.default_backend() == "gpu"  # what it means nothing on may differ
             may_differ = () if on_gpu else ("training.deterministic",)
@@ -150,7 +162,7 @@ def check_config(
             known.pop(IMAGES, None)  # see `check_images`
             check_resumable(begun, config, known, own, may_differ)
             return extends(begun, config)
-    elif has_checkpoints:
+    elif _has_checkpoints(workdir):
         raise ValueError(
             f"{workdir} holds checkpoints but no {CONFIG_FILE}, so that nobody can tell whose they "
             "are: put the file back, or give another --workdir"
@@ -204,8 +216,8 @@ def check_images(workdir: pathlib.Path, images: str) -> None:
     if begun is not None and begun != images:
         raise ValueError(
             f"the images of {workdir} or their labels are not those that its run began with (it "
-            f"began with {begun}, now {images}): put them back, or give another --workdir "
-            "(--config.init_from takes the run's weights)"
+            f"began with {begun}, now {images}): put them back (a damaged file under its own "
+            "name), or give another --workdir (--config.init_from takes the run's weights)"
         )
 
 
