@@ -98,7 +98,7 @@ def _of_transformers(model: VisionModel[Any]) -> torch.nn.Module:
 
     def encode(self: Any, images: torch.Tensor) -> torch.Tensor:
         """All patches of MAE in their order, and its class token."""
-        noise = torch.arange(self.embeddings.num_patches).expand(len(images), -1)
+        noise = torch.arange(self.embeddings.patch_embeddings.num_patches).expand(len(images), -1)
         return kind.forward(self, images, noise=noise).last_hidden_state[:, 0]
 
     if isinstance(model, Mae):
