@@ -121,7 +121,8 @@ def attention_rollout(
     if len(images_and_tokens) != 1 or any(len(s) != 4 or s[2] != s[3] for s in shapes):
         raise ValueError(
             "wanted the attention maps of at least one block, (B, heads, N, N) with the same B and "
-            f"N in all, got shapes {shapes}"
+            "N in all (blocks that attend within windows, as Swin's, have no rollout), got shapes "
+            f"{shapes}"
         )
     if head_fusion not in _FUSIONS:
         raise ValueError(f"head_fusion is one of {', '.join(_FUSIONS)}, got {head_fusion!r}")
