@@ -12,7 +12,7 @@ from rich.console import Console
 
 from benchmarks import on_gpu, run
 from benchmarks.account import Limits, account, profiled, table
-from benchmarks.against import changes, read_timings
+from benchmarks.against import changes, check_comparable, read_timings
 from benchmarks.against import table as table_of_changes
 from benchmarks.compile_time import measure_compile, measure_start
 from benchmarks.contestants import Workload
@@ -128,6 +128,11 @@ def test_what_has_become_worse_is_named(now, worse, tmp_path):
     console = Console(width=200, record=True)
     console.print(table_of_changes(found, pathlib.Path("kept.json")))
     assert ("slower" in console.export_text()) == ("speed" in worse)
+
+
+def test_the_committed_result_can_be_compared_with():
+    kept = read_timings(pathlib.Path(run.__file__).parent / "results" / "cpu.json", "cpu")
+    check_comparable(kept, run.CPU, ["vit_jax", "torch eager"])
 
 
 def test_what_one_side_lacks_is_not_compared(tmp_path):

@@ -1,15 +1,18 @@
 """The form of the step for the platform of its devices."""
 
 from typing import Any
+from unittest import mock
 
 import jax
 import pytest
 from flax import nnx
+from jax.sharding import Mesh
 
 from tests.training.runs import tiny
 from vit_jax.layers.attention import AttentionForm, SoftmaxAttention
 from vit_jax.layers.forms import set_form
 from vit_jax.plan.compile import abstract_inputs, planned_run
+from vit_jax.training.run import is_row_major
 from vit_jax.training.step import jit_train_step, make_eval_step
 
 
@@ -77,6 +80,17 @@ def test_an_accumulated_batch_on_several_devices_has_no_heads_form(
     monkeypatch.setattr("vit_jax.layers.attention.SoftmaxAttention.why_plain", lambda *_: "")
     config = tiny(accumulation_steps=parts)
     assert _attention_forms(config, jax.devices()[:1] * devices) == {wanted}
+
+
+@pytest.mark.parametrize(
+    ("platform", "devices", "wanted"),
+    [("gpu", 1, True), ("gpu", 8, False), ("tpu", 1, False), ("cpu", 1, False)],
+)
+def test_the_order_in_memory_is_that_of_a_single_gpu(platform, devices, wanted):
+    """XLA would gather the tokens of all devices on each."""
+    mesh = mock.Mock(spec=Mesh, size=devices)
+    mesh.devices.flat = [mock.Mock(platform=platform)] * devices
+    assert is_row_major(mesh) == wanted
 
 
 def _attention_forms(config, devices=None):

@@ -43,6 +43,7 @@ def set_form(
     platform: str,
     gathered: jax.sharding.Sharding | None = None,
     attention: AttentionForm = PLAIN,
+    row_major: bool = False,
 ) -> None:
     """Gives the layers of a model the form that suits a platform, in place.
 
@@ -53,13 +54,15 @@ def set_form(
       gathered: where weights that lie divided between devices are placed for their use: see
         `run_layers`. None: nowhere.
       attention: of `attention_form`. A module that cannot be computed so keeps the plain form.
+      row_major: see `run_layers`. Of a program for one device: XLA does not divide an array whose
+        order in memory is given, but gathers all of it on each device.
     """
-    is_for_cpu, is_for_gpu = platform == "cpu", platform == "gpu"
+    is_for_cpu = platform == "cpu"
     for _, module in nnx.iter_modules(model):
         if isinstance(module, Linear | WideLinear):
             _set(module, as_rows=is_for_cpu)
         elif isinstance(module, PlainLayers | ScannedLayers):
-            _set(module, ends_fusion=is_for_cpu, row_major=is_for_gpu, gathered=gathered)
+            _set(module, ends_fusion=is_for_cpu, row_major=row_major, gathered=gathered)
         elif isinstance(module, SoftmaxAttention):
             _set(module, form=_form_of(module, attention))
 

@@ -126,7 +126,7 @@ class Run:
         # Weights that lie divided between devices are gathered where they are used.
         self.gathered = replicated(mesh) if mesh.shape["fsdp"] > 1 else None
         attention = _attention(config, mesh)
-        set_form(model, self.platform, self.gathered, attention)
+        set_form(model, self.platform, self.gathered, attention, is_row_major(mesh))
         model.eval()
         self.eval_graph = nnx.graphdef(model)
         model.train()
@@ -349,6 +349,11 @@ def open_run(config: TrainConfig, stated: Collection[str] = (), own: Own | None 
     names = splits.class_names or None
     model.spec = dataclasses.replace(model.spec, class_names=names, target=objective.target)
     return Run(config, mesh, model, steps_per_epoch(source, data.batch_size), splits, own)
+
+
+def is_row_major(mesh: Mesh) -> bool:
+    """Whether what a layer returns is kept in the order of its axes, see `set_form`."""
+    return mesh.size == 1 and mesh.devices.flat[0].platform == "gpu"
 
 
 def _attention(config: TrainConfig, mesh: Mesh) -> AttentionForm:
