@@ -88,8 +88,8 @@ def test_an_accumulated_batch_on_several_devices_has_no_heads_form(
 )
 def test_the_order_in_memory_is_that_of_a_single_gpu(platform, devices, wanted):
     """XLA would gather the tokens of all devices on each."""
-    mesh = mock.Mock(spec=Mesh, size=devices)
-    mesh.devices.flat = [mock.Mock(platform=platform)] * devices
+    mesh = mock.create_autospec(Mesh, instance=True)
+    mesh.size, mesh.devices = devices, mock.Mock(flat=[mock.Mock(platform=platform)] * devices)
     assert is_row_major(mesh) == wanted
 
 
