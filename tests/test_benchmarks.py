@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -172,7 +173,8 @@ def test_what_cannot_be_compared_is_said_before_measuring(
 def test_a_slower_workload_ends_with_status_one(tmp_path, monkeypatch, capsys):
     path = tmp_path / "kept.json"
     monkeypatch.setattr(run, "CPU", (_SMALL,))
-    for now, status in (({}, 0), ({"speed": 1.0}, 1), ({"names": ("vit_jax",)}, 1)):
+    cases: dict[int, list[dict[str, Any]]] = {0: [{}], 1: [{"speed": 1.0}, {"names": ("vit_jax",)}]}
+    for now, status in [(now, status) for status, found in cases.items() for now in found]:
         (timings,) = _read(tmp_path, _kept(**now)).values()
         path.write_text(json.dumps(_kept()))
         result = run.Result(_SMALL, "step", list(timings.values()), [])
