@@ -25,7 +25,7 @@ class Change:
       name: of the workload and what was computed of it.
       figure: "speed", times as fast as PyTorch eager in the same run, the median of the rounds; or
         "peak", MiB that our process held at most.
-      is_worse: by more than is tolerated. Of a speed the upper quartile now is also below the lower
+      is_worse: by more than `TOLERATED`. Of a speed the upper quartile now is also below the lower
         quartile then, so that one slow round is no verdict.
     """
 
@@ -83,7 +83,7 @@ def check_comparable(before: Timings, works: Sequence[Workload], names: Sequence
         )
 
 
-def changes(before: Timings, now: Timings, tolerated: float = TOLERATED) -> Iterator[Change]:
+def changes(before: Timings, now: Timings) -> Iterator[Change]:
     """Both figures of every workload that both hold, in the order of `now`."""
     for key, today in now.items():
         then = before.get(key, {})
@@ -91,10 +91,10 @@ def changes(before: Timings, now: Timings, tolerated: float = TOLERATED) -> Iter
             continue
         name = ", ".join(key)
         old, new = _speeds(then), _speeds(today)
-        slower = new[1] < old[1] * (1 - tolerated) and new[2] < old[0]
+        slower = new[1] < old[1] * (1 - TOLERATED) and new[2] < old[0]
         yield Change(name, "speed", old[1], new[1], slower)
         held, holds = (found[OURS].peak_bytes / 2**20 for found in (then, today))
-        yield Change(name, "peak", held, holds, holds > held * (1 + tolerated))
+        yield Change(name, "peak", held, holds, holds > held * (1 + TOLERATED))
 
 
 def _is_complete(found: Mapping[str, Timing]) -> bool:
@@ -109,7 +109,7 @@ def _speeds(found: Mapping[str, Timing]) -> list[float]:
 
 
 def table(found: Sequence[Change], path: pathlib.Path) -> Table:
-    """A row a change; what is worse stands out."""
+    """One row for each change; what is worse is in bold red."""
     shown = Table(title=f"against {path}", title_justify="left")
     shown.add_column("workload")
     shown.add_column("figure")

@@ -59,7 +59,8 @@ def reference_fields(name: str) -> dict[str, Any]:
     fields = _REFERENCE_FIELDS.get(design, {})
     if design.__name__ in _REFERENCES or design is Cait:
         return fields
-    for dialect in reversed(design.dialects):  # classes with more fields stand first
+    # The last first: DINOv2's class with registers, the first, takes a model without them too.
+    for dialect in reversed(design.dialects):
         rules = {k: v for k, v in dialect.fields.items() if k.endswith("_resize")}
         try:
             dialect_for(abstract_model(name, **fields, **rules), "huggingface")

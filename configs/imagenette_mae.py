@@ -12,7 +12,7 @@ on matrices, cosine decay, random resized crops of at least a fifth of the image
 small model with a decoder of two blocks, batch 64, peak learning rate 1e-3, 20 epochs.
 
 Hardware, time and loss: not measured to its end. Shortened to 3 epochs, half of one warm-up, on two
-CPU cores beside other work: 5 minutes, validation loss 0.793; a linear probe of its encoder top-1
+shared CPU cores: 5 minutes, validation loss 0.793; a linear probe of its encoder top-1
 0.487 (after 4 steps: 0.440); one epoch of fine-tuning 0.364, and of the same model from scratch
 0.351.
 """

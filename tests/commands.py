@@ -75,7 +75,7 @@ def run_alone(
       stdin: what it reads.
       cwd: its directory.
       timeout: in seconds.
-      variables: of its environment, beside those of this process that are not dropped.
+      variables: of its environment, added to those of this process that are not dropped.
       dropped: what the names of variables begin with that it does not get from this process.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}

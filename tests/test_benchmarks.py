@@ -86,7 +86,7 @@ def test_ratios_are_to_pytorch_eager():
 
 
 def _kept(speed=2.0, peak=1.0, spread=0.05, form="step", names=("vit_jax", "torch eager")):
-    """A file's content: our speed beside PyTorch in three rounds, and GiB held."""
+    """A file's content: our speed relative to PyTorch in three rounds, and GiB held."""
     base = (4.0, 4.4, 3.6)  # what disturbs a round disturbs both
     seconds = {
         "torch eager": base,

@@ -35,7 +35,7 @@ class Objective:
       kind: see `vit_jax.models.spec.TARGETS`; empty: none of these.
       best: the figure of a validation that says which checkpoint is best.
       roots: figures whose average is told as its square root.
-      wanted: the labels that it takes, in words.
+      wanted: a description of the labels that it takes, for errors.
       one_an_output: whether a label has a number for each output of the model.
     """
 

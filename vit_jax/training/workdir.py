@@ -18,7 +18,7 @@ from vit_jax.training.records import read_rows
 from vit_jax.weights.run_folder import CHECKPOINTS, CONFIG_FILE
 
 METRICS_FILE = "metrics.jsonl"
-IMAGES = "images"  # in config.json, beside what the run was given in Python
+IMAGES = "images"  # in config.json, among what the run was given in Python
 _LOCK_FILE = ".lock"
 _SAME_PIXELS = 3  # the first version of config.json whose runs saw the pixels of today
 _SHARED_WITHIN = 30.0  # seconds, which a network's file system may take
