@@ -158,7 +158,7 @@ def test_a_balanced_batch_is_a_pure_function_of_seed_and_step():
         train_batches(source, batch_size=5, seed=0, balanced=LABELS, repeats=2)
 
 
-def _identity(root: Path, **fields: str) -> str:
+def _identity(root: Path) -> str:
     splits = open_splits(
         "folder",
         data_dir=root,
@@ -166,7 +166,6 @@ def _identity(root: Path, **fields: str) -> str:
         train_split="all[3:]",
         validation_split="all[:3]",
         test_split=None,
-        **fields,
     )
     return splits.identity
 
