@@ -32,7 +32,7 @@ from vit_jax.config import (
 
 def get_config() -> TrainConfig:
     return TrainConfig(
-        num_epochs=25,
+        num_epochs=26,
         model=ModelConfig(
             name="vit_tiny_patch16_224",
             kwargs={
@@ -46,6 +46,8 @@ def get_config() -> TrainConfig:
                 "mlp_ratio": 2.0,
                 "class_token": False,
                 "global_pool": "avg",
+                "drop_path_rate": 0.1,
+                "weight_init": "mimetic",
             },
         ),
         data=DataConfig(
@@ -57,9 +59,10 @@ def get_config() -> TrainConfig:
             batch_size=64,
             eval_batch_size=250,
             horizontal_flip=True,
+            padding_crop=1,
         ),
         optimizer=OptimizerConfig(
-            learning_rate=1.5e-3,
+            learning_rate=1e-3,
             schedule="cosine",
             warmup_epochs=1.0,
             weight_decay=0.05,

@@ -1,4 +1,4 @@
-"""Initialisers with the distributions of PyTorch's, as `f(key, shape, dtype) -> array`.
+"""Initialisers, most with the distributions of PyTorch's, as `f(key, shape, dtype) -> array`.
 
 Kernels are in Flax layout: the last axis is the output, the one before it the input, and what
 stands before those is spatial.
@@ -9,7 +9,8 @@ import math
 
 import jax
 import jax.numpy as jnp
-from flax.typing import Initializer
+from flax.typing import Dtype, Initializer
+from jaxtyping import Array, Float, Key
 
 zeros = jax.nn.initializers.zeros
 
@@ -68,3 +69,32 @@ def kaiming_normal_fan_out(key, shape, dtype=jnp.float32):
 def uniform_0_1(key, shape, dtype=jnp.float32):
     """`torch.rand`: U(0, 1)."""
     return jax.random.uniform(key, shape, dtype)
+
+
+def mimetic_kernels(
+    key: Key[Array, ""], dim: int, num_heads: int, dtype: Dtype
+) -> tuple[Float[Array, "dim triple"], Float[Array, "dim dim"]]:
+    """Kernels of a self-attention that begins as trained ones end (Trockman and Kolter 2023).
+
+    2305.09828: in each head W_q W_k^T is 0.7 (Z + I), as near as its rank allows, and W_v W_proj is
+    0.4 (Z - I), with Z ~ N(0, 1 / dim). A token attends to those like it, and takes away their
+    mean.
+
+    Returns:
+      (dim, 3 dim) for q, k and v, and (dim, dim) for the output, as `layers.attention.Attention`.
+    """
+    wide, width = jnp.promote_types(dtype, jnp.float32), dim // num_heads
+    scores_key, values_key = jax.random.split(key)
+    noise = jax.random.normal(scores_key, (num_heads, dim, dim), wide) / math.sqrt(dim)
+    left, right = _factors(0.7 * (noise + jnp.eye(dim)))
+    q, k = (x[..., :width].swapaxes(0, 1).reshape(dim, dim) for x in (left, right))
+    noise = jax.random.normal(values_key, (dim, dim), wide) / math.sqrt(dim)
+    v, proj = _factors(0.4 * (noise - jnp.eye(dim)))
+    return jnp.concatenate([q, k, v], axis=1).astype(dtype), proj.T.astype(dtype)
+
+
+def _factors(x: Float[Array, "*batch n n"]) -> tuple[jax.Array, jax.Array]:
+    """a and b of x = a b^T, the largest parts first."""
+    u, scales, vt = jnp.linalg.svd(x)
+    roots = jnp.sqrt(scales)[..., None, :]
+    return u * roots, vt.swapaxes(-1, -2) * roots

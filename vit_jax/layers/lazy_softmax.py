@@ -27,6 +27,11 @@ def _transposed(x: jax.Array) -> jax.Array:
     return x.swapaxes(-1, -2)
 
 
+def _from_left(x: jax.Array, scores: jax.Array) -> jax.Array:
+    """scores^T x, as (x^T scores)^T, which XLA would turn round again: half as fast."""
+    return _transposed(_once(jnp.matmul(_transposed(x), scores)))
+
+
 @jax.custom_vjp
 def products(
     q: Float[Array, "batch heads queries head_dim"], k: Float[Array, "batch heads keys head_dim"]
@@ -44,7 +49,7 @@ def _products_backward(
 ) -> tuple[jax.Array, jax.Array]:
     q, k = operands
     gradient = _once(gradient)
-    return jnp.matmul(gradient, k), _transposed(jnp.matmul(_transposed(q), gradient))
+    return jnp.matmul(gradient, k), _from_left(q, gradient)
 
 
 products.defvjp(_products_forward, _products_backward)
@@ -100,7 +105,7 @@ def _gathered_backward(
         kept, of_scores = exponentials, exponentials * (of_kept - along)
     else:  # what was dropped is zero, and so is its gradient
         of_scores = kept * of_kept - exponentials * along
-    return of_scores, _transposed(jnp.matmul(_transposed(gradient), kept)), None
+    return of_scores, _from_left(gradient, kept), None
 
 
 gathered.defvjp(_gathered_forward, _gathered_backward)

@@ -17,6 +17,7 @@ from vit_jax.layers.checks import check_bool, check_choice, check_int, check_num
 from vit_jax.layers.dropout import Dropout, split_key
 from vit_jax.layers.initializers import (
     kaiming_normal_fan_out,
+    mimetic_kernels,
     normal,
     trunc_normal,
     uniform_fan_in,
@@ -25,6 +26,7 @@ from vit_jax.layers.initializers import (
 from vit_jax.layers.mlp import Mlp, PreLogits, SwiGlu
 from vit_jax.layers.norm import layer_norm
 from vit_jax.layers.patch_embed import PatchEmbed
+from vit_jax.layers.position import grid_sinusoid_table
 from vit_jax.layers.stack import stack_layers
 from vit_jax.models.adaptable import PatchWeights, PositionTable
 from vit_jax.models.base import Logits, Variant, VisionModel
@@ -40,7 +42,7 @@ from vit_jax.models.dialect import (
 from vit_jax.models.spec import HALF_MEAN, HALF_STD, IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 
 GLOBAL_POOLS = ("token", "avg", "max", "avgmax", "")
-WEIGHT_INITS = ("", "kaiming_conv")
+WEIGHT_INITS = ("", "kaiming_conv", "mimetic")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,8 +69,10 @@ class VisionTransformerConfig(PatchesConfig):
       global_pool: "token" (the class token), "avg", "max" or "avgmax" (over the patch tokens, the
         last norm after it), or "" (no pooling: the head at every token).
       weight_init: "", timm's default (Linear N(0, .02), class and register tokens N(0, 1e-6), the
-        patch convolution as torch's), or "kaiming_conv" (Linear N(0, .01), tokens N(0, .02), the
-        patch convolution Kaiming-normal over fan_out).
+        patch convolution as torch's), "kaiming_conv" (Linear N(0, .01), tokens N(0, .02), the
+        patch convolution Kaiming-normal over fan_out), or "mimetic", which learns faster from few
+        images (timm's, but for attention, see `layers.initializers.mimetic_kernels`, and positions:
+        sines and cosines of the grid).
     """
 
     mlp_ratio: float = checked(4.0, check_number, above=0)
@@ -363,29 +367,29 @@ class VisionTransformer(VisionModel[VisionTransformerConfig]):
         prefix = 0 if config.no_embed_class else self.num_prefix_tokens
         self.pos_embed = token(self.patch_embed.num_patches + prefix, 0.02)
         self.pos_drop = Dropout(config.drop_rate)
-        self.blocks = stack_layers(
-            [
-                Block(
-                    embed_dim,
-                    config.num_heads,
-                    mlp=SwiGlu if config.swiglu else Mlp,
-                    mlp_ratio=config.mlp_ratio,
-                    qkv_bias=config.qkv_bias,
-                    qk_scale=config.qk_scale,
-                    qk_norm=config.qk_norm,
-                    init_values=config.init_values,
-                    norm_eps=config.norm_eps,
-                    drop_rate=config.drop_rate,
-                    attn_drop_rate=config.attn_drop_rate,
-                    kernel_init=kernel_init,
-                    bias_init=zeros,
-                    **types,
-                    rngs=rngs,
-                )
-                for _ in range(config.depth)
-            ],
-            scan=config.scan_layers,
-        )
+        blocks = [
+            Block(
+                embed_dim,
+                config.num_heads,
+                mlp=SwiGlu if config.swiglu else Mlp,
+                mlp_ratio=config.mlp_ratio,
+                qkv_bias=config.qkv_bias,
+                qk_scale=config.qk_scale,
+                qk_norm=config.qk_norm,
+                init_values=config.init_values,
+                norm_eps=config.norm_eps,
+                drop_rate=config.drop_rate,
+                attn_drop_rate=config.attn_drop_rate,
+                kernel_init=kernel_init,
+                bias_init=zeros,
+                **types,
+                rngs=rngs,
+            )
+            for _ in range(config.depth)
+        ]
+        if config.weight_init == "mimetic":
+            self._begin_mimetic(blocks, prefix, rngs)
+        self.blocks = stack_layers(blocks, scan=config.scan_layers)
         pools_patches = config.global_pool in ("avg", "max", "avgmax")
         last_norm = layer_norm(embed_dim, config.norm_eps, **types, rngs=rngs)
         self.norm = None if pools_patches else last_norm
@@ -399,6 +403,14 @@ class VisionTransformer(VisionModel[VisionTransformerConfig]):
         )
         self.head_drop = Dropout(config.head_drop_rate)
         self.build_head(rngs)
+
+    def _begin_mimetic(self, blocks: list[Block], prefix: int, rngs: nnx.Rngs) -> None:
+        width, heads, dtype = self.config.embed_dim, self.config.num_heads, self.param_dtype
+        table = grid_sinusoid_table(self.patch_embed.grid_size, width)
+        self.pos_embed[...] = jnp.pad(table, ((prefix, 0), (0, 0)))[None].astype(dtype)
+        for block in blocks:
+            qkv, proj = mimetic_kernels(rngs.params(), width, heads, dtype)
+            block.attn.qkv.kernel[...], block.attn.proj.kernel[...] = qkv, proj
 
     def build_head(self, rngs: nnx.Rngs) -> None:
         """Sets the head, and the distillation head."""

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax.extend import random as jex_random
 
 _TYPES = {8: jnp.uint8, 16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PARITY = 0x1BD11BDA
 MAX_ROWS = 2**16
 
 
@@ -55,12 +57,30 @@ def _bit_numbers(
     return high[:, None] + (numbers < start[:, None]).astype(jnp.uint32), numbers
 
 
+def _threefry(
+    key: tuple[jax.Array, jax.Array], high: jax.Array, low: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Threefry-2x32 of 20 rounds (Salmon et al. 2011, "Parallel random numbers"), JAX's generator.
+
+    Its rounds stand one behind the other, so that XLA makes one loop of them and of what follows.
+    JAX's own form for CPUs is a loop over the rounds that writes all numbers in each.
+    """
+    words = (*key, key[0] ^ key[1] ^ jnp.uint32(_PARITY))
+    high, low = high + words[0], low + words[1]
+    for group in range(1, 6):
+        for by in _ROTATIONS[(group - 1) % 2]:
+            high = high + low
+            low = ((low << jnp.uint32(by)) | (low >> jnp.uint32(32 - by))) ^ high
+        high = high + words[group % 3]
+        low = low + words[(group + 1) % 3] + jnp.uint32(group)
+    return high, low
+
+
 def _random_bits(
     rows: int, stride: int, data: jax.Array, bit_width: int, shape: tuple[int, ...]
 ) -> jax.Array:
     high, low = _bit_numbers(data[2], rows, stride, math.prod(shape))
-    key_1, key_2 = (jnp.broadcast_to(word, low.shape) for word in (data[0], data[1]))
-    bits_1, bits_2 = jex_random.threefry2x32_p.bind(key_1, key_2, high, low)
+    bits_1, bits_2 = _threefry((data[0], data[1]), high, low)
     kind = _TYPES[bit_width]
     if bit_width == 64:
         bits = (bits_1.astype(kind) << jnp.asarray(32, kind)) | bits_2.astype(kind)

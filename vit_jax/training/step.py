@@ -291,6 +291,8 @@ def _train_step(
     else:
         if axis is not None:
             dropout_key = key_of_rows(dropout_key, first, rows)
+        elif run.platform == "cpu" and run.mesh.size == 1:
+            dropout_key = key_of_rows(dropout_key, 0, 1)  # draws the same, faster
         loss, (sums, moved), gradients = _gradients(run, state, batch, dropout_key, teacher)
     if axis is not None:
         loss, gradients = jax.lax.pmean(loss, axis), _averaged(run, gradients, axis)
