@@ -21,6 +21,7 @@ from vit_jax.layers.initializers import (
     normal,
     trunc_normal,
     uniform_fan_in,
+    xavier_uniform,
     zeros,
 )
 from vit_jax.layers.mlp import Mlp, PreLogits, SwiGlu
@@ -71,8 +72,8 @@ class VisionTransformerConfig(PatchesConfig):
       weight_init: "", timm's default (Linear N(0, .02), class and register tokens N(0, 1e-6), the
         patch convolution as torch's), "kaiming_conv" (Linear N(0, .01), tokens N(0, .02), the
         patch convolution Kaiming-normal over fan_out), or "mimetic", which learns faster from few
-        images (timm's, but for attention, see `layers.initializers.mimetic_kernels`, and positions:
-        sines and cosines of the grid).
+        images (timm's, but for attention, see `layers.initializers.mimetic_kernels`, the other
+        Linears: Xavier-uniform, and positions: sines and cosines of the grid).
     """
 
     mlp_ratio: float = checked(4.0, check_number, above=0)
@@ -337,7 +338,8 @@ class VisionTransformer(VisionModel[VisionTransformerConfig]):
         embed_dim, types = config.embed_dim, self.types
         is_timm = config.weight_init != "kaiming_conv"
         token_std = 1e-6 if is_timm else 0.02
-        kernel_init = trunc_normal(0.02 if is_timm else 0.01)
+        is_mimetic = config.weight_init == "mimetic"
+        kernel_init = xavier_uniform if is_mimetic else trunc_normal(0.02 if is_timm else 0.01)
         self._kernel_init = kernel_init
 
         def token(count: int, std: float) -> nnx.Param:
@@ -387,7 +389,7 @@ class VisionTransformer(VisionModel[VisionTransformerConfig]):
             )
             for _ in range(config.depth)
         ]
-        if config.weight_init == "mimetic":
+        if is_mimetic:
             self._begin_mimetic(blocks, prefix, rngs)
         self.blocks = stack_layers(blocks, scan=config.scan_layers)
         pools_patches = config.global_pool in ("avg", "max", "avgmax")
