@@ -46,7 +46,6 @@ def get_config() -> TrainConfig:
                 "mlp_ratio": 2.0,
                 "class_token": False,
                 "global_pool": "avg",
-                "drop_path_rate": 0.1,
                 "weight_init": "mimetic",
             },
         ),
