@@ -44,6 +44,19 @@ def test_float64_draws(x64):
     np.testing.assert_array_equal(drawn, whole[2:])
 
 
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda key: jax.random.bits(key, (3, 5), jnp.uint8),
+        lambda key: jax.random.normal(key, (70_000,), jnp.float32),
+        lambda key: jax.random.bernoulli(key, 0.1, (4, 1, 1)),
+        lambda key: jax.random.permutation(key, 17),
+    ],
+)
+def test_the_whole_as_one_row(draw):
+    np.testing.assert_array_equal(draw(derived(key_of_rows(KEY, 0, 1))), draw(derived(KEY)))
+
+
 def test_under_jit_and_scan():
     @jax.jit
     def layers(key: jax.Array, rows: int = 2) -> jax.Array:

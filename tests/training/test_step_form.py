@@ -34,6 +34,16 @@ def test_the_train_step_is_traced_and_compiled_for_its_devices(remat):
     assert barriers("tpu") == 0
 
 
+@pytest.mark.parametrize(("platform", "wanted"), [("cpu", True), ("tpu", False)])
+def test_a_cpu_draws_its_dropout_in_one_loop(platform, wanted):
+    run = planned_run(tiny(model__kwargs__drop_rate=0.1))
+    run.platform = platform
+    step: Any = jit_train_step(run)
+    trace = str(step.trace(*abstract_inputs(run, (8, 8, 1))).jaxpr)
+    assert "key<fry" in trace
+    assert ("key<fry1by1>" in trace) == wanted
+
+
 def test_matmuls_have_the_precision_that_the_run_asks_for():
     """Forward, backward and in evaluation; asked for by nobody, they are as JAX is set."""
     high = "precision=(Precision.HIGH,Precision.HIGH)"

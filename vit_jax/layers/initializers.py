@@ -85,11 +85,12 @@ def mimetic_kernels(
     """
     wide, width = jnp.promote_types(dtype, jnp.float32), dim // num_heads
     scores_key, values_key = jax.random.split(key)
+    identity = jnp.eye(dim, dtype=wide)
     noise = jax.random.normal(scores_key, (num_heads, dim, dim), wide) / math.sqrt(dim)
-    left, right = _factors(0.7 * (noise + jnp.eye(dim)))
+    left, right = _factors(0.7 * (noise + identity[None]))
     q, k = (x[..., :width].swapaxes(0, 1).reshape(dim, dim) for x in (left, right))
     noise = jax.random.normal(values_key, (dim, dim), wide) / math.sqrt(dim)
-    v, proj = _factors(0.4 * (noise - jnp.eye(dim)))
+    v, proj = _factors(0.4 * (noise - identity))
     return jnp.concatenate([q, k, v], axis=1).astype(dtype), proj.T.astype(dtype)
 
 

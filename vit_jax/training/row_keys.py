@@ -47,6 +47,8 @@ def _bit_numbers(
             f"a draw of {size} numbers cannot be divided between {rows} rows of a batch"
         )
     per_row = size // rows
+    if per_row >= 2**32:
+        raise ValueError(f"a draw of {per_row:,} numbers a row: wanted fewer than 2^32")
     row = first + jnp.uint32(stride) * jax.lax.iota(jnp.uint32, rows)
     # A row is below 2**16, so that the products fit their words.
     middle = row * jnp.uint32(per_row >> 16)
