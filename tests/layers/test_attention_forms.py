@@ -1,6 +1,7 @@
 """The forms of attention that suit CPUs, GPUs and TPUs give the numbers of the plain one."""
 
 import functools
+import re
 import types
 from typing import Any
 
@@ -13,7 +14,8 @@ from flax import nnx
 
 from vit_jax.layers import attention
 from vit_jax.layers.attention import Attention, AttentionForm, MultiheadAttention
-from vit_jax.layers.forms import attention_form, set_form
+from vit_jax.layers.forms import attention_form, compiler_options, set_form
+from vit_jax.layers.lazy_softmax import gathered, products
 from vit_jax.layers.linear import wide_matmul
 from vit_jax.layers.relative_bias import BiasedAttention
 from vit_jax.layers.rotary import RotaryAttention
@@ -114,6 +116,20 @@ def test_other_forms_give_the_numbers_of_the_plain_one(monkeypatch):
 def test_the_lazy_softmax_has_biases_masks_and_dropout():
     found, plain = (_outputs_and_gradients(form, _biased()) for form in ("lazy", "auto"))
     chex.assert_trees_all_close(found, plain, rtol=2e-5, atol=2e-5)
+
+
+def test_the_lazy_softmax_multiplies_no_transposed_scores():
+    """XLA would turn (x^T scores)^T round."""
+
+    def loss(q, k, v):
+        return gathered(products(q, k), v, 0.0, None).sum()
+
+    heads = jnp.ones((2, 3, 5, 4))
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2)), compiler_options=compiler_options("cpu"))
+    text = compiled.lower(heads, heads, heads).compile().as_text()
+    dots = re.findall(r"f32(\S+?){\S+ dot\(.*lhs_contracting_dims={(\d)}", text)
+    assert len(dots) == 6
+    assert ("[2,3,5,4]", "2") not in dots  # (images, heads, tokens, width) of scores^T x
 
 
 @pytest.mark.parametrize(

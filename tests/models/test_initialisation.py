@@ -103,35 +103,35 @@ def test_seed_004() -> None:
 
 def test_mimetic() -> None:
     """`weight_init="mimetic"`: W_q W_k^T is 0.7 (Z + I), W_v W_proj is 0.4 (Z - I)."""
-    fields = {**SMALL, "depth": 2, "num_heads": 1, "weight_init": "mimetic"}
+    fields = {**SMALL, "embed_dim": 96, "depth": 2, "num_heads": 1, "weight_init": "mimetic"}
     model = vit_jax.create_model("vit_small_patch16_224", rngs=nnx.Rngs(1), **fields)
     weights = vit_jax.state_dict(model)
     torch.manual_seed(0)
     for block in ("blocks.0.", "blocks.1."):
         q, k, v = np.split(weights[f"{block}attn.qkv.weight"], 3)
         for product, factor, identity in (
-            (q.T @ k, 0.7, np.eye(192)),
-            (v.T @ weights[f"{block}attn.proj.weight"].T, 0.4, -np.eye(192)),
+            (q.T @ k, 0.7, np.eye(96)),
+            (v.T @ weights[f"{block}attn.proj.weight"].T, 0.4, -np.eye(96)),
         ):
             noise = (product / factor - identity).astype(np.float32)
-            theirs = torch.randn(192, 192) / np.sqrt(192)
+            theirs = torch.randn(96, 96) / np.sqrt(96)
             assert_same_distribution(block, noise, theirs.numpy())
-        theirs = torch.nn.init.xavier_uniform_(torch.empty(768, 192)).numpy()
+        theirs = torch.nn.init.xavier_uniform_(torch.empty(384, 96)).numpy()
         assert_same_distribution(block, weights[f"{block}mlp.fc1.weight"], theirs)
     assert_layers_differ(weights, "blocks.0.", "blocks.1.")
     class_token, *grid = weights["pos_embed"][0]
     assert not class_token.any()
-    np.testing.assert_array_equal(grid, grid_sinusoid_table((4, 4), 192).astype(np.float32))
+    np.testing.assert_array_equal(grid, grid_sinusoid_table((4, 4), 96).astype(np.float32))
 
 
 def test_mimetic_heads_are_the_best_of_their_rank() -> None:
     """A head of a third of the width holds the largest third of what one of all of it would."""
-    kernel, _ = mimetic_kernels(jax.random.key(0), 192, 3, jnp.float32)
-    q, k = np.asarray(kernel)[:, :64], np.asarray(kernel)[:, 192:256]
+    kernel, _ = mimetic_kernels(jax.random.key(0), 96, 3, jnp.float32)
+    q, k = np.asarray(kernel)[:, :32], np.asarray(kernel)[:, 96:128]
     scales = np.linalg.svd(q @ k.T, compute_uv=False)
-    # 0.7 (Z + I) has none above 0.7 * (2 + 1), and its mean is about 0.7 * sqrt(2).
-    assert 0.7 < scales[63] < scales[0] < 2.1
-    assert scales[64] < 1e-5
+    # 0.7 (Z + I) has none above 0.7 * (2 + 1), and their root mean square is 0.7 * sqrt(2).
+    assert 0.7 < scales[31] < scales[0] < 2.1
+    assert scales[32] < 1e-5
     np.testing.assert_allclose(q.T @ q, k.T @ k, atol=1e-5)  # the scales are shared evenly
 
 
