@@ -12,11 +12,11 @@ other numbers are ours.
 
 What helps is the start: `weight_init="mimetic"` (Trockman and Kolter 2023). Without it, and without
 shifts of a pixel, 25 epochs reached 90.9 %, with 96.1 % of the training images right: it overfits.
-Drop path of 0.1 and random erasing slow a run of this length down.
+Drop path of 0.1 learns slower: after 300 updates 0.726 training top-1 against 0.776.
 
 Hardware, time and test top-1: two CPU cores, 68 minutes in two sittings (stopped after 13.6 epochs
 and resumed), other work beside some of them: 93.0 %, with averaged weights too. At its end 94.4 %
-of the training images and 92.5 % of the validation images are right.
+of the training images and 92.45 % of the validation images are right.
 """
 
 from vit_jax.config import (
