@@ -57,6 +57,11 @@ def test_the_whole_as_one_row(draw):
     np.testing.assert_array_equal(draw(derived(key_of_rows(KEY, 0, 1))), draw(derived(KEY)))
 
 
+def test_a_draw_past_32_bits_is_refused():
+    with pytest.raises(ValueError, match="4,294,967,296 numbers a row: wanted fewer than 2\\^32"):
+        jax.eval_shape(lambda first: _bit_numbers(first, 1, 1, 2**32), jnp.uint32(0))
+
+
 def test_under_jit_and_scan():
     @jax.jit
     def layers(key: jax.Array, rows: int = 2) -> jax.Array:

@@ -121,7 +121,8 @@ def key_of_rows(key: jax.Array, first: jax.Array | int, rows: int, stride: int =
     Returns:
       A key. An array (rows, ...) drawn with it is `whole[first : first + rows * stride : stride]`
       of the array drawn with `key`, and the same holds for all keys derived from it. What is drawn
-      has to have the batch as its leading axis, alone or merged with axes after it.
+      has to have the batch as its leading axis, alone or merged with axes after it. With `first` 0
+      and `rows` 1 all of any draw is that one row: what `key` itself draws.
     """
     data = jax.random.key_data(key)
     first = jnp.asarray(first).astype(jnp.uint32)
