@@ -43,7 +43,8 @@ def linear_to_heads(
 ) -> tuple[Float[Array, "batch heads tokens head_dim"], ...]:
     """As `split_heads(linear(x))`, of three matmuls with a third of the kernel each.
 
-    No array holds q, k and v together, which would be cut and copied.
+    No array holds q, k and v together, which would be cut and copied; and each matmul gives heads,
+    which XLA for TPUs then writes in the order in which they are used.
 
     Args:
       bias: on top of the Linear's own.
@@ -56,10 +57,12 @@ def linear_to_heads(
     width = kernel.shape[1] // 3
 
     def heads(start: int) -> jax.Array:
-        y = jnp.matmul(x.astype(dtype), kernel[:, start : start + width])
+        part = slice(start, start + width)
+        by_head = kernel[:, part].reshape(-1, num_heads, width // num_heads)
+        y = jnp.tensordot(x.astype(dtype), by_head, axes=1)  # (B, N, heads, head_dim)
         if bias is not None:
-            y = y + bias[start : start + width].reshape(1, 1, -1)
-        return y.reshape(*y.shape[:2], num_heads, -1).transpose(0, 2, 1, 3)
+            y = y + bias[part].reshape(1, 1, num_heads, -1)
+        return y.transpose(0, 2, 1, 3)
 
     return heads(0), heads(width), heads(2 * width)
 
