@@ -19,7 +19,7 @@ def layer_norm(
 
     Of float32 and wider the variance is the mean of squared deviations: Flax's default,
     E[x^2] - E[x]^2, cancels. Of bfloat16 and float16 it is the default, which takes one pass where
-    the other takes two: with a mean of m standard deviations its relative error is about m^2 2^-24,
+    the other takes two: with a mean of m standard deviations its relative error is about m^2 2^-22,
     always less than what rounding the inputs has cost, m 2^-9 or m 2^-12 of a deviation.
     """
     is_narrow = jnp.promote_types(dtype, jnp.float32) != dtype
