@@ -159,9 +159,9 @@ _GPU_HEADER = (
     "| images/s, at most | bound by | compiled in (s) |"
 )
 _TITLES = {
-    "recipes": "### Every recipe on v5e:4x4",
-    "slices": "### Two recipes on five generations",
-    "large": "### Large models",
+    "recipes": "#### Every recipe on v5e:4x4",
+    "slices": "#### Two recipes on five generations",
+    "large": "#### Large models",
 }
 
 
