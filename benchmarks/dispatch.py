@@ -1,10 +1,13 @@
 """What the host does for an update: at the border of `jit`, and with several updates a dispatch.
 
     python -m benchmarks.dispatch
+    python -m benchmarks.dispatch --calls
 
-Times are the median of rounds in which the contestants take turns.
+Times are the median of rounds in which the contestants take turns. `--calls` prints instead what a
+dispatch of ViT-S's train step takes its thread, at 4 patches an image and batch 8.
 """
 
+import argparse
 import os
 import statistics
 import time
@@ -27,19 +30,18 @@ ROUNDS, STEPS = 15, 160
 CONTESTANTS = [(1, False), (1, True), (16, False), (16, True)]
 
 
-def trivial(updates: int, on_device: bool) -> TrainConfig:
-    """A model of depth 1 and width 8 on the digits, batch 32."""
-    fields = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 10}
+def on_digits(
+    name: str, updates: int, batch_size: int, *, on_device: bool = False, **fields: int
+) -> TrainConfig:
+    """A run of a model at 4 patches an image, `updates` of them a dispatch."""
+    shape = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 10}
     return from_dict(
         {
             "num_epochs": 1000,
-            "model": {
-                "name": "vit_tiny_patch16_224",
-                "kwargs": fields | {"embed_dim": 8, "depth": 1, "num_heads": 2},
-            },
+            "model": {"name": name, "kwargs": shape | fields},
             "data": {
                 "source": "digits",
-                "batch_size": 32,
+                "batch_size": batch_size,
                 "num_workers": 0,
                 "on_device": on_device,
             },
@@ -47,6 +49,12 @@ def trivial(updates: int, on_device: bool) -> TrainConfig:
             "training": {"steps_per_dispatch": updates},
         }
     )
+
+
+def trivial(updates: int, on_device: bool) -> TrainConfig:
+    """A model of depth 1 and width 8 on the digits, batch 32."""
+    small = {"embed_dim": 8, "depth": 1, "num_heads": 2}
+    return on_digits("vit_tiny_patch16_224", updates, 32, on_device=on_device, **small)
 
 
 def updater(run: Run) -> Callable[[int], None]:
@@ -105,8 +113,35 @@ def border_milliseconds(depth: int = 12) -> list[float]:
     return [1e3 * seconds for seconds in taking_turns(forms, time.thread_time)]
 
 
+def dispatch_milliseconds(run: Run, calls: int = 15) -> float:
+    """CPU time of this thread for the dispatch of an update of a run: the median."""
+    state, batches = run.steps.init(), run.train_batches(0)
+    size = run.config.training.steps_per_dispatch
+    times = []
+    for _ in range(calls + 1):  # the first one compiles
+        given = [next(batches) for _ in range(size)]
+        block = run.put(given[0]) if size == 1 else run.block_on_device(given)
+        jax.block_until_ready(state)
+        start = time.thread_time()
+        if size == 1:
+            state, _ = run.steps.train(state, block)
+        else:
+            state, _ = run.steps.train_block(state, block, np.int32(size))
+        times.append(time.thread_time() - start)
+    return 1e3 * statistics.median(times[1:]) / size
+
+
 def main() -> None:
-    """Prints both tables."""
+    """Prints both tables, or the CPU time of dispatches."""
+    parser = argparse.ArgumentParser(description="the host's part of an update")
+    parser.add_argument("--calls", action="store_true", help="CPU time of a dispatch alone")
+    if parser.parse_args().calls:
+        # JAX as it is set: the commands' own setting computes on the thread that calls.
+        for updates in (1, 16):
+            run = open_run(on_digits("vit_small_patch16_224", updates, 8))
+            found = dispatch_milliseconds(run)
+            print(f"{updates:2} a dispatch: {found:.2f} ms of its thread for each update")
+        return
     set_up_jax()
     if jax.default_backend() == "cpu":
         keep_freed_memory()  # as `vit-jax train` does
