@@ -45,6 +45,7 @@ def environment(monkeypatch):
 )
 def test_a_mistake_is_status_2_and_one_line(arguments, words, capsys, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    os.environ.pop("TPU_LIBRARY_PATH", None)  # JAX sets it where it finds libtpu
     assert cli.main(["plan", *arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
