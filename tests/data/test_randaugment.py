@@ -123,9 +123,9 @@ SETTINGS = RandAugment(magnitude=9, magnitude_std=0.5, increasing=True, probabil
 SMALL = np.stack([noise(8, 10, seed=i) for i in range(40)])
 
 
-@functools.partial(jax.jit, static_argnames="one_by_one")
-def augmented(keys: jax.Array, images: jax.Array, *, one_by_one: bool) -> jax.Array:
-    return rand_augment(keys, images, SETTINGS, FILL, one_by_one=one_by_one)
+@functools.partial(jax.jit, static_argnames=("one_by_one", "by_products"))
+def augmented(keys: jax.Array, images: jax.Array, **form: bool) -> jax.Array:
+    return rand_augment(keys, images, SETTINGS, FILL, **form)
 
 
 @pytest.fixture(scope="module")
@@ -135,11 +135,13 @@ def keys_and_drawn() -> tuple[jax.Array, Drawn]:
     return keys, jax.jit(jax.vmap(lambda key: draw(key, SETTINGS)))(keys)
 
 
-def test_both_forms_give_the_same_pixels(keys_and_drawn: tuple[jax.Array, Drawn]) -> None:
+def test_all_forms_give_the_same_pixels(keys_and_drawn: tuple[jax.Array, Drawn]) -> None:
     keys, drawn = keys_and_drawn
     assert len(np.unique(drawn.operation)) == len(OPERATIONS) + 1  # all occur
-    one_by_one, at_once = (augmented(keys, SMALL, one_by_one=form) for form in (True, False))
-    np.testing.assert_array_equal(one_by_one, at_once)
+    one_by_one = augmented(keys, SMALL, one_by_one=True)
+    for by_products in (False, True):
+        at_once = augmented(keys, SMALL, by_products=by_products)
+        np.testing.assert_array_equal(one_by_one, at_once)
 
 
 def test_two_operations_follow_each_other_and_the_batch_does_not_matter(

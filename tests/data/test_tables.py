@@ -1,5 +1,7 @@
 """Table operations against PIL, to the pixel."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,16 +43,20 @@ def test_tables_without_an_image_are_pils() -> None:
 
 @jax.jit
 def by_tables(image: jax.Array) -> list[jax.Array]:
-    """Its autocontrast, and its equalisation in both forms."""
-    forms = [tables.equalize_table(image, by_scatter=form) for form in (True, False)]
-    chosen = [tables.autocontrast_table(image), *forms]
-    return [tables.apply_table(image, table) for table in chosen]
+    """Its autocontrast, and its equalisation by all histograms, each found in both forms."""
+    histograms = [tables.equalize_table(image, by=form) for form in tables.HISTOGRAMS]
+    spread = tables.autocontrast_table(image)
+    return [
+        tables.apply_table(image, table, by_products=form)
+        for table, form in itertools.product((spread, *histograms), (False, True))
+    ]
 
 
 @pytest.mark.parametrize("kind", IMAGES)
 def test_tables_of_an_image_are_pils(kind: str) -> None:
-    spread, *equalized = by_tables(IMAGES[kind])
-    np.testing.assert_array_equal(spread, ImageOps.autocontrast(pil(IMAGES[kind])))
+    spread, spread_by_products, *equalized = by_tables(IMAGES[kind])
+    for found in (spread, spread_by_products):
+        np.testing.assert_array_equal(found, ImageOps.autocontrast(pil(IMAGES[kind])))
     for found in equalized:
         np.testing.assert_array_equal(found, ImageOps.equalize(pil(IMAGES[kind])))
 

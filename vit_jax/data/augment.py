@@ -113,6 +113,7 @@ def make_train_augment(
     std: Sequence[float],
     dtype: DTypeLike = jnp.float32,
     one_by_one: bool = False,
+    by_products: bool = False,
 ) -> TrainAugment:
     """The training augmentation: each method that is asked for, in the order of the arguments.
 
@@ -138,6 +139,7 @@ def make_train_augment(
         one_by_one: whether images go through RandAugment and random erasing one after another:
             far faster on a CPU, slower on all else. Both forms make the same uint8 pixels; the
             last bit of a normalised value may differ.
+        by_products: see `randaugment.apply`: for TPUs.
 
     Returns:
         A function of (keys (B,), uint8 images (B, H, W, C), crops (B, 5) or None for the whole
@@ -204,9 +206,8 @@ def make_train_augment(
         images = jax.vmap(augment_one)(keys, images, crops)
         if settings is not None:
             keys_here = _fold_in(keys, _RAND_AUGMENT)
-            images = randaugment.rand_augment(
-                keys_here, images, settings, fill, one_by_one=one_by_one
-            )
+            forms = {"one_by_one": one_by_one, "by_products": by_products}
+            images = randaugment.rand_augment(keys_here, images, settings, fill, **forms)
         return images
 
     def finished(keys: Key[Array, "B"], images: UInt8[Array, "B h w C"]) -> Float[Array, "B h w C"]:

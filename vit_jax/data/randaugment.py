@@ -3,10 +3,12 @@
 What happens to an image is drawn first, for all images alike; then it is done in one of two forms
 that give the same pixels. The 15 operations are of three families: an affine map, a table of bytes,
 a blend with another image. A batch goes through one pass of each, where an operation that was not
-drawn is the identity; image by image, only the family drawn is computed.
+drawn is the identity; image by image, only the family drawn is computed. Of the first form TPUs
+have a variant, which finds bytes in tables by matrix products.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -150,6 +152,7 @@ def rand_augment(
     fill: Sequence[int],
     *,
     one_by_one: bool = False,
+    by_products: bool = False,
 ) -> UInt8[Array, "B H W 3"]:
     """RandAugment of a batch.
 
@@ -158,10 +161,11 @@ def rand_augment(
         images: the batch.
         settings: see there.
         fill: colour of what a geometric operation brings in from outside.
-        one_by_one: see `apply`.
+        one_by_one, by_products: see `apply`.
     """
     drawn = jax.vmap(lambda key: draw(key, settings))(keys)
-    return apply(images, drawn, settings.increasing, fill, one_by_one=one_by_one)
+    forms = {"one_by_one": one_by_one, "by_products": by_products}
+    return apply(images, drawn, settings.increasing, fill, **forms)
 
 
 def apply(
@@ -171,6 +175,7 @@ def apply(
     fill: Sequence[int],
     *,
     one_by_one: bool = False,
+    by_products: bool = False,
 ) -> UInt8[Array, "B H W 3"]:
     """Does what was drawn, one operation after another.
 
@@ -181,11 +186,13 @@ def apply(
         fill: see `rand_augment`.
         one_by_one: image after image, each operation in a branch of its own, which suits a CPU; or
             all images at once through every family, which suits an accelerator.
+        by_products: in the second form, tables and histograms by matrix products, which suits a
+            TPU.
     """
     plans = jax.vmap(jax.vmap(lambda one: _plan(one, increasing, *images.shape[1:3])))(drawn)
 
     def augment_one(image: UInt8[Array, "H W 3"], plan: "_Plan") -> UInt8[Array, "H W 3"]:
-        do = _do_branch if one_by_one else _do_passes
+        do = _do_branch if one_by_one else functools.partial(_do_passes, by_products=by_products)
         return jax.lax.scan(lambda image, step: (do(image, step, fill), None), image, plan)[0]
 
     if one_by_one:
@@ -264,7 +271,7 @@ def _do_branch(
 
 
 def _do_passes(
-    image: UInt8[Array, "H W 3"], plan: _Plan, fill: Sequence[int]
+    image: UInt8[Array, "H W 3"], plan: _Plan, fill: Sequence[int], *, by_products: bool
 ) -> UInt8[Array, "H W 3"]:
     """A pass of each family, for a batch under `jax.vmap`."""
 
@@ -275,9 +282,9 @@ def _do_passes(
     table = jnp.broadcast_to(plan.table, (256, 3))
     table = jnp.where(drawn("contrast"), tables.contrast_table(image, plan.factor), table)
     table = jnp.where(drawn("autocontrast"), tables.autocontrast_table(image), table)
-    equalized = tables.equalize_table(image, by_scatter=False)
+    equalized = tables.equalize_table(image, by="products" if by_products else "comparison")
     table = jnp.where(drawn("equalize"), equalized, table)
-    image = tables.apply_table(image, table)
+    image = tables.apply_table(image, table, by_products=by_products)
     degenerate = jnp.where(drawn("sharpness"), smooth(image), grayscale(image))
     blends = drawn("color") | drawn("sharpness")
     return blend(degenerate, image, jnp.where(blends, plan.factor, 1.0))

@@ -7,15 +7,25 @@ import functools
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32, Int32, UInt8
+from jaxtyping import Array, BFloat16, Float32, Int32, UInt8
 
 from vit_jax.data.color import blend, mean_gray
 
 Table = UInt8[Array, "256 _"]
 
 
-def apply_table(image: UInt8[Array, "H W C"], table: Table) -> UInt8[Array, "H W C"]:
-    """`PIL.Image.point`: each byte replaced by its entry in its channel's column, or in the one."""
+def apply_table(
+    image: UInt8[Array, "H W C"], table: Table, *, by_products: bool = False
+) -> UInt8[Array, "H W C"]:
+    """`PIL.Image.point`: each byte replaced by its entry in its channel's column, or in the one.
+
+    Args:
+        image: the image.
+        table: the entries.
+        by_products: find them by matrix products, which suits a TPU: its gathers of bytes are slow.
+    """
+    if by_products:
+        return _by_products(image, table)
     columns = table.shape[1]
     index = image.astype(jnp.int32) * columns
     if columns > 1:
@@ -72,15 +82,16 @@ def autocontrast_table(image: UInt8[Array, "H W C"]) -> Table:
     return jnp.where(highest > lowest, new, old).astype(jnp.uint8)
 
 
-def equalize_table(image: UInt8[Array, "H W C"], *, by_scatter: bool = True) -> Table:
+def equalize_table(image: UInt8[Array, "H W C"], *, by: str = "scatter") -> Table:
     """`ImageOps.equalize`: the histogram of each channel made as even as a table can.
 
     Args:
         image: the image.
-        by_scatter: count byte by byte, which suits a CPU; else compare with each of the 256
-            values, which suits an accelerator. Both give the same numbers.
+        by: how bytes are counted: a name of `HISTOGRAMS`. "scatter", one by one, suits a CPU;
+            "comparison" with each of the 256 values a GPU; "products" of matrices a TPU. All give
+            the same numbers.
     """
-    counts = _histogram_by_scatter(image) if by_scatter else _histogram_by_comparison(image)
+    counts = HISTOGRAMS[by](image)
     last = 255 - jnp.argmax(counts[::-1] > 0, axis=0, keepdims=True)  # highest value that occurs
     of_last = jnp.take_along_axis(counts, last, axis=0)
     step = (counts.sum(0, keepdims=True, dtype=jnp.int32) - of_last) // 255  # (1, C)
@@ -105,6 +116,39 @@ def _histogram_by_scatter(image: UInt8[Array, "H W C"]) -> Int32[Array, "256 C"]
 def _histogram_by_comparison(image: UInt8[Array, "H W C"]) -> Int32[Array, "256 C"]:
     same = image.reshape(1, -1, image.shape[2]) == _bytes()[:, :, None]
     return same.sum(1, dtype=jnp.int32)
+
+
+def _halves(
+    image: UInt8[Array, "H W C"],
+) -> tuple[BFloat16[Array, "C P 16"], BFloat16[Array, "C P 16"]]:
+    """For each byte 1 in the column of its upper four bits, and in that of its lower four."""
+    byte = image.reshape(-1, image.shape[2]).T[:, :, None]
+    half = jnp.arange(16, dtype=jnp.uint8)[None, None]
+    return (byte >> 4 == half).astype(jnp.bfloat16), (byte & 15 == half).astype(jnp.bfloat16)
+
+
+def _histogram_by_products(image: UInt8[Array, "H W C"]) -> Int32[Array, "256 C"]:
+    if image.shape[0] * image.shape[1] > 2**24:  # beyond, float32 skips whole numbers
+        return _histogram_by_comparison(image)
+    upper, lower = _halves(image)
+    counts = jnp.einsum("cpu,cpl->cul", upper, lower, preferred_element_type=jnp.float32)
+    return counts.reshape(-1, 256).T.astype(jnp.int32)
+
+
+def _by_products(image: UInt8[Array, "H W C"], table: Table) -> UInt8[Array, "H W C"]:
+    """Exact: bfloat16 holds the bytes, and one summand of each sum is not 0."""
+    upper, lower = _halves(image)
+    entries = jnp.broadcast_to(table, (256, image.shape[2])).T.reshape(-1, 16, 16)
+    rows = jnp.einsum("cpu,cul->cpl", upper, entries.astype(jnp.bfloat16))
+    found = (rows * lower).sum(-1, dtype=jnp.float32)
+    return found.astype(jnp.uint8).T.reshape(image.shape)
+
+
+HISTOGRAMS = {
+    "scatter": _histogram_by_scatter,
+    "comparison": _histogram_by_comparison,
+    "products": _histogram_by_products,
+}
 
 
 @functools.cache

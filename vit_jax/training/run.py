@@ -286,6 +286,7 @@ class Run:
             std=preprocessing.std,
             dtype=self._pixel_dtype,
             one_by_one=self.platform == "cpu",
+            by_products=self.platform == "tpu",
         )
         if self.mesh.size == 1 or self.config.parallel == "pmap" or self.reduces_by_hand:
             return augment
