@@ -144,7 +144,7 @@ def test_import_is_fast() -> None:
         "from vit_jax import *; print(time.process_time())"
     )
     times = (
-        map(float, run_alone("-c", code).stdout.split()) for _ in range(3)
+        map(float, run_alone("-c", code).stdout.split()) for _ in range(5)
     )  # a machine in use delays this or that
     assert any(ours < 1.5 * alone for alone, ours in times)
 

@@ -14,7 +14,6 @@ import optax
 from flax import nnx
 
 from vit_jax.models.base import VisionModel
-from vit_jax.parity.diagnose import diagnose as find_fault
 from vit_jax.parity.forward import TIMES, limit_of
 from vit_jax.parity.golden import read_golden
 from vit_jax.parity.modes import by_path, without_dropout
@@ -259,8 +258,10 @@ def _compared(
 
 def _explained(run: Comparison) -> tuple[Diagnosis | None, str, str]:
     """Why a comparison in float64 departs, in which module and where in it."""
+    from vit_jax.parity.diagnose import diagnose  # a tenth of the package's import
+
     stage, where = run.place()
-    found = find_fault(run)
+    found = diagnose(run)
     if found is None:
         return None, stage, where
     return found[0], stage if found[1] is None else found[1], found[2] or where
