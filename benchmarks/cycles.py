@@ -83,7 +83,7 @@ def plain_flax(devices: Sequence[Any], depth: int) -> str:
     images = jax.ShapeDtypeStruct((batch, 224, 224, 3), jnp.uint8, sharding=divided)
     labels = jax.ShapeDtypeStruct((batch,), jnp.int32, sharding=divided)
     compiled = jax.jit(step, donate_argnums=(0, 2), out_shardings=everywhere)
-    return compiled.lower(*state, images, labels).compile().as_text()
+    return compiled.lower(*state, images, labels).compile().as_text() or ""
 
 
 def main() -> int:
